@@ -1,0 +1,1 @@
+"""Topics, consumers and producers: one contract (`base`), a memory and a Kafka adapter."""

@@ -1,0 +1,102 @@
+"""Settings of one process: one frozen object, from `[tool.headrace]` in pyproject.toml, then `HEADRACE_*` variables,
+then the command line. A wrong or unknown one is an error that names it.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.core.errors import SetupError
+
+PREFIX = "HEADRACE_"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Durations are milliseconds where the name ends in `_ms`. Secrets are never printed: see `redacted`."""
+
+    broker: str = "kafka://127.0.0.1:9092"
+    store: str = "redis://127.0.0.1:6379/0"
+    model: str = "claude-sonnet-4-6"
+    """`rules` for the offline rules, else the name of an Anthropic model."""
+    model_url: str = ""
+    """Another address for the Messages API; empty for Anthropic's own."""
+    model_concurrency: int = 64
+    """Model calls at once in this process, 1 to 256."""
+    model_attempt_ms: int = 8_000
+    """Time limit of one model call; shorter than every agent's deadline."""
+    block_transaction_url: str = ""
+    notify_fraud_team_url: str = ""
+    action_token: str = ""
+    """Bearer token sent with effects."""
+    action_timeout_ms: int = 5_000
+    drain_ms: int = 25_000
+    """How long a stopping worker lets running work finish."""
+    grace_ms: int = 30_000
+    """After this much the platform kills the worker."""
+    replication: int = 3
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        _require("model_concurrency", 1 <= self.model_concurrency <= 256, "must be 1 to 256")
+        _require("replication", self.replication >= 1, "must be at least 1")
+        _require("model_attempt_ms", 0 < self.model_attempt_ms < self.drain_ms, "must be shorter than drain_ms")
+        _require("drain_ms", self.drain_ms < self.grace_ms, "must be shorter than grace_ms")
+        _require("broker", self.broker.startswith(("kafka://", "memory://")), "must begin with kafka:// or memory://")
+        store_schemes = ("redis://", "rediss://", "unix://", "memory://")
+        _require("store", self.store.startswith(store_schemes), "must begin with redis://, unix:// or memory://")
+
+    def redacted(self) -> dict[str, Any]:
+        """All settings, with secrets and passwords in addresses replaced by `***`."""
+        shown = msgspec.to_builtins(self)
+        for name, value in shown.items():
+            if name.endswith(("_token", "_password", "_key")) and value:
+                shown[name] = "***"
+            elif isinstance(value, str) and "@" in value and "://" in value:
+                scheme, rest = value.split("://", 1)
+                shown[name] = f"{scheme}://***@{rest.rsplit('@', 1)[1]}"
+        assert isinstance(shown, dict)
+        return shown
+
+
+def load_settings(
+    environment: Mapping[str, str], project: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """Settings from pyproject.toml in `project`, the environment, and `overrides` (None values are passed over).
+
+    Raises: SetupError that names the wrong setting as the user wrote it.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    file = project / "pyproject.toml" if project else None
+    if file and file.exists():
+        table = tomllib.loads(file.read_text()).get("tool", {}).get("headrace", {})
+        for name, value in table.items():
+            values[name], sources[name] = value, f"[tool.headrace] {name}"
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX):
+            name = variable.removeprefix(PREFIX).lower()
+            values[name], sources[name] = text, variable
+    for name, value in (overrides or {}).items():
+        if value is not None:
+            values[name], sources[name] = value, f"--{name.replace('_', '-')}"
+    known = {field.name: field for field in msgspec.structs.fields(Settings)}
+    for name in values:
+        if name not in known:
+            raise SetupError(sources[name], f"unknown setting; there are {', '.join(sorted(known))}")
+        try:
+            values[name] = msgspec.convert(values[name], known[name].type, strict=False)
+        except msgspec.ValidationError as error:
+            raise SetupError(sources[name], str(error)) from None
+    try:
+        return Settings(**values)
+    except SetupError as error:
+        source = sources.get(error.setting, error.setting)
+        raise SetupError(source, str(error).removeprefix(f"{error.setting}: ")) from None
+
+
+def _require(setting: str, holds: bool, message: str) -> None:
+    if not holds:
+        raise SetupError(setting, message)

@@ -1,0 +1,1 @@
+"""Features as agents read them: the store, and the materializer that keeps it."""
