@@ -4,7 +4,7 @@ Money is a JSON number of dollars with at most two decimals on the wire, a `Deci
 integer of cents inside engine and store. It is never a float.
 """
 
-from decimal import Context, Decimal, Inexact
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Annotated, Any
 
 import msgspec
@@ -31,12 +31,14 @@ def to_cents(dollars: Decimal) -> int:
 
     Raises: ValueError for a negative, non-finite, too large or finer amount.
     """
-    if not _ZERO <= dollars <= _MAX_DOLLARS:  # first: int() of 1e999999 would fill the memory
-        raise ValueError(f"{dollars} is not between 0 and {_MAX_DOLLARS}")
     try:
+        if not _ZERO <= dollars <= _MAX_DOLLARS:  # first: int() of 1e999999 would fill the memory
+            raise ValueError(f"{dollars} is not between 0 and {_MAX_DOLLARS}")
         cents = _EXACT.multiply(dollars, _HUNDRED)
     except Inexact:
         raise ValueError(f"{dollars} has more than two decimals") from None
+    except InvalidOperation:  # NaN has no order; msgspec reads the text "NaN" as one
+        raise ValueError(f"{dollars} is not an amount") from None
     whole = int(cents)
     if whole != cents:
         raise ValueError(f"{dollars} has more than two decimals")
