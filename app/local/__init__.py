@@ -1,0 +1,1 @@
+"""Servers as local processes: Kafka, Redis and the stub of the Messages API, without Docker."""

