@@ -1,0 +1,1 @@
+"""Where records come from: files, generated scenarios, and later HTTP and databases."""
