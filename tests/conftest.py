@@ -1,0 +1,86 @@
+"""Real servers for the tests that need them, started when the first one asks and always taken down.
+
+Where Java, Maven or Redis are missing, those tests are skipped and the run says so at its end; with CI=true that is a
+failure. Blocking calls of `app` on an event loop fail.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from app.core.errors import SetupError
+from app.local.services import Addresses, down, own_directory, up
+
+MISSING_PROGRAMS = ("java", "mvn", "redis-server")
+IN_CI = os.environ.get("CI") == "true"
+
+missing_key = pytest.StashKey[dict[str, str]]()
+_numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[missing_key] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for service, reason in config.stash[missing_key].items():
+        terminalreporter.write_line(f"NOT TESTED with a real {service}. {reason}", yellow=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def service_directory() -> Iterator[Path]:
+    """Where this session's servers are; they end with it."""
+    directory = own_directory("test")
+    yield directory
+    down(directory)
+
+
+@pytest.fixture(scope="session")
+def kafka_address(service_directory: Path, pytestconfig: pytest.Config) -> str:
+    """A real Kafka, `kafka://127.0.0.1:PORT`, for the whole session."""
+    return start(service_directory, "kafka", pytestconfig).kafka
+
+
+@pytest.fixture(scope="session")
+def redis_addresses(service_directory: Path, pytestconfig: pytest.Config) -> Addresses:
+    return start(service_directory, "redis", pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def redis_address(redis_addresses: Addresses) -> str:
+    """A real Redis over TCP, `redis://127.0.0.1:PORT/0`, for the whole session."""
+    return redis_addresses.redis
+
+
+@pytest.fixture(scope="session")
+def redis_socket(redis_addresses: Addresses) -> str:
+    """The same Redis over its unix socket, `unix:///…/redis.sock`."""
+    return redis_addresses.redis_socket
+
+
+def start(directory: Path, service: str, config: pytest.Config) -> Addresses:
+    """Starts a service; skips the test when it cannot be had here, unless under CI."""
+    try:
+        return up(directory, [service])
+    except SetupError as error:
+        if IN_CI or error.setting not in MISSING_PROGRAMS:
+            raise
+        config.stash[missing_key][service] = str(error)
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """Names nobody else uses in this session: unique("orders") -> "orders-4711-1", for topics, groups and keys."""
+    return lambda name: f"{name}-{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[None]:
+    """What `app` calls on a running loop may not block; threads and plain functions may."""
+    with blockbuster_ctx(scanned_modules=["app"]):
+        yield
