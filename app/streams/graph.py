@@ -315,7 +315,8 @@ class TumblingPipeline:
         )
 
 
-Pipeline = AlertPipeline | LivePipeline | TumblingPipeline
+WindowedPipeline = LivePipeline | TumblingPipeline
+Pipeline = AlertPipeline | WindowedPipeline
 
 
 class Topic(Stream):

@@ -1,0 +1,266 @@
+"""The asyncio engine: reads the source topics, runs the compiled pipelines, keeps their tables, commits.
+
+A commit, about once a second, has an order, and everything waits for its turn: outputs acknowledged, then table changes
+acknowledged, then source offsets committed with the marks of `restore`. Tombstones of windows that a commit has passed
+go out with the next one. So a crash at any point repeats outputs under the same ids and changes no result.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import anyio
+import msgspec
+
+from app.broker.base import Assignment, Broker, CommittedOffset, Consumer, Producer
+from app.broker.dead_letters import dead_letter
+from app.core.clock import Clock
+from app.core.errors import SetupError, Unavailable
+from app.core.record import Headers, Record, TopicPartition
+from app.streams.compiled import CompiledTopic, TableCodec, load_topic
+from app.streams.graph import Pipeline, Source
+from app.streams.outputs import late_reference
+from app.streams.restore import mark_of, restore
+from app.streams.tables import PartitionState, Slices
+from app.streams.windows import NEVER_MS
+
+COMMIT_INTERVAL_S = 1.0
+POLL_RECORDS = 1_000
+POLL_TIMEOUT_MS = 100
+
+
+class EngineStatistics(msgspec.Struct):
+    """Counts since the start of this engine, over all partitions."""
+
+    events: int = 0
+    malformed: int = 0
+    alerts: int = 0
+    rows: int = 0
+    commits: int = 0
+    late: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Engine:
+    """Runs pipelines as one member of a consumer group. One `run` an object."""
+
+    def __init__(
+        self, broker: Broker, sources: Sequence[Source], pipelines: Mapping[str, Pipeline], clock: Clock, group: str
+    ) -> None:
+        self.statistics = EngineStatistics()
+        self._broker = broker
+        self._clock = clock
+        self._group = group
+        self._topics = compile_all(sources, pipelines)
+        self._states: dict[TopicPartition, PartitionState] = {}
+        self._assignments: dict[TopicPartition, Assignment] = {}
+        self._producer: Producer = broker.producer()
+        self._reader = broker.reader()
+        self._consumer: Consumer = broker.consumer(group, sorted(self._topics), self)
+        self._next_commit_s = 0.0
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Until `stopping` is set; then commits and leaves the group.
+
+        On cancellation nothing more is committed. Raises: SetupError for a changed declaration, Unavailable.
+        """
+        await self._producer.start()
+        try:
+            await self._consumer.start()
+            self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
+            while not stopping.is_set():
+                await self._step()
+        except BaseException:
+            self._states.clear()  # so that leaving the group commits nothing
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._consumer.close()
+                await self._producer.close()
+                await self._reader.close()
+
+    async def _step(self) -> None:
+        records = await self._consumer.poll(POLL_RECORDS, POLL_TIMEOUT_MS)
+        touched = self._process(records)
+        for state in touched:
+            await self._send_outputs(state)
+        if len(records) < POLL_RECORDS:  # caught up: a change is served at once; behind: with the commit
+            for state in touched:
+                await self._send_tiles(state)
+        if asyncio.get_running_loop().time() >= self._next_commit_s:
+            await self._commit(list(self._states.values()))
+            self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
+
+    def _process(self, records: Sequence[Record]) -> list[PartitionState]:
+        now_ms = self._clock.now_ms()
+        batches: dict[TopicPartition, list[Record]] = {}
+        for record in records:
+            place = TopicPartition(record.topic, record.partition)
+            if place in batches:
+                batches[place].append(record)
+            else:
+                batches[place] = [record]
+        touched = []
+        for place, batch in batches.items():
+            state = self._states[place]
+            run_batch(self._topics[place.topic], state, batch, now_ms)
+            touched.append(state)
+        self.statistics.events += len(records)
+        return touched
+
+    async def _send(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int = -1, headers: Headers = ()
+    ) -> None:
+        if not self._producer.try_send(topic, value, key, partition=partition, headers=headers):
+            await self._producer.send(topic, value, key, partition=partition, headers=headers)
+
+    async def _send_outputs(self, state: PartitionState) -> None:
+        """Alerts, rows of closed windows, late references and dead letters, in that order."""
+        partition = state.place.partition
+        for topic, key, value, headers in state.alerts:
+            await self._send(topic, key, value, headers=headers)
+        self.statistics.alerts += len(state.alerts)
+        state.alerts.clear()
+        for topic, key, value in closed_rows(self._topics[state.place.topic], state):
+            await self._send(topic, key, value, partition)
+            self.statistics.rows += 1
+        for name, record in state.late:
+            await self._send(f"{record.topic}.late", record.key, late_reference(name, record), partition)
+            self.statistics.late[name] = self.statistics.late.get(name, 0) + 1
+        state.late.clear()
+        for record, reason in state.rejected:
+            letter = dead_letter(record, reason, self._group)
+            await self._send(letter.topic, letter.key, letter.value, partition, letter.headers)
+        self.statistics.malformed += len(state.rejected)
+        state.rejected.clear()
+
+    async def _send_tiles(self, state: PartitionState) -> None:
+        """Tiles are output and table in one, so they need not wait for a commit."""
+        for table in self._topics[state.place.topic].tables.values():
+            if table.row is None:
+                await self._send_changes(table, state.slices[table.name], encode_changes(table, state))
+
+    async def _send_changes(self, table: TableCodec, slices: Slices, changes: list[tuple[bytes, bytes]]) -> None:
+        for key, value in changes:
+            await self._send(table.topic, key, value, slices.table.partition)
+        slices.table_position += len(changes)
+
+    async def _commit(self, states: Sequence[PartitionState]) -> None:
+        """The order of the module's first paragraph, for some partitions."""
+        moved = [state for state in states if state.position != state.committed]
+        for state in moved:
+            await self._send_tiles(state)
+        await self._flush()
+        for state in moved:
+            for table in self._topics[state.place.topic].tables.values():
+                if table.row is not None:
+                    await self._send_changes(table, state.slices[table.name], encode_changes(table, state))
+        for state in states:
+            await self._send_progress(state)
+        await self._flush()
+        offsets = {
+            self._assignments[state.place]: CommittedOffset(
+                state.position, mark_of(self._topics[state.place.topic], state)
+            )
+            for state in moved
+        }
+        if offsets:
+            await self._consumer.commit(offsets)
+            self.statistics.commits += 1
+        for state in moved:
+            state.committed = state.position
+            await self._send_tombstones(state)
+
+    async def _flush(self) -> None:
+        failures = await self._producer.flush()
+        if failures:
+            raise Unavailable(f"{len(failures)} records of the streams were not taken, first: {failures[0].error}")
+
+    async def _send_progress(self, state: PartitionState) -> None:
+        """For each view: every event published before `as_of` is in its tiles."""
+        end = self._consumer.known_end_offset(state.place)
+        now_ms = self._clock.now_ms()
+        as_of_ms = now_ms if 0 <= end <= state.position else min(state.newest_ms, now_ms)
+        for table in self._topics[state.place.topic].tables.values():
+            slices = state.slices[table.name]
+            if table.row is not None and state.position == state.committed:
+                continue
+            joined_ms = slices.since_ms
+            if table.row is None and joined_ms != NEVER_MS and state.reached_ms < joined_ms + table.window_ms:
+                continue  # the view began in the middle: until a whole window has passed it says nothing
+            value = b'{"as_of":%d,"offset":%d,"reached":%d}' % (as_of_ms, state.position, state.reached_ms)
+            key = b'{"progress":%d}' % state.place.partition
+            await self._send(
+                table.topic, key, value, state.place.partition, (("fingerprint", table.fingerprint.encode()),)
+            )
+            slices.table_position += 1
+
+    async def _send_tombstones(self, state: PartitionState) -> None:
+        for table in self._topics[state.place.topic].tables.values():
+            slices = state.slices[table.name]
+            while slices.closed and slices.closed[0].closed_at < state.committed:
+                closed = slices.closed.popleft()
+                for entity in closed.entries:
+                    key = table.key(closed.start_ms, entity, state.place.partition)
+                    await self._send(table.topic, key, None, state.place.partition)
+                slices.table_position += len(closed.entries)
+
+    async def on_assigned(self, assignments: Sequence[Assignment]) -> None:
+        committed = await self._consumer.committed([assignment.place for assignment in assignments])
+        for assignment in assignments:
+            place = assignment.place
+            self._states[place] = await restore(self._topics[place.topic], place, committed[place], self._reader)
+            self._assignments[place] = assignment
+
+    async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
+        held = [self._states[assignment.place] for assignment in assignments if assignment.place in self._states]
+        await self._commit(held)
+        await self.on_lost(assignments)
+
+    async def on_lost(self, assignments: Sequence[Assignment]) -> None:
+        for assignment in assignments:
+            self._states.pop(assignment.place, None)
+            self._assignments.pop(assignment.place, None)
+
+
+def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) -> dict[str, CompiledTopic]:
+    """One compiled topic a source, by its name.
+
+    Raises: SetupError when one topic is declared with two ideas of out-of-orderness or type.
+    """
+    by_name: dict[str, Source] = {}
+    for source in [*sources, *(pipeline.stream.source for pipeline in pipelines.values())]:
+        known = by_name.setdefault(source.spec.name, source)
+        if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
+            raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
+    return {
+        name: load_topic(source, {n: p for n, p in pipelines.items() if p.stream.source.spec.name == name})
+        for name, source in by_name.items()
+    }
+
+
+def run_batch(topic: CompiledTopic, state: PartitionState, records: Sequence[Record], now_ms: int) -> None:
+    """Processes the next records of one partition."""
+    topic.process(records, state, now_ms)
+    state.position = records[-1].offset + 1
+    state.newest_ms = records[-1].timestamp_ms
+
+
+def closed_rows(topic: CompiledTopic, state: PartitionState) -> list[tuple[str, bytes, bytes]]:
+    """Topic, key and value of the final rows of windows that have closed since the last call."""
+    rows: list[tuple[str, bytes, bytes]] = []
+    for name, table in topic.tables.items():
+        if table.row is None:
+            continue
+        for closed in state.slices[name].rows:
+            for entity, entry in closed.entries.items():
+                key = table.key(closed.start_ms, entity, state.place.partition)
+                rows.append((table.row_topic, key, table.row(closed.start_ms, entity, entry)))
+        state.slices[name].rows.clear()
+    return rows
+
+
+def encode_changes(table: TableCodec, state: PartitionState) -> list[tuple[bytes, bytes]]:
+    """Key and value of the table entries that have changed since they were last written."""
+    key, value, partition = table.key, table.value, state.place.partition
+    return [
+        (key(start, entity, partition), value(entry)) for start, entity, entry in state.slices[table.name].changes()
+    ]
