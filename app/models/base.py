@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from app.core.errors import HeadraceError
+from app.models.prompt import one_line
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -43,7 +44,7 @@ class FailureCode(Enum):
     BAD_REQUEST = "bad_request"
     """The model's side does not accept the request: unknown model, schema not supported."""
     GATE_CLOSED = "gate_closed"
-    """This process is stopping and starts no more calls."""
+    """This process is stopping and starts no more calls; the next one may."""
 
     @property
     def retriable(self) -> bool:
@@ -51,7 +52,15 @@ class FailureCode(Enum):
         return self in _RETRIABLE
 
 
-_RETRIABLE = frozenset({FailureCode.TIMEOUT, FailureCode.OVERLOADED, FailureCode.RATE_LIMITED, FailureCode.UNAVAILABLE})
+_RETRIABLE = frozenset(
+    {
+        FailureCode.TIMEOUT,
+        FailureCode.OVERLOADED,
+        FailureCode.RATE_LIMITED,
+        FailureCode.UNAVAILABLE,
+        FailureCode.GATE_CLOSED,
+    }
+)
 
 
 class StopReason(Enum):
@@ -80,9 +89,10 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What came back, not yet validated. `input_tokens` are those neither written to nor read from the prompt cache.
+    """What came back, not yet validated.
 
-    model: the id that the model's side reports. model_ms: the call as seen from here.
+    model: the id that the model's side reports. input_tokens: those neither written to nor read from the prompt cache,
+    which are counted apart because they are priced apart. model_ms: the call as seen from here.
     """
 
     text: str
@@ -91,6 +101,7 @@ class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
     model_ms: int = 0
 
 
@@ -160,6 +171,5 @@ def parse_answer(answer: ModelAnswer, answer_type: type[A]) -> A:
         raise ModelFailure(code, message, answer=answer)
     try:
         return msgspec.json.decode(answer.text, type=answer_type, strict=True)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelFailure(FailureCode.INVALID_ANSWER, reason, answer=answer) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelFailure(FailureCode.INVALID_ANSWER, one_line(str(error)), answer=answer) from None

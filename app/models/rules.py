@@ -1,0 +1,72 @@
+"""The offline model: rules in plain Python answer, through the same text and the same validation as a real one."""
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from app.core.codec import encode
+from app.core.errors import SetupError
+from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, StopReason
+from app.models.prompt import one_line
+
+_P99_DEVIATIONS = 2.326
+"""How many standard deviations the 99th percentile of a normal distribution lies above its middle."""
+
+
+class RulesModel:
+    """Answers each agent by its rule, `rule(**context)`, which returns the decision's struct.
+
+    seconds: how long an answer takes, fixed or drawn anew for each call, so that benchmarks have a model of known
+    latency. A rule may raise ModelFailure; whatever else it raises is an invalid answer.
+    """
+
+    name = "rules"
+
+    def __init__(
+        self, rules: Mapping[str, Callable[..., msgspec.Struct]], *, seconds: float | Callable[[], float] = 0.0
+    ) -> None:
+        self._rules = rules
+        self._seconds = seconds
+
+    async def decide(self, request: ModelRequest) -> ModelAnswer:
+        """Raises: SetupError for an agent without a rule; ModelFailure as every model does."""
+        rule = self._rules.get(request.agent)
+        if rule is None:
+            known = ", ".join(sorted(self._rules)) or "none"
+            raise SetupError("model", f"rules has no rule for the agent {request.agent!r}, only for: {known}")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        seconds = self._seconds() if callable(self._seconds) else self._seconds
+        await asyncio.sleep(min(seconds, request.timeout_ms / 1000))
+        if seconds > request.timeout_ms / 1000:
+            raise ModelFailure(FailureCode.TIMEOUT, f"no answer within {request.timeout_ms} ms")
+        text = _answer_text(rule, request)
+        model_ms = round((loop.time() - started) * 1000)
+        return ModelAnswer(text=text, model=self.name, stop_reason=StopReason.COMPLETE, model_ms=model_ms)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def lognormal_seconds(median_seconds: float, p99_seconds: float, seed: int) -> Callable[[], float]:
+    """A latency as networks have it: half the draws below the median, one in a hundred above p99. Same seed, same draws.
+
+    Both are greater than 0, p99 not below the median.
+    """
+    draw = random.Random(seed).lognormvariate
+    middle = math.log(median_seconds)
+    deviation = (math.log(p99_seconds) - middle) / _P99_DEVIATIONS
+    return lambda: draw(middle, deviation)
+
+
+def _answer_text(rule: Callable[..., msgspec.Struct], request: ModelRequest) -> str:
+    try:
+        return encode(rule(**request.context)).decode()
+    except ModelFailure:
+        raise
+    except Exception as error:
+        reason = one_line(f"the rule of {request.agent} raised {type(error).__name__}: {error}")
+        raise ModelFailure(FailureCode.INVALID_ANSWER, reason) from error
