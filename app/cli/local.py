@@ -1,0 +1,79 @@
+"""`local up|down|status`: Kafka and Redis on this machine, without Docker."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from app.cli import output
+
+commands = typer.Typer(no_args_is_help=True, help="Kafka and Redis on this machine, without Docker.")
+
+
+class Only(StrEnum):
+    """The servers there are."""
+
+    KAFKA = "kafka"
+    REDIS = "redis"
+
+
+OnlyOption = Annotated[list[Only] | None, typer.Option("--only", help="Just this one; may be given twice.")]
+
+NOT_ALL_RUNNING = 1
+
+
+@commands.command()
+def up(only: OnlyOption = None, json: output.JsonOption = False) -> None:
+    """Start the servers on free loopback ports, wait until they answer, print their addresses.
+
+    Called twice it prints the addresses of those that run. Kafka needs Java 17 and, once, Maven.
+
+    Example: `eval "$(python -m app local up)"` starts them and points this shell's commands at them.
+    """
+    from app.local import services
+
+    addresses = services.up(services=only or services.SERVICES)
+    if json:
+        output.json_line(addresses)
+        return
+    if addresses.kafka:
+        output.line(f"export HEADRACE_BROKER={addresses.kafka}")
+    if addresses.redis:
+        output.line(f"export HEADRACE_STORE={addresses.redis_socket}")
+        output.note(f"redis: also at {addresses.redis}")
+
+
+@commands.command()
+def down(only: OnlyOption = None, json: output.JsonOption = False) -> None:
+    """End the servers and remove their data; the downloaded jars stay.
+
+    Example: `python -m app local down --only redis`
+    """
+    from app.local import services
+
+    ended = services.down(services=only or services.SERVICES)
+    if json:
+        output.json_line({"ended": ended})
+    elif not ended:
+        output.note("nothing was running")
+
+
+@commands.command()
+def status(json: output.JsonOption = False) -> None:
+    """Say which servers answer, and where. Exit code 1 unless all that were started do.
+
+    Example: `python -m app local status --json`
+    """
+    from app.local import services
+
+    found = services.status()
+    if json:
+        for each in found:
+            output.json_line(each)
+    elif found:
+        rows = [(each.name, each.state, each.address, each.pid, each.log) for each in found]
+        output.table(("server", "state", "address", "pid", "log"), rows)
+    else:
+        output.note("nothing was started; type: python -m app local up")
+    if not found or any(each.state != "running" for each in found):
+        raise typer.Exit(NOT_ALL_RUNNING)

@@ -1,0 +1,91 @@
+"""The root of the command line: its groups, its options, and what becomes of errors.
+
+Every start pays for what is imported here, so a group's file imports typer and no more than that; each command imports
+what it needs when it runs.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated, NoReturn
+
+import typer
+
+from app.cli import local, output
+from app.core.errors import HeadraceError
+
+WRONG_SETUP = 2
+"""Exit code when a setting, a declaration or a server is wrong; typer uses it for wrong options too."""
+
+cli = typer.Typer(
+    name="app",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cli.add_typer(local.commands, name="local")
+
+
+@dataclass
+class Session:
+    """What the root options say, for the whole run."""
+
+    debug: bool = False
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        output.line(f"headrace {read_version()}")
+        raise typer.Exit
+
+
+@cli.callback(epilog="A newcomer's first commands: `make demo`, then `python -m app local up`.")
+def root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Agents that act on what happens now: streams, fresh features and safe decisions over Kafka.
+
+    Settings come from `[tool.headrace]` in pyproject.toml, then `HEADRACE_*` variables, then options.
+    """
+    context.obj.debug = debug
+
+
+def read_version() -> str:
+    import tomllib
+    from pathlib import Path
+
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    return str(tomllib.loads(project.read_text())["project"]["version"])
+
+
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """Runs one command and leaves with its exit code: 0; 1 for no; 2 for a wrong setup; 130 for Ctrl-C.
+
+    Errors of this project are one line on stderr; `--debug` shows their traceback too.
+    """
+    session = Session()
+    try:
+        cli(arguments, prog_name="python -m app", obj=session)
+    except Exception as error:
+        known = known_errors(error)
+        if session.debug or not known:
+            raise
+        for each in known:
+            output.error(str(each))
+        sys.exit(WRONG_SETUP)
+    sys.exit(0)
+
+
+def known_errors(error: BaseException) -> list[HeadraceError]:
+    """The errors of this project in `error`, which a task group may have bundled; none if there are others in it."""
+    if isinstance(error, HeadraceError):
+        return [error]
+    if not isinstance(error, BaseExceptionGroup):
+        return []
+    found = [known_errors(each) for each in error.exceptions]
+    return [each for some in found for each in some] if all(found) else []
