@@ -40,14 +40,14 @@ def load_app(name: str) -> "App":
     Raises: SetupError in one line when there is no such module or variable, when its import fails, or when the variable
     is something else.
     """
-    from app.application import App
-
     module_name, _, variable = name.partition(":")
     if not module_name or not variable:
         raise SetupError("--app", f"{name!r} is not module:variable, such as {DEFAULT_APP}")
     module = _import(module_name)
     if not hasattr(module, variable):
         raise SetupError("--app", f"module {module_name} has no variable {variable!r}")
+    from app.application import App
+
     found = getattr(module, variable)
     if not isinstance(found, App):
         raise SetupError("--app", f"{name} is a {type(found).__name__}, not an App")
