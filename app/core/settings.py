@@ -54,11 +54,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name, value in shown.items():
             if name.endswith(("_token", "_password", "_key")) and value:
                 shown[name] = "***"
-            elif isinstance(value, str) and "@" in value and "://" in value:
-                scheme, rest = value.split("://", 1)
-                shown[name] = f"{scheme}://***@{rest.rsplit('@', 1)[1]}"
+            elif isinstance(value, str):
+                shown[name] = without_password(value)
         assert isinstance(shown, dict)
         return shown
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown: whatever stands before its `@` becomes `***`, and options are cut off."""
+    scheme, mark, rest = address.partition("://")
+    if not mark:
+        return address
+    user, at, place = rest.rpartition("@")
+    return f"{scheme}://{'***' if user else ''}{at}{place.split('?', 1)[0]}"
 
 
 def load_settings(

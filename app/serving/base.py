@@ -6,15 +6,20 @@ them, in one step, only from the position the writer expects; so a store that wa
 write, and a second writer cannot move it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 import msgspec
 
+from app.broker.topics import MAX_AHEAD_MS, partition_of
+from app.core.errors import SetupError
 from app.streams.graph import LivePipeline, OutputField
 from app.streams.windows import Tile
+
+SPARE_MS = 3_600_000
+"""How much longer than its tiles count an entity nobody writes to is kept, so that clocks need not agree."""
 
 
 class View(msgspec.Struct, frozen=True):
@@ -31,8 +36,36 @@ class View(msgspec.Struct, frozen=True):
     comparable: bool
     fingerprint: str
 
+    @property
+    def kept_ms(self) -> int:
+        """A tile is dropped from storage when it ends this long, or longer, before the entity's newest tile ends.
+
+        The newest tile has begun, or lies at most MAX_AHEAD_MS in the future (its topic refuses more), so now is at
+        least its start less MAX_AHEAD_MS; and a tile counts while it ends after now - window. So nothing that counts,
+        or may count again, is ever dropped.
+        """
+        return self.window_ms + self.tile_ms + MAX_AHEAD_MS
+
+    @property
+    def ttl_ms(self) -> int:
+        """How long after its last change an entity is kept."""
+        return self.kept_ms + SPARE_MS
+
+    def partition_of(self, entity: str) -> int:
+        """The feature-topic partition of an entity, the same as its source partition."""
+        return partition_of(entity.encode(), self.partitions)
+
+    def other_declaration(self) -> SetupError:
+        """What to say where a store or topic holds another declaration's tiles."""
+        return SetupError(
+            self.name,
+            f"holds the tiles of another declaration; to begin anew, type: python -m app streams reset {self.name}",
+        )
+
 
 class Freshness(Enum):
+    """MISSING: nothing of the entity's partition was ever materialized, so its zeros mean nothing."""
+
     FRESH = "fresh"
     STALE = "stale"
     MISSING = "missing"
@@ -57,7 +90,8 @@ class TileChange(NamedTuple):
 class Progress(NamedTuple):
     """How far one partition of a view is.
 
-    offset: next record of the feature topic to apply. as_of_ms: every event published before it is in the tiles.
+    offset: next record of the feature topic to apply. as_of_ms: every event published before it is in the tiles (0: not
+    known yet).
     """
 
     offset: int
@@ -72,41 +106,55 @@ class StoredFeatures(NamedTuple):
 
 
 class FeatureStore(Protocol):
-    """Memory and Redis keep this contract."""
+    """Memory and Redis keep this contract. `address` is safe to show: it holds no password.
+
+    Every method that takes a view raises SetupError when the store holds tiles of another declaration of it.
+    """
 
     address: str
 
     async def start(self) -> None:
-        """Raises: Unavailable within 10 s when no server answers."""
+        """Raises: Unavailable within 10 s when no server answers; SetupError for one that may lose what it holds."""
         ...
 
-    async def position(self, view: View, partition: int) -> int | None:
-        """Next feature-topic offset to apply; None where the store has nothing of that partition."""
+    async def progress(self, view: View) -> Mapping[int, Progress]:
+        """Progress of every partition of which anything was applied; none for a store that was emptied.
+
+        Raises: Unavailable.
+        """
         ...
 
     async def apply(
         self, view: View, partition: int, expected: int | None, progress: Progress, changes: Sequence[TileChange]
     ) -> bool:
-        """Merges the changes and moves the position from `expected` to `progress.offset`, in one step.
+        """Merges the changes and moves the partition from offset `expected` (None: nothing stored) to `progress`.
 
-        Returns False, and changes nothing, when the stored position is not `expected`: read `position` and go on there.
-        Tiles whose version is not newer are passed over, so a repeat is harmless. On cancellation all or nothing was
-        applied. Raises: Unavailable.
+        Returns False, and moves nothing, when the stored offset is not `expected`: read `progress` and go on there.
+        Tiles whose version is not newer are passed over, so a repeat is harmless. The progress moves last, in one step
+        with the last changes, so it never claims more than the tiles hold. After a cancellation or Unavailable it has
+        moved with everything, or has not moved; some of the changes may then be there, which a repeat leaves alone.
         """
         ...
 
     async def read(self, view: View, entity: str) -> StoredFeatures:
-        """Tiles are at least as new as the progress says. Raises: Unavailable."""
+        """Tiles are at least as new as the progress says. Cancellation harms nobody else's read. Raises: Unavailable."""
         ...
 
-    async def close(self) -> None: ...
+    async def clear(self, view: View) -> None:
+        """Forgets the view, whatever its declaration was: the progress first, so that an interrupted call heals by
+        itself. Raises: Unavailable."""
+        ...
+
+    async def close(self) -> None:
+        """May be called twice."""
+        ...
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
     """One entity's features as an agent sees them. Money is a Decimal of dollars.
 
-    as_of_ms: every event published before it is in the values (0 when missing). age_ms: now - as_of. window_end_ms: the
-    moment up to which they count.
+    as_of_ms: every event published before it is in the values (0 when nothing is known). age_ms: now - as_of, at least
+    0. window_end_ms: the moment up to which they count, which is that of reading.
     """
 
     view: str
