@@ -1,0 +1,135 @@
+"""`App`: what one application consists of. A registry; nothing runs here.
+
+    app = App(features=[records, fraud])
+
+    @app.agent("processed.alerts", alert=HighValueOrder, decides=FraudDecision, fallback=review)
+    async def judge_order(alert: HighValueOrder, context: Context) -> FraudDecision: ...
+
+A worker loads it by name (`-A agents:app`) and runs what it declares.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from app.broker.publisher import Publisher
+from app.broker.topics import TopicRegistry, dead_letters_of
+from app.core.errors import SetupError
+from app.decisions.agent import Agent
+from app.decisions.context import Context
+from app.decisions.decision import Decision, Fallback
+from app.decisions.policy import Policy
+from app.decisions.record import decision_topic, effect_topic, review_topic
+from app.serving.base import View, view_of
+from app.streams.graph import LivePipeline, Pipeline, Source, Topic, fingerprint, pipelines_in, unique_names
+from app.streams.outputs import topics_of
+
+STREAMS_GROUP = "headrace.streams"
+
+Rule = Callable[..., Decision]
+
+
+class App:
+    """Topics, streams, views and agents of one application.
+
+    features: modules whose variables are topics and pipelines; a pipeline's name is its variable's.
+    Raises: SetupError for names that are taken and declarations that contradict each other.
+    """
+
+    def __init__(self, features: Iterable[ModuleType]) -> None:
+        self.pipelines: dict[str, Pipeline] = {}
+        self.sources: dict[str, Source] = {}
+        self.agents: dict[str, Agent[Any]] = {}
+        self.rules: dict[str, Rule] = {}
+        self._publisher: Publisher | None = None
+        for module in features:
+            self._include(module)
+        unique_names(self.pipelines)
+
+    def _include(self, module: ModuleType) -> None:
+        for value in vars(module).values():
+            if isinstance(value, Topic):
+                self.sources[value.source.spec.name] = value.source
+        for name, pipeline in pipelines_in(module).items():
+            known = self.pipelines.setdefault(name, pipeline)
+            if known is not pipeline:
+                raise SetupError(f"{module.__name__}.{name}", "another module declares a pipeline of this name")
+            self.sources.setdefault(pipeline.stream.source.spec.name, pipeline.stream.source)
+
+    @property
+    def topics(self) -> TopicRegistry:
+        """Every topic that the application reads or writes."""
+        registry = TopicRegistry()
+        for spec in topics_of(self.sources.values(), self.pipelines):
+            registry.add(spec)
+        alert_topics = [registry.named(name) for name in sorted({agent.topic for agent in self.agents.values()})]
+        if alert_topics:
+            decisions = decision_topic(alert_topics)
+            dead = dead_letters_of(decisions)
+            for spec in (decisions, effect_topic(decisions), review_topic(decisions), dead):
+                registry.add(spec)
+        return registry
+
+    @property
+    def views(self) -> dict[str, View]:
+        """The served views, by name."""
+        return {
+            pipeline.view: view_of(pipeline, pipeline.stream.source.spec.partitions, fingerprint(pipeline))
+            for pipeline in self.pipelines.values()
+            if isinstance(pipeline, LivePipeline)
+        }
+
+    def agent(
+        self,
+        topic: str,
+        *,
+        alert: Any,
+        decides: type[Decision],
+        fallback: Fallback | None = None,
+        policy: Policy | None = None,
+        concurrency: int = 64,
+        deadline: str = "20s",
+        max_attempts: int = 3,
+        rules: Rule | None = None,
+    ) -> Callable[[Callable[[Any, Context], Awaitable[Any]]], Agent[Any]]:
+        """Declares the agent that decides alerts of one topic; see `decisions.agent.Agent`.
+
+        rules: what answers in the model's place with `--model rules`; called with what `context.decide` is shown.
+        """
+
+        def declare(handler: Callable[[Any, Context], Awaitable[Any]]) -> Agent[Any]:
+            self.topics.named(topic)
+            agent = Agent(
+                handler,
+                topic,
+                alert=alert,
+                decides=decides,
+                fallback=fallback,
+                policy=policy,
+                concurrency=concurrency,
+                deadline=deadline,
+                max_attempts=max_attempts,
+            )
+            if agent.name in self.agents:
+                raise SetupError(f"agent {agent.name}", "the name is taken; it names a consumer group")
+            self.agents[agent.name] = agent
+            if rules is not None:
+                self.rules[agent.name] = rules
+            return agent
+
+        return declare
+
+    def connect(self, publisher: Publisher | None) -> None:
+        """Where `publish` publishes; a running worker connects its own."""
+        self._publisher = publisher
+
+    async def publish(self, event: msgspec.Struct) -> None:
+        """Publishes an event to the topic that carries its type, and returns once it is queued.
+
+        Raises: SetupError outside a worker or for a type without a topic; RecordError for this event alone.
+        """
+        if self._publisher is None:
+            raise SetupError("publish", "nothing is connected; publish inside a worker, or use `python -m app send`")
+        await self._publisher.publish(event)
