@@ -16,7 +16,8 @@ MAX_CENTS = 10**12
 
 _ZERO, _HUNDRED = Decimal(0), Decimal(100)
 _MAX_DOLLARS = Decimal(MAX_CENTS // 100)
-_EXACT = Context(prec=28, traps=[Inexact])
+_EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
+_multiply, _to_whole = _EXACT.multiply, _EXACT.to_integral_exact
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
@@ -32,17 +33,13 @@ def to_cents(dollars: Decimal) -> int:
     Raises: ValueError for a negative, non-finite, too large or finer amount.
     """
     try:
-        if not _ZERO <= dollars <= _MAX_DOLLARS:  # first: int() of 1e999999 would fill the memory
-            raise ValueError(f"{dollars} is not between 0 and {_MAX_DOLLARS}")
-        cents = _EXACT.multiply(dollars, _HUNDRED)
+        if _ZERO <= dollars <= _MAX_DOLLARS:  # first: int() of 1e999999 would fill the memory
+            return int(_to_whole(_multiply(dollars, _HUNDRED)))
     except Inexact:
         raise ValueError(f"{dollars} has more than two decimals") from None
-    except InvalidOperation:  # NaN has no order; msgspec reads the text "NaN" as one
+    except InvalidOperation:
         raise ValueError(f"{dollars} is not an amount") from None
-    whole = int(cents)
-    if whole != cents:
-        raise ValueError(f"{dollars} has more than two decimals")
-    return whole
+    raise ValueError(f"{dollars} is not between 0 and {_MAX_DOLLARS}")
 
 
 def to_dollars(cents: int) -> Decimal:
@@ -50,11 +47,11 @@ def to_dollars(cents: int) -> Decimal:
     return Decimal(cents).scaleb(-2)
 
 
-def cents_to_json(cents: int) -> str:
+def cents_to_json(cents: int) -> bytes:
     """The wire form of an amount: 1050 -> `10.50`, -5 -> `-0.05`."""
-    sign = "-" if cents < 0 else ""
-    cents = abs(cents)
-    return f"{sign}{cents // 100}.{cents % 100:02d}"
+    if cents >= 0:
+        return b"%d.%02d" % divmod(cents, 100)
+    return b"-%d.%02d" % divmod(-cents, 100)
 
 
 def compact_key(**fields: str | int) -> bytes:

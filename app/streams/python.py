@@ -35,7 +35,6 @@ from app.streams.graph import (
     Pipeline,
     Source,
     Stream,
-    TumblingPipeline,
     Where,
     WindowedPipeline,
 )
@@ -241,21 +240,32 @@ def alert_tag(alert: AlertPipeline) -> str:
 
 
 def _encoders(text: _Text, source: Source, name: str, pipeline: WindowedPipeline) -> None:
-    fields = "".join(f',"{output.name}":{_shown(output, index)}' for index, output in enumerate(pipeline.outputs, 2))
     live = isinstance(pipeline, LivePipeline)
-    place = '"tile":{start},"partition":{partition}' if live else '"window_start":{start}'
+    place, values = ('"tile":%d,"partition":%d', "start, partition") if live else ('"window_start":%d', "start")
     text.add(0, "", "", f"def key_{name}(start, key, partition):")
-    text.add(1, f"return f'{{{{\"{source.key}\":{{quote(key)}},{place}}}}}'.encode()")
+    text.add(1, f"return b'{{\"{source.key}\":%s,{place}}}' % (quote(key).encode(), {values})")
+    fields, amounts = _entry_json(pipeline.outputs)
     text.add(0, "", "", f"def value_{name}(entry):")
-    text.add(1, f"return f'{{{{\"version\":{{entry[0]}}{fields}}}}}'.encode()")
-    if isinstance(pipeline, TumblingPipeline):
+    text.add(1, f"return b'{{\"version\":%d{fields}}}' % (entry[0]{amounts})")
+    if not live:
+        window = f'"{source.key}":%s,"window_start":%d,"window_end":%d'
         text.add(0, "", "", f"def row_{name}(start, key, entry):")
-        inside = f'"{source.key}":{{quote(key)}},"window_start":{{start}},"window_end":{{start + {pipeline.size_ms}}}'
-        text.add(1, f"return f'{{{{{inside}{fields}}}}}'.encode()")
+        text.add(1, f"return b'{{{window}{fields}}}' % (")
+        text.add(2, f"quote(key).encode(), start, start + {pipeline.size_ms}{amounts}")
+        text.add(1, ")")
 
 
-def _shown(output: OutputField, index: int) -> str:
-    return f"{{cents_to_json(entry[{index}])}}" if output.kind is Kind.MONEY else f"{{entry[{index}]}}"
+def _entry_json(outputs: tuple[OutputField, ...]) -> tuple[str, str]:
+    """The fields of an entry as a format of bytes, and the values that go into it."""
+    fields, values = "", ""
+    for index, output in enumerate(outputs, start=2):
+        if output.kind is Kind.MONEY:
+            fields += f',"{output.name}":%s'
+            values += f", cents_to_json(entry[{index}])"
+        else:
+            fields += f',"{output.name}":%d'
+            values += f", entry[{index}]"
+    return fields, values
 
 
 def expression_text(expression: Expression, fields: Mapping[str, Kind]) -> str:
