@@ -1,0 +1,1 @@
+"""Many handlers at once inside one partition, and no record ever lost: tracker, lanes, retries, dispatcher."""

@@ -1,0 +1,70 @@
+"""One partition while it belongs to this dispatcher: its tracker, what waits, and whether it has room for more."""
+
+import asyncio
+from collections import deque
+
+from app.broker.base import Assignment, CommittedOffset
+from app.core.record import Record
+from app.dispatch.marks import WINDOW
+from app.dispatch.offsets import OffsetTracker
+
+MAX_UNFINISHED_BYTES = 16 * 1024 * 1024
+"""Values of the unfinished records of one partition, together; above it the partition is paused."""
+
+
+class Partition:
+    """State of one assignment. Another assignment of the same partition is another object, so nothing that belongs to
+    an ended epoch can reach the new one: neither a late completion nor a record under a reused offset.
+    """
+
+    def __init__(self, assignment: Assignment, committed: CommittedOffset | None, max_waiting: int) -> None:
+        self.assignment = assignment
+        self.start = committed or CommittedOffset(0)
+        self.tracker = OffsetTracker(committed)
+        self.committed_changes = 0
+        """The tracker's `changes` when it was last committed."""
+        self.prepared = False
+        self.closing = False
+        """No record of it is started any more."""
+        self.paused = False
+        self.told = False
+        """The work knows of it."""
+        self.preparing: asyncio.Task[None] | None = None
+        self.held: deque[Record] = deque()
+        """What came while there was no room: no more than was fetched before the pause."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.timers: set[asyncio.TimerHandle] = set()
+        self.waiting = 0
+        """Records taken that do not run now; those that wait for a retry among them."""
+        self.unfinished_bytes = 0
+        self._max_waiting = max_waiting
+
+    @property
+    def running(self) -> bool:
+        """Whether its records may be started."""
+        return self.prepared and not self.closing
+
+    def has_room(self, record: Record) -> bool:
+        return (
+            self.waiting < self._max_waiting
+            and self.unfinished_bytes < MAX_UNFINISHED_BYTES
+            and self.tracker.has_room(record.offset)
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Time to pause."""
+        return (
+            self.waiting >= self._max_waiting
+            or self.tracker.span >= WINDOW
+            or self.unfinished_bytes >= MAX_UNFINISHED_BYTES
+        )
+
+    @property
+    def is_relieved(self) -> bool:
+        """Time to resume: well below the bounds, so that a partition does not flutter."""
+        return (
+            self.waiting <= self._max_waiting // 2
+            and self.tracker.span <= WINDOW // 2
+            and self.unfinished_bytes <= MAX_UNFINISHED_BYTES // 2
+        )

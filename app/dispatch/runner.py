@@ -1,0 +1,214 @@
+"""Runs records: at most so many at once, in order within a lane, again after a failure, and to an end in any case."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+from app.core.errors import RecordError, Rejected
+from app.core.record import Record
+from app.dispatch.lanes import Lane, Lanes
+from app.dispatch.partitions import Partition
+from app.dispatch.work import DispatchConfig, Work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Item:
+    """One record on its way to its end. error: why it is given up; from then on `give_up` is what is called."""
+
+    record: Record
+    error: Exception | None = None
+    attempts: int = 0
+    give_up_failures: int = 0
+    begun_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the start; the words are explained at `DispatchStatistics`."""
+
+    received: int = 0
+    done: int = 0
+    passed_over: int = 0
+    recorded: int = 0
+    abandoned: int = 0
+    given_up: int = 0
+    retries: int = 0
+    give_up_failures: int = 0
+
+
+class Runner:
+    """Handlers as tasks of one task group. A permit is held only while a handler runs.
+
+    `on_progress` is called after each task that ended, when its partition may have room again.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        config: DispatchConfig,
+        random: Random,
+        on_progress: Callable[[Partition], None],
+    ) -> None:
+        self.counts = Counts()
+        self._work = work
+        self._retry = config.retry
+        self._concurrency = config.concurrency
+        self._random = random
+        self._on_progress = on_progress
+        self._lanes: Lanes[_Item] = Lanes()
+        self._running = 0
+        self._tasks: asyncio.TaskGroup | None = None
+
+    def open(self, tasks: asyncio.TaskGroup) -> None:
+        """Handlers are tasks of this group, which must outlive `stop`."""
+        self._loop = asyncio.get_running_loop()
+        self._tasks = tasks
+
+    @property
+    def in_flight(self) -> int:
+        return self._running
+
+    @property
+    def parked(self) -> int:
+        return self._lanes.parked
+
+    def accept(self, partition: Partition, record: Record) -> None:
+        """Takes the partition's next record, which has room. `start` runs what can run."""
+        self.counts.received += 1
+        if not partition.tracker.receive(record.offset):
+            self.counts.recorded += 1
+            return
+        error = None
+        try:
+            passes_over = self._work.passes_over(record)
+            key = None if passes_over else self._work.lane(record)
+        except Exception as failure:  # noqa: BLE001 - one record that cannot be judged must not stop its neighbours
+            passes_over, key, error = False, record.key, failure
+        if passes_over:
+            partition.tracker.finish(record.offset)
+            self.counts.passed_over += 1
+            return
+        partition.waiting += 1
+        partition.unfinished_bytes += len(record.value or b"")
+        self._lanes.add(partition, key, _Item(record, error))
+
+    def start(self) -> None:
+        """Starts handlers while there are permits and lanes whose turn it is."""
+        while self._tasks is not None and self._running < self._concurrency:
+            lane = self._lanes.take()
+            if lane is None:
+                return
+            partition = lane.owner
+            assert isinstance(partition, Partition)
+            task = self._tasks.create_task(self._run_head(partition, lane))
+            self._running += 1
+            partition.waiting -= 1
+            partition.tasks.add(task)
+            # Not in the task's own `finally`: a task that is cancelled before its first step runs none of it.
+            task.add_done_callback(partial(self._release, partition))
+
+    def stop(self) -> None:
+        """Nothing is started from here on."""
+        self._tasks = None
+
+    def close(self, partition: Partition) -> None:
+        """Starts no more of the partition; what runs goes on, and its end counts. What waits is dropped unfinished."""
+        partition.closing = True
+        partition.waiting = 0
+        self._lanes.drop(partition)
+        partition.held.clear()
+        for timer in partition.timers:
+            timer.cancel()
+        partition.timers.clear()
+
+    def end(self, partition: Partition) -> None:
+        """Ends the epoch: completions change nothing from here on, and what still runs is cancelled."""
+        if not partition.closing:
+            self.close(partition)
+        self.counts.abandoned += partition.tracker.unfinished
+        partition.tracker.end()
+        for task in partition.tasks:
+            task.cancel()
+
+    def _release(self, partition: Partition, task: asyncio.Task[None]) -> None:
+        self._running -= 1
+        partition.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.stop()  # an invariant is broken: the task group ends everything
+            return
+        self._on_progress(partition)
+        self.start()
+
+    async def _run_head(self, partition: Partition, lane: Lane[_Item]) -> None:
+        item = lane.head
+        delay_ms = await self._bring_to_end(item)
+        task = asyncio.current_task()
+        assert task is not None
+        if task.cancelling():  # a handler that swallows its cancellation may have stopped anywhere
+            return
+        if delay_ms is None:
+            partition.unfinished_bytes -= len(item.record.value or b"")
+            if partition.tracker.finish(item.record.offset):
+                self.counts.done += 1
+                self.counts.given_up += item.error is not None
+            if not lane.gone:
+                self._lanes.finish(lane)
+        elif not lane.gone:
+            partition.waiting += 1
+            self._lanes.park(lane)
+            self._wake_later(partition, lane, delay_ms)
+
+    async def _bring_to_end(self, item: _Item) -> float | None:
+        """One attempt. None when the record has reached its end, else ms to wait before the next one."""
+        if item.error is None:
+            if item.attempts == 0:
+                item.begun_seconds = self._loop.time()
+            item.attempts += 1
+            error = await _failure(self._work.handle(item.record, item.attempts))
+            if error is None:
+                return None
+            delay_ms = self._retry.delay_ms(item.attempts, self._random)
+            elapsed_ms = (self._loop.time() - item.begun_seconds) * 1000 + delay_ms
+            hopeless = isinstance(error, (RecordError, Rejected))
+            if not hopeless and self._retry.allows(item.attempts, elapsed_ms):
+                self.counts.retries += 1
+                return delay_ms
+            item.error = error
+        error = await _failure(self._work.give_up(item.record, item.error, item.attempts))
+        if error is None:
+            return None
+        self.counts.give_up_failures += 1
+        item.give_up_failures += 1
+        place = f"{item.record.topic}/{item.record.partition}/{item.record.offset}"
+        logger.warning("%s: giving up failed (%s), tried again: %s", place, item.give_up_failures, error)
+        return self._retry.delay_ms(item.give_up_failures, self._random)
+
+    def _wake_later(self, partition: Partition, lane: Lane[_Item], delay_ms: float) -> None:
+        def wake() -> None:
+            partition.timers.discard(timer)
+            self._lanes.unpark(lane)
+            self.start()
+
+        timer = self._loop.call_later(delay_ms / 1000, wake)
+        partition.timers.add(timer)
+
+
+async def _failure(handling: Awaitable[None]) -> Exception | None:
+    """Awaits a handler: what it raised, or None. Its own cancellation passes through."""
+    try:
+        await handling
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None
+        if task.cancelling():
+            raise
+        # Something that it awaited was cancelled, not the handler. Without this the record would never end.
+        return RuntimeError("a task or future that the handler awaited was cancelled")
+    except Exception as error:  # noqa: BLE001 - whatever a handler raises is retried, then given up
+        return error
+    return None
