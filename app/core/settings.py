@@ -12,6 +12,7 @@ import msgspec
 from app.core.errors import SetupError
 
 PREFIX = "HEADRACE_"
+ACTION_URL_PREFIX = "HEADRACE_ACTION_URL_"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,8 +28,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Model calls at once in this process, 1 to 256."""
     model_attempt_ms: int = 8_000
     """Time limit of one model call; shorter than every agent's deadline."""
-    block_transaction_url: str = ""
-    notify_fraud_team_url: str = ""
+    action_urls: dict[str, str] = {}
+    """Where effects are posted, by the name of the action's function: `[tool.headrace.action_urls]`, or
+    `HEADRACE_ACTION_URL_BLOCK_TRANSACTION=https://...`. An effect without an address is logged instead."""
     action_token: str = ""
     """Bearer token sent with effects."""
     action_timeout_ms: int = 5_000
@@ -83,8 +85,16 @@ def load_settings(
         table = tomllib.loads(file.read_text()).get("tool", {}).get("headrace", {})
         for name, value in table.items():
             values[name], sources[name] = value, f"[tool.headrace] {name}"
+    action_urls = {
+        variable.removeprefix(ACTION_URL_PREFIX).lower(): url
+        for variable, url in environment.items()
+        if variable.startswith(ACTION_URL_PREFIX)
+    }
+    if action_urls:
+        values["action_urls"] = {**values.get("action_urls", {}), **action_urls}
+        sources["action_urls"] = f"{ACTION_URL_PREFIX}*"
     for variable, text in environment.items():
-        if variable.startswith(PREFIX):
+        if variable.startswith(PREFIX) and not variable.startswith(ACTION_URL_PREFIX):
             name = variable.removeprefix(PREFIX).lower()
             values[name], sources[name] = text, variable
     for name, value in (overrides or {}).items():
