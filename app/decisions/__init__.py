@@ -1,0 +1,1 @@
+"""From an alert to a decision, and from a decision to its effects: decide first, then act; failure never approves."""

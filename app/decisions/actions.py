@@ -1,0 +1,276 @@
+"""From decisions to effects: the standing decision of each (alert, agent) is applied, each of its effects once.
+
+The first `live` decision in the log stands; it is entered on `agent.effects` before anything is done, and every later one
+is passed over. An effect that fails is tried again under the same key until the dispatcher's bound; then it is `failed`,
+a person is asked on `agent.reviews`, and the lane goes on.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from app.broker.base import Assignment, CommittedOffset, Producer, Reader
+from app.broker.dead_letters import DeadLetters
+from app.core.clock import Clock
+from app.core.errors import BadRecord, Fenced, Rejected
+from app.core.record import Record
+from app.decisions.agent import Action, Agent
+from app.decisions.decided import CAPACITY, HORIZON_MS, LOOK_BACK_MS, written_ms
+from app.decisions.decision import Decision
+from app.decisions.effects import Effects, Poster, Receivers, review_request, write_review
+from app.decisions.ledger import Ledger, reached
+from app.decisions.record import (
+    DECISIONS,
+    DecisionRecord,
+    EffectRecord,
+    EffectState,
+    EffectStatus,
+    idempotency_key,
+    sha256,
+)
+from app.streams.graph import Alert
+
+logger = logging.getLogger(__name__)
+
+GROUP = "headrace.actions"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A live decision as the log holds it, decoded with its agent's types."""
+
+    record: DecisionRecord
+    offset: int
+    sha256: str
+    agent: Agent[Any]
+    decision: Decision
+    alert: Alert
+    actions: tuple[Action, ...]
+
+
+@dataclass
+class ActionStatistics:
+    """Counts since the start of this process."""
+
+    effects: Counter[str] = field(default_factory=Counter)
+    """Ended effects by `name:state`."""
+    superseded: int = 0
+    """Live decisions behind the one that stands."""
+    not_live: int = 0
+    dead_letters: int = 0
+
+
+class ActionsWork:
+    """What a dispatcher does with decisions: a `dispatch.consumer.Work`. The only holder of effect credentials."""
+
+    def __init__(
+        self,
+        agents: Iterable[Agent[Any]],
+        *,
+        producer: Producer,
+        reader: Reader,
+        poster: Poster,
+        receivers: Receivers,
+        clock: Clock,
+        capacity: int = CAPACITY,
+    ) -> None:
+        self.topics: Sequence[str] = (DECISIONS,)
+        self.group = GROUP
+        self.statistics = ActionStatistics()
+        self._agents = {agent.name: agent for agent in agents}
+        self._producer = producer
+        self._reader = reader
+        self._poster = poster
+        self._receivers = receivers
+        self._clock = clock
+        self._capacity = capacity
+        self._dead_letters = DeadLetters(producer, GROUP)
+        self._ledgers: dict[int, Ledger] = {}
+
+    def passes_over(self, record: Record) -> bool:
+        """Decisions that say in their header that they are not live."""
+        mode = record.header("mode")
+        not_live = mode is not None and mode != b"live"
+        self.statistics.not_live += not_live
+        return not_live
+
+    def lane(self, record: Record) -> bytes | None:
+        """Decisions about one entity are applied in order."""
+        return record.key
+
+    async def assigned(
+        self, assignments: Sequence[Assignment], first_unfinished: Mapping[Assignment, CommittedOffset]
+    ) -> None:
+        """Restores what stands and how far its effects are. Raises: Unavailable, Rejected."""
+        for assignment in assignments:
+            partition = assignment.partition
+            committed = first_unfinished.get(assignment)
+            ledger = await self._restored(assignment, committed.offset if committed else 0)
+            self._ledgers[partition] = ledger
+
+    async def _restored(self, assignment: Assignment, first_unfinished: int) -> Ledger:
+        """The ledger of a partition: a day back, and farther where an unfinished decision is older."""
+        now_ms = self._clock.now_ms()
+        writer = f"{GROUP}/{assignment.partition}/{assignment.epoch}/{now_ms}"
+        ledger = Ledger(self._producer, self._reader, assignment.partition, writer, self._capacity)
+        oldest_ms = await written_ms(self._reader, self._clock, assignment.place, first_unfinished)
+        await ledger.restore(min(now_ms - HORIZON_MS, oldest_ms - LOOK_BACK_MS))
+        return ledger
+
+    async def ended(self, assignments: Sequence[Assignment]) -> None:
+        """These partitions are another's: nothing about them is kept."""
+        for assignment in assignments:
+            self._ledgers.pop(assignment.partition, None)
+
+    async def handle(self, record: Record, attempt: int) -> None:
+        """Applies one decision where it stands; returns when every effect has come to its end, acknowledged.
+
+        Raises: BadRecord; Unavailable, or what an action's handler raised, when an effect must be tried again.
+        On cancellation an effect may be called without its state saying so: the next owner repeats it under the same
+        key, or reports it where the receiver must not be called twice.
+        """
+        standing = self._decode(record)
+        if standing.record.mode != "live":
+            self.statistics.not_live += 1
+            return
+        state = await self._entered(standing)
+        if state is None:
+            self.statistics.superseded += 1
+            return
+        failures: list[Exception] = []
+        for action in standing.actions:
+            if reached(state, action.name).ended:
+                continue
+            try:
+                state = await self._apply(standing, state, action)
+            except Fenced:
+                raise
+            except Exception as error:
+                logger.warning("effect %s failed: %s", self._key(standing, action), error, exc_info=True)
+                state = self._ledger(standing).get(standing.record.alert_id, standing.agent.name) or state
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    async def give_up(self, record: Record, error: Exception, attempts: int) -> None:
+        """Ends what no attempt has ended: each open effect is `failed` (`unknown` once called), and a person is asked. Nothing is dropped."""
+        try:
+            standing = self._decode(record)
+        except BadRecord as bad:
+            await self._dead_letters.write(record, bad.reason)
+            self.statistics.dead_letters += 1
+            return
+        state = await self._entered(standing) if standing.record.mode == "live" else None
+        if state is None:
+            return
+        for action in standing.actions:
+            at = reached(state, action.name)
+            if not at.ended:
+                ended = EffectState.UNKNOWN if at is EffectState.CALLED else EffectState.FAILED
+                state = await self._report(standing, state, action, ended, f"{error} (attempt {attempts})")
+
+    def _decode(self, record: Record) -> Standing:
+        value = record.value or b""
+        try:
+            decided = msgspec.json.decode(value, type=DecisionRecord)
+            agent = self._agents.get(decided.agent)
+            if agent is None:
+                raise _bad(record, f"unknown agent {decided.agent!r}; is this the application that decided?")
+            decision = msgspec.json.decode(decided.decision, type=agent.decides)
+            alert_type = agent.alert_types.get(decided.alert_type)
+            if alert_type is None:
+                raise _bad(record, f"agent {agent.name} declares no alert type {decided.alert_type!r}")
+            alert = msgspec.json.decode(decided.alert, type=alert_type)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise _bad(record, f"is no decision: {error}") from None
+        return Standing(decided, record.offset, sha256(value), agent, decision, alert, agent.actions(decision.action))
+
+    def _ledger(self, standing: Standing) -> Ledger:
+        ledger = self._ledgers.get(standing.record.alert_partition)
+        if ledger is None:
+            raise Fenced(f"{DECISIONS}/{standing.record.alert_partition}: the partition is another's now")
+        return ledger
+
+    async def _entered(self, standing: Standing) -> EffectRecord | None:
+        """The acknowledged entry of this decision; None when an earlier one stands."""
+        ledger = self._ledger(standing)
+        known = ledger.get(standing.record.alert_id, standing.agent.name)
+        if known is not None:
+            return known if known.decision_offset == standing.offset else None
+        effects = {action.name: self._status(standing, action, EffectState.INTENDED, "") for action in standing.actions}
+        entry = EffectRecord(
+            alert_id=standing.record.alert_id,
+            agent=standing.agent.name,
+            action=standing.decision.action,
+            decision_offset=standing.offset,
+            decision_sha256=standing.sha256,
+            effects=effects,
+            writer=ledger.writer,
+        )
+        await ledger.enter(entry)
+        return entry
+
+    def _key(self, standing: Standing, action: Action) -> str:
+        return idempotency_key(standing.agent.name, action.name, standing.record.alert_id)
+
+    async def _apply(self, standing: Standing, state: EffectRecord, action: Action) -> EffectRecord:
+        """Makes one effect and writes how it ended. Raises what is worth another attempt."""
+        at_most_once = action.receiver == "at_most_once"
+        if at_most_once:
+            if reached(state, action.name) is EffectState.CALLED:
+                detail = "the call broke off; it is not known whether the receiver applied it"
+                return await self._report(standing, state, action, EffectState.UNKNOWN, detail)
+            called = self._status(standing, action, EffectState.CALLED, "")
+            state = await self._ledger(standing).claim(state, action.name, called)
+        effects = Effects(
+            action.name,
+            self._key(standing, action),
+            standing.alert,
+            standing.record,
+            standing.offset,
+            self._poster,
+            self._receivers,
+            self._producer,
+            self._clock,
+        )
+        try:
+            await action.handler(standing.decision, effects)
+        except Rejected as error:
+            return await self._report(standing, state, action, EffectState.FAILED, str(error))
+        except Exception as error:
+            if not at_most_once:
+                raise
+            return await self._report(standing, state, action, EffectState.UNKNOWN, f"{type(error).__name__}: {error}")
+        if effects.outcome is None:
+            detail = "the handler ended without making its effect"
+            return await self._report(standing, state, action, EffectState.FAILED, detail)
+        return await self._end(standing, state, action, effects.outcome, "")
+
+    async def _end(
+        self, standing: Standing, state: EffectRecord, action: Action, ended: EffectState, detail: str
+    ) -> EffectRecord:
+        status = self._status(standing, action, ended, detail)
+        further = await self._ledger(standing).advance(state, action.name, status)
+        self.statistics.effects[f"{action.name}:{ended.value}"] += 1
+        return further
+
+    def _status(self, standing: Standing, action: Action, state: EffectState, detail: str) -> EffectStatus:
+        return EffectStatus(state, self._key(standing, action), action.receiver, self._clock.now_ms(), detail)
+
+    async def _report(
+        self, standing: Standing, state: EffectRecord, action: Action, ended: EffectState, detail: str
+    ) -> EffectRecord:
+        """Asks a person, then ends the effect: a crash in between asks once more under the same id."""
+        key = self._key(standing, action)
+        reason = f"effect {action.name} is {ended.value}: {detail}"
+        request = review_request(standing.record, key, "effect", reason, standing.offset, self._clock.now_ms())
+        await write_review(self._producer, request, standing.record)
+        return await self._end(standing, state, action, ended, detail)
+
+
+def _bad(record: Record, reason: str) -> BadRecord:
+    return BadRecord(reason, topic=record.topic, partition=record.partition, offset=record.offset)

@@ -1,0 +1,171 @@
+"""What a handler may ask about one alert; everything that it was shown or told is noted for the decision's record.
+
+user = await context.features("user_features", alert.user_id)
+return await context.decide(PROMPT, alert=alert, user=user)
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from app.core.clock import Clock
+from app.core.codec import encode
+from app.core.record import Record
+from app.decisions.decision import D, Decision, Reason
+from app.decisions.policy import concerns_about
+from app.decisions.record import Hops, ModelUse, kept_answer, sha256
+from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, parse_answer
+from app.models.gate import ModelGate
+from app.models.prompt import render_context
+from app.serving.base import Features
+from app.serving.features import OWN_EVENT_WAIT_MS, Origin
+from app.streams.graph import Alert
+
+
+class FeatureSource(Protocol):
+    """Where features are read: `serving.features.FeatureReader`."""
+
+    async def read(self, view: str, entity: str) -> Features: ...
+
+    async def read_with_own_event(self, view: str, entity: str, origin: Origin, wait_ms: int) -> Features: ...
+
+
+@dataclass(frozen=True)
+class AlertOrigin:
+    """Where an alert comes from, as its headers say."""
+
+    text: str
+    origin: Origin | None
+    event_ms: int
+    received_ms: int
+    alert_ms: int
+
+
+def origin_of(record: Record, alert: Alert) -> AlertOrigin:
+    """Reads the headers of an alert; what is absent or not readable is unknown, never an error."""
+    text = _header(record, "origin")
+    event_ms = _number(_header(record, "event_ms")) or round(alert.triggered_at.timestamp() * 1000)
+    late_for = frozenset(name for name in _header(record, "late_for").split(",") if name)
+    place = text.rsplit("/", 2)
+    origin = None
+    if len(place) == 3 and place[1].isdecimal() and place[2].isdecimal():
+        key = (record.key or b"").decode(errors="replace")
+        origin = Origin(place[0], int(place[1]), int(place[2]), event_ms, late_for, key)
+    return AlertOrigin(text, origin, event_ms, _number(_header(record, "received_ms")), record.timestamp_ms)
+
+
+@dataclass
+class Context:
+    """One run of a handler. `deadline` is the loop's time, in seconds."""
+
+    agent: str
+    answer_type: type[Decision]
+    source: AlertOrigin
+    deadline: float
+    clock: Clock
+    gate: ModelGate
+    reader: FeatureSource
+    started_ms: int
+    seen: list[Features] = field(default_factory=list)
+    models: list[ModelUse] = field(default_factory=list)
+    enriched_ms: int = 0
+    failure: ModelFailure | None = None
+    """Why the last `decide` gave no answer, whatever the handler made of that."""
+
+    @property
+    def remaining_ms(self) -> int:
+        """Time until the deadline, never negative."""
+        return max(0, round((self.deadline - asyncio.get_running_loop().time()) * 1000))
+
+    async def features(self, view: str, entity: str) -> Features:
+        """The features of one entity, with the alert's own event where the view can show it (waits up to 250 ms).
+
+        Stale, missing and not-seen are answers too: `freshness` and `own_event` say so, and policy sees them.
+        Raises: Unavailable; SetupError for a view that is not served.
+        """
+        if self.source.origin is None:
+            features = await self.reader.read(view, entity)
+        else:
+            wait_ms = min(OWN_EVENT_WAIT_MS, self.remaining_ms)
+            features = await self.reader.read_with_own_event(view, entity, self.source.origin, wait_ms)
+        self.seen.append(features)
+        self.enriched_ms = self.clock.now_ms()
+        return features
+
+    async def decide(self, instructions: str, **shown: Any) -> D:
+        """The model's decision, of the type that the agent declares, validated. Instructions are the author's own text and never contain event data;
+        what the model is to know of the alert is `shown` by name, and goes to it as data.
+
+        Raises: ModelFailure. Leave it to propagate: it is retried where that helps, and otherwise ends in the agent's
+        fallback, with the reason.
+        """
+        text = render_context(shown)
+        request = ModelRequest(
+            agent=self.agent,
+            instructions=instructions,
+            context_text=text,
+            context=shown,
+            answer_type=self.answer_type,
+            timeout_ms=self.remaining_ms,
+        )
+        answer: ModelAnswer | None = None
+        self.failure = ModelFailure(FailureCode.TIMEOUT, "the call has not ended")
+        try:
+            answer = await self.gate.decide(request, self.deadline)
+            decision: Any = parse_answer(answer, self.answer_type)
+        except ModelFailure as failure:
+            self.failure = failure
+            self._note(instructions, text, failure.answer or answer, failure.code.value)
+            raise
+        except asyncio.CancelledError:
+            self._note(instructions, text, None, FailureCode.DEADLINE.value)
+            raise
+        self.failure = None
+        self._note(instructions, text, answer, "")
+        return decision  # type: ignore[no-any-return]
+
+    def concerns(self) -> tuple[Reason, ...]:
+        """What speaks against approving, whatever the handler says."""
+        failed = (Reason.MODEL_FAILED,) if self.failure is not None else ()
+        return concerns_about(self.seen) + failed
+
+    def hops(self, decided_ms: int) -> Hops:
+        source = self.source
+        return Hops(source.event_ms, source.received_ms, source.alert_ms, self.started_ms, self.enriched_ms, decided_ms)
+
+    def _note(self, instructions: str, text: str, answer: ModelAnswer | None, failure: str) -> None:
+        prompt_sha256 = sha256(instructions.encode())
+        if answer is None:
+            use = ModelUse(
+                model=self.gate.model.name, prompt_sha256=prompt_sha256, context=text, answer=None, failure=failure
+            )
+        else:
+            use = ModelUse(
+                model=answer.model,
+                prompt_sha256=prompt_sha256,
+                context=text,
+                answer=kept_answer(answer.text),
+                stop_reason=answer.stop_reason.value,
+                input_tokens=answer.input_tokens,
+                output_tokens=answer.output_tokens,
+                cache_read_tokens=answer.cache_read_tokens,
+                cache_write_tokens=answer.cache_write_tokens,
+                model_ms=answer.model_ms,
+                failure=failure,
+            )
+        self.models.append(use)
+
+
+def raw(value: object) -> msgspec.Raw:
+    """A value as it stands in a record of another type."""
+    return msgspec.Raw(encode(value))
+
+
+def _header(record: Record, name: str) -> str:
+    return (record.header(name) or b"").decode(errors="replace")
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 19 else 0

@@ -1,0 +1,139 @@
+"""What an action's handler may do: one effect, under a key that is the same for every repeat of it.
+
+    @judge_order.action("block")
+    async def block_transaction(decision: FraudDecision, effects: Effects) -> None:
+        await effects.post({"order_id": effects.alert.order_id, "reason": decision.reason})
+
+The address comes from the configuration and the target from the alert: nothing a model wrote chooses either.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from app.broker.base import Producer
+from app.core.clock import Clock
+from app.core.codec import encode
+from app.core.errors import Rejected
+from app.decisions.record import REVIEWS, DecisionRecord, EffectState, ReviewRequest
+
+logger = logging.getLogger(__name__)
+
+
+class Poster(Protocol):
+    """What posts: `http.client.HttpClient`."""
+
+    async def post_json(self, url: str, body: bytes, headers: Mapping[str, str], timeout_ms: int) -> object: ...
+
+
+class Receivers(msgspec.Struct, frozen=True):
+    """Where effects go. addresses: URL by the name of the action's handler. token: sent as bearer token."""
+
+    addresses: Mapping[str, str]
+    token: str = ""
+    timeout_ms: int = 5_000
+
+
+class Effects:
+    """One effect of one standing decision. A handler makes exactly one: a second one would need a key of its own.
+
+    alert: the alert that was decided, typed. key: the idempotency key. outcome: DONE or LOGGED once it is made.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        key: str,
+        alert: Any,
+        record: DecisionRecord,
+        decision_offset: int,
+        poster: Poster,
+        receivers: Receivers,
+        producer: Producer,
+        clock: Clock,
+    ) -> None:
+        self.name = name
+        self.key = key
+        self.alert = alert
+        self.record = record
+        self.outcome: EffectState | None = None
+        self._decision_offset = decision_offset
+        self._poster = poster
+        self._receivers = receivers
+        self._producer = producer
+        self._clock = clock
+
+    async def post(self, body: Mapping[str, Any]) -> None:
+        """Posts JSON to the address configured for this effect, with the key as `Idempotency-Key`.
+
+        Without an address it is logged instead. Raises: Unavailable (it will be tried again, with the same key),
+        Rejected. On cancellation the receiver may or may not have applied it.
+        """
+        self._require_first()
+        url = self._receivers.addresses.get(self.name, "")
+        if not url:
+            logger.info("effect %s %s has no address, logged only: %s", self.name, self.key, encode(body).decode())
+            self.outcome = EffectState.LOGGED
+            return
+        headers = {"idempotency-key": header_text(self.key)}
+        if self._receivers.token:
+            headers["authorization"] = f"Bearer {self._receivers.token}"
+        await self._poster.post_json(url, encode(body), headers, self._receivers.timeout_ms)
+        self.outcome = EffectState.DONE
+
+    async def request_review(self, reason: str) -> None:
+        """Puts the alert before a person: one acknowledged request on `agent.reviews`.
+
+        Raises: Unavailable. On cancellation the request may or may not be written; its id makes repeats one.
+        """
+        self._require_first()
+        await write_review(
+            self._producer,
+            review_request(self.record, self.key, "decision", reason, self._decision_offset, self._clock.now_ms()),
+            self.record,
+        )
+        self.outcome = EffectState.DONE
+
+    def _require_first(self) -> None:
+        if self.outcome is not None:
+            raise Rejected(f"effect {self.name}: makes a second effect under one key; declare an action of its own")
+
+
+def review_request(
+    record: DecisionRecord, review_id: str, kind: Any, reason: str, decision_offset: int, now_ms: int
+) -> ReviewRequest:
+    return ReviewRequest(
+        review_id=review_id,
+        kind=kind,
+        agent=record.agent,
+        alert_id=record.alert_id,
+        alert_type=record.alert_type,
+        entity=record.entity,
+        reason=reason,
+        decision_offset=decision_offset,
+        requested_ms=now_ms,
+        alert=record.alert,
+    )
+
+
+async def write_review(producer: Producer, request: ReviewRequest, record: DecisionRecord) -> None:
+    """Writes a request and awaits its acknowledgement. Raises: as `Producer.confirm`."""
+    headers = (("agent", record.agent.encode()), ("alert_id", record.alert_id.encode()))
+    await producer.confirm(
+        REVIEWS, encode(request), record.entity.encode(), partition=record.alert_partition, headers=headers
+    )
+
+
+def header_text(key: str) -> str:
+    """A key as an HTTP header can carry it: visible ASCII as it is, every other character percent-encoded as UTF-8.
+
+    Two keys never become one: `%` in a key is an escape already, and stays unambiguous by being encoded too.
+    """
+    return "".join(
+        character
+        if "!" <= character <= "~" and character != "%"
+        else "".join(f"%{byte:02X}" for byte in character.encode(errors="surrogatepass"))
+        for character in key
+    )

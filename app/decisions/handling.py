@@ -1,0 +1,337 @@
+"""From an alert to an acknowledged decision: decode, ask the agent under its deadline, judge, write; then it is done.
+
+Whatever goes wrong on the way ends in the agent's fallback with the reason; only what cannot be decoded, or has no
+fallback to end in, is a dead letter. An alert is finished when its decision is acknowledged, never before.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from app.broker.base import Assignment, CommittedOffset, Producer, Reader
+from app.broker.dead_letters import DeadLetters
+from app.core.clock import Clock
+from app.core.codec import encode
+from app.core.errors import BadRecord, Fenced, HeadraceError, Unavailable
+from app.core.record import Record
+from app.decisions.agent import Agent
+from app.decisions.context import Context, FeatureSource, origin_of, raw
+from app.decisions.decided import DecidedAlerts, look_back
+from app.decisions.decision import Decision, Reason
+from app.decisions.log import DecisionLog, Link
+from app.decisions.policy import Judged, change_between, judge
+from app.decisions.record import DecisionRecord, Mode
+from app.models.base import ModelFailure
+from app.models.gate import ModelGate
+from app.streams.graph import Alert
+
+logger = logging.getLogger(__name__)
+
+
+class _Tag(msgspec.Struct):
+    """As little of an alert as tells its type."""
+
+    alert_type: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the agent's fallback must speak: a reason code, and one line for a person."""
+
+    code: str
+    detail: str
+
+
+@dataclass
+class AgentStatistics:
+    """Counts since the start, and the hops of the last decision's alert for whoever measures latency."""
+
+    decided: Counter[str] = field(default_factory=Counter)
+    """Decisions by action."""
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    """Decisions of the fallback by reason code."""
+    repeated: int = 0
+    """Alerts that were decided already."""
+    dead_letters: int = 0
+
+
+class AgentWork:
+    """What a dispatcher does with the alerts of one agent: a `dispatch.consumer.Work`."""
+
+    def __init__(
+        self,
+        agent: Agent[Any],
+        *,
+        producer: Producer,
+        reader: Reader,
+        features: FeatureSource,
+        gate: ModelGate,
+        clock: Clock,
+        declared: Iterable[str],
+        mode: Mode = "live",
+    ) -> None:
+        """declared: tags of all alert types that may stand in the topic; others than the agent's are passed over."""
+        self.agent = agent
+        self.topics: Sequence[str] = (agent.topic,)
+        self.group = agent.group
+        self.mode: Mode = mode
+        self.statistics = AgentStatistics()
+        self._producer = producer
+        self._reader = reader
+        self._features = features
+        self._gate = gate
+        self._clock = clock
+        self._others = frozenset(declared) - agent.alert_types.keys()
+        self._dead_letters = DeadLetters(producer, self.group)
+        types = tuple(agent.alert_types.values())
+        self._decoder = msgspec.json.Decoder(_union(types))
+        self._decided = DecidedAlerts()
+        self._logs: dict[int, DecisionLog] = {}
+        self._contexts: dict[tuple[int, int], Context] = {}
+        """Of alerts whose last attempt failed, by partition and offset: what was asked and shown is evidence."""
+
+    def passes_over(self, record: Record) -> bool:
+        """Whether the alert is of another declared type: by its header, else by decoding the tag alone."""
+        return _type_of(record) in self._others
+
+    def lane(self, record: Record) -> bytes | None:
+        """Alerts of one key are handled in order."""
+        return record.key
+
+    async def assigned(
+        self, assignments: Sequence[Assignment], first_unfinished: Mapping[Assignment, CommittedOffset]
+    ) -> None:
+        """Learns what is decided already. Raises: Unavailable, Rejected."""
+        for assignment in assignments:
+            self._forget(assignment.partition)
+            writer = f"{self.agent.name}/{assignment.partition}/{assignment.epoch}/{self._clock.now_ms()}"
+            self._logs[assignment.partition] = DecisionLog(self._producer, writer)
+        await look_back(self._reader, self._clock, self.agent.name, self.mode, first_unfinished, self._decided)
+
+    async def ended(self, assignments: Sequence[Assignment]) -> None:
+        """These partitions are another's: nothing about them is kept."""
+        for assignment in assignments:
+            self._forget(assignment.partition)
+
+    def _forget(self, partition: int) -> None:
+        self._logs.pop(partition, None)
+        self._decided.forget(partition)
+        for place in [place for place in self._contexts if place[0] == partition]:
+            del self._contexts[place]
+
+    async def handle(self, record: Record, attempt: int) -> None:
+        """Decides one alert; returns when the decision is acknowledged. attempt: from 1.
+
+        Raises: BadRecord; whatever is worth another attempt (Unavailable, retriable ModelFailure, the handler's own
+        exceptions). On cancellation the decision may or may not be written; the next owner looks it up.
+        """
+        alert = self._decode(record)
+        if self._is_repeated(record, alert):
+            return
+        context = self._context(record, alert)
+        if self._clock.now_ms() - record.timestamp_ms > self.agent.max_age_ms:
+            outcome: Decision | Failure = Failure(Reason.TOO_OLD, "the alert had waited too long for a model call")
+        else:
+            outcome = await self._answer(alert, context)
+        await self._conclude(record, alert, context, outcome, attempt)
+
+    async def give_up(self, record: Record, error: Exception, attempts: int) -> None:
+        """The last word on an alert that no attempt has settled: its fallback's decision, or a dead letter."""
+        if isinstance(error, BadRecord):
+            await self._bury(record, error.reason)
+            return
+        try:
+            alert = self._decode(record)
+        except BadRecord as bad:
+            await self._bury(record, bad.reason)
+            return
+        if self._is_repeated(record, alert):
+            return
+        context = self._contexts.get((record.partition, record.offset)) or self._context(record, alert)
+        await self._conclude(record, alert, context, _failure_of(error, attempts), attempts)
+
+    def _decode(self, record: Record) -> Alert:
+        tag = _type_of(record)
+        if tag not in self.agent.alert_types:
+            raise _bad(record, f"unknown alert type {tag!r}" if tag is not None else "has no alert_type")
+        if record.key is None:
+            raise _bad(record, "has no key")
+        try:
+            record.key.decode()
+            alert = self._decoder.decode(record.value or b"")
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise _bad(record, f"is no {tag}: {error}") from None
+        assert isinstance(alert, Alert)
+        return alert
+
+    def _is_repeated(self, record: Record, alert: Alert) -> bool:
+        repeated = self._decided.holds(record.partition, alert.alert_id)
+        self.statistics.repeated += repeated
+        return repeated
+
+    def _context(self, record: Record, alert: Alert) -> Context:
+        """For the next attempt, with the model calls that earlier ones have made."""
+        place = (record.partition, record.offset)
+        earlier = self._contexts.get(place)
+        context = Context(
+            agent=self.agent.name,
+            answer_type=self.agent.decides,
+            source=origin_of(record, alert),
+            deadline=asyncio.get_running_loop().time() + self.agent.deadline_ms / 1000,
+            clock=self._clock,
+            gate=self._gate,
+            reader=self._features,
+            started_ms=self._clock.now_ms(),
+            models=earlier.models if earlier else [],
+        )
+        self._contexts[place] = context
+        return context
+
+    async def _answer(self, alert: Alert, context: Context) -> Decision | Failure:
+        """The handler's decision, validated, or why there is none. Raises what is worth another attempt."""
+        limit = asyncio.timeout_at(context.deadline)
+        try:
+            async with limit:
+                answer = await self.agent.handler(alert, context)
+        except ModelFailure as failure:
+            if failure.retriable:
+                raise
+            return Failure(failure.code.value, str(failure))
+        except Unavailable:
+            raise
+        except HeadraceError as error:
+            return Failure(Reason.HANDLER_FAILED, str(error))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return Failure(Reason.HANDLER_FAILED, "the handler was cancelled from inside")
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        if limit.expired():  # also where the handler has swallowed its cancellation
+            return Failure(Reason.DEADLINE, f"no decision within {self.agent.deadline_ms} ms")
+        return self._validated(answer)
+
+    def _validated(self, answer: object) -> Decision | Failure:
+        """Whatever a handler built is checked as if it came over the wire."""
+        decides = self.agent.decides
+        if not isinstance(answer, decides):
+            return Failure(Reason.WRONG_ANSWER, f"the handler returned {type(answer).__name__}, not {decides.__name__}")
+        try:
+            checked: Decision = msgspec.json.decode(encode(answer), type=decides)
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            return Failure(Reason.WRONG_ANSWER, f"the handler returned no valid {decides.__name__}: {error}")
+        return checked
+
+    async def _conclude(
+        self, record: Record, alert: Alert, context: Context, outcome: Decision | Failure, attempt: int
+    ) -> None:
+        """Policy, then the acknowledged record; a dead letter where nothing safe can be said."""
+        agent = self.agent
+        answered: Decision | None = None
+        reasons: tuple[str, ...] = ()
+        if isinstance(outcome, Decision):
+            answered = outcome
+            judged = judge(agent.policy, alert, answered, context.concerns(), agent.fallback)
+        elif agent.fallback is not None:
+            fallen = agent.fallback.decision(agent.decides, outcome.code, outcome.detail)
+            judged = judge(agent.policy, alert, fallen, context.concerns(), agent.fallback, may_lower=False)
+            reasons = (outcome.code,)
+        else:
+            await self._bury(record, f"{outcome.code}: {outcome.detail}")
+            return
+        if judged.unsafe:
+            await self._bury(record, f"approved in spite of {', '.join(judged.reasons)}, and there is no fallback")
+            return
+        await self._write(record, alert, context, answered, judged, reasons, attempt)
+
+    async def _write(
+        self,
+        record: Record,
+        alert: Alert,
+        context: Context,
+        answered: Decision | None,
+        judged: Judged[Any],
+        reasons: tuple[str, ...],
+        attempt: int,
+    ) -> None:
+        log = self._logs.get(record.partition)
+        if log is None:
+            raise Fenced(f"{record.topic}/{record.partition}: the partition is another's now")
+        asked = answered if answered is not None else judged.decision
+        decided_ms = self._clock.now_ms()
+        hops = context.hops(decided_ms)
+
+        def make(link: Link) -> DecisionRecord:
+            return DecisionRecord(
+                agent=self.agent.name,
+                alert_id=alert.alert_id,
+                alert_type=str(type(alert).__struct_config__.tag),
+                entity=(record.key or b"").decode(),
+                alert_topic=record.topic,
+                alert_partition=record.partition,
+                alert_offset=record.offset,
+                origin=context.source.text,
+                mode=self.mode,
+                decision=raw(judged.decision),
+                answered=raw(answered),
+                policy=change_between(asked, judged),
+                reasons=tuple(dict.fromkeys((*reasons, *judged.reasons))),
+                attempt=attempt,
+                features=tuple(context.seen),
+                models=tuple(context.models),
+                hops=hops,
+                alert=raw(alert),
+                writer=link.writer,
+                number=link.number,
+                previous=link.previous,
+            )
+
+        await log.write(make)
+        self._decided.add(record.partition, alert.alert_id, decided_ms)
+        self._contexts.pop((record.partition, record.offset), None)
+        self.statistics.decided[judged.decision.action] += 1
+        self.statistics.fallbacks.update(reasons)
+
+    async def _bury(self, record: Record, reason: str) -> None:
+        await self._dead_letters.write(record, reason)
+        self._contexts.pop((record.partition, record.offset), None)
+        self.statistics.dead_letters += 1
+
+
+def _type_of(record: Record) -> str | None:
+    header = record.header("alert_type")
+    if header is not None:
+        return header.decode(errors="replace")
+    try:
+        return msgspec.json.decode(record.value or b"", type=_Tag).alert_type
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def _union(types: tuple[type[Alert], ...]) -> Any:
+    union: Any = types[0]
+    for other in types[1:]:
+        union = union | other
+    return union
+
+
+def _bad(record: Record, reason: str) -> BadRecord:
+    return BadRecord(reason, topic=record.topic, partition=record.partition, offset=record.offset)
+
+
+def _failure_of(error: Exception, attempts: int) -> Failure:
+    detail = f"{error} (attempt {attempts})"
+    match error:
+        case ModelFailure():
+            return Failure(error.code.value, detail)
+        case Unavailable():
+            return Failure(Reason.UNAVAILABLE, detail)
+        case _:
+            return Failure(Reason.HANDLER_FAILED, f"{type(error).__name__}: {detail}")

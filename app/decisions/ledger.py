@@ -1,0 +1,121 @@
+"""The memory of effects: one partition's standing decisions and how far each of their effects is.
+
+Every change is acknowledged on `agent.effects` before it counts here. States move forward only, and the decision first
+entered stands; so whatever order records of frozen and new owners are read back in, the result is the same.
+"""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from app.broker.base import Producer, Reader
+from app.core.codec import encode
+from app.core.errors import Fenced
+from app.core.record import TopicPartition
+from app.decisions.record import EFFECTS, EffectRecord, EffectState, EffectStatus, effect_key
+
+Pair = tuple[str, str]
+"""(alert_id, agent)."""
+
+
+def merged(known: EffectRecord, other: EffectRecord) -> EffectRecord:
+    """What two records of one (alert, agent) say together: the earlier decision stands, each effect at its furthest."""
+    if known.decision_offset != other.decision_offset:
+        return min(known, other, key=lambda record: record.decision_offset)
+    effects = dict(known.effects)
+    for name, status in other.effects.items():
+        if name not in effects or status.state.rank > effects[name].state.rank:
+            effects[name] = status
+    return msgspec.structs.replace(known, effects=effects)
+
+
+class Ledger:
+    """Standing decisions of one partition in one epoch, at most `capacity` of them: the oldest ended ones go first."""
+
+    def __init__(self, producer: Producer, reader: Reader, partition: int, writer: str, capacity: int) -> None:
+        self._producer = producer
+        self._reader = reader
+        self._place = TopicPartition(EFFECTS, partition)
+        self.writer = writer
+        self._capacity = capacity
+        self._entries: dict[Pair, EffectRecord] = {}
+        self._offsets: dict[Pair, int] = {}
+        """Where the newest known state of each entry stands in the topic."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, alert_id: str, agent: str) -> EffectRecord | None:
+        return self._entries.get((alert_id, agent))
+
+    async def restore(self, since_ms: int) -> None:
+        """Reads back what was written since then. Raises: Unavailable, Rejected."""
+        start = (await self._reader.offsets_for_times({self._place: since_ms}))[self._place]
+        end = (await self._reader.end_offsets([self._place]))[self._place]
+        async for entry, offset in self._read(start, end):
+            pair = (entry.alert_id, entry.agent)
+            known = self._entries.get(pair)
+            self._keep(entry if known is None else merged(known, entry), offset)
+
+    async def enter(self, entry: EffectRecord) -> None:
+        """Writes a standing decision and the effects it intends.
+
+        Raises: as `Producer.confirm`. On failure and cancellation nothing is known here, though it may be written.
+        """
+        await self._write(entry)
+
+    async def advance(self, entry: EffectRecord, name: str, status: EffectStatus) -> EffectRecord:
+        """Writes a further state of one effect, and returns the entry that has it. Raises: as `enter`."""
+        assert status.state.rank > entry.effects[name].state.rank, f"{name}: {entry.effects[name]} to {status}"
+        effects = {**entry.effects, name: status}
+        further = msgspec.structs.replace(entry, effects=effects, writer=self.writer)
+        await self._write(further)
+        return further
+
+    async def claim(self, entry: EffectRecord, name: str, status: EffectStatus) -> EffectRecord:
+        """Like `advance`, for the state before a call that must not be made twice: only the first to write it may call.
+
+        A worker that was frozen may still believe that the partition is its own; the log says who came first.
+        Raises: Fenced when another writer has begun this effect, and then its state is known here; else as `enter`.
+        """
+        pair = (entry.alert_id, entry.agent)
+        before = self._offsets[pair]
+        claimed = await self.advance(entry, name, status)
+        async for other, offset in self._read(before + 1, self._offsets[pair]):
+            if (other.alert_id, other.agent) != pair or other.writer == self.writer:
+                continue
+            if name in other.effects and other.effects[name].state.rank >= status.state.rank:
+                self._keep(merged(other, claimed), offset)
+                raise Fenced(f"effect {name} of {entry.alert_id}: another worker has begun it")
+        return claimed
+
+    async def _write(self, entry: EffectRecord) -> None:
+        confirmation = await self._producer.confirm(
+            EFFECTS, encode(entry), effect_key(entry.alert_id, entry.agent), partition=self._place.partition
+        )
+        self._keep(entry, confirmation.offset)
+
+    async def _read(self, start: int, stop: int) -> AsyncIterator[tuple[EffectRecord, int]]:
+        async for batch in self._reader.read(self._place, start, stop):
+            for record in batch:
+                if record.value is not None:
+                    yield msgspec.json.decode(record.value, type=EffectRecord), record.offset
+
+    def _keep(self, entry: EffectRecord, offset: int) -> None:
+        pair = (entry.alert_id, entry.agent)
+        self._entries[pair] = entry
+        self._offsets[pair] = offset
+        if len(self._entries) > self._capacity:
+            oldest = next((pair for pair, entry in self._entries.items() if has_ended(entry)), None)
+            if oldest is not None:
+                del self._entries[oldest], self._offsets[oldest]
+
+
+def has_ended(entry: EffectRecord) -> bool:
+    """Whether every effect has come to its end, whichever."""
+    return all(status.state.ended for status in entry.effects.values())
+
+
+def reached(entry: EffectRecord, name: str) -> EffectState:
+    """How far one effect is."""
+    return entry.effects[name].state

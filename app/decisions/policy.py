@@ -1,0 +1,124 @@
+"""What code may change in an answer: severity is raised freely, and lowered only within declared limits.
+
+Pure functions over an answer and what was known when it was given; the change is part of the decision's record.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import msgspec
+
+from app.decisions.decision import D, Decision, Fallback, Reason, Severity, actions_of
+from app.serving.base import Features, Freshness, OwnEvent
+
+logger = logging.getLogger(__name__)
+
+Rule = Callable[[Any, Any], str | None]
+"""`rule(alert, decision)` names the action that it wants, or None to leave the decision as it is."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """An agent's policy.
+
+    rules: asked in order, each about the decision that the ones before it left. may_lower: pairs (from, to) of actions
+    that rules may lower. tolerates: of stale and missing features and the own event's absence, what does not matter to
+    this agent; everything else raises the decision to the fallback.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    may_lower: frozenset[tuple[str, str]] = frozenset()
+    tolerates: frozenset[Reason] = frozenset()
+
+
+class PolicyChange(msgspec.Struct, frozen=True):
+    """What policy did to the answered action."""
+
+    answered: str
+    action: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Judged(Generic[D]):
+    """A decision after policy. `unsafe`: it approves in spite of a concern, and there is no fallback to raise it to."""
+
+    decision: D
+    reasons: tuple[str, ...]
+    unsafe: bool = False
+
+
+def concerns_about(seen: Sequence[Features]) -> tuple[Reason, ...]:
+    """What is wrong with the features that a handler was given, each reason once."""
+    found = []
+    for features in seen:
+        if features.freshness is Freshness.STALE:
+            found.append(Reason.FEATURES_STALE)
+        elif features.freshness is Freshness.MISSING:
+            found.append(Reason.FEATURES_MISSING)
+        if features.own_event is OwnEvent.NOT_SEEN:
+            found.append(Reason.OWN_EVENT_NOT_SEEN)
+        elif features.own_event is OwnEvent.LATE:
+            found.append(Reason.OWN_EVENT_LATE)
+    return tuple(dict.fromkeys(found))
+
+
+def judge(
+    policy: Policy,
+    alert: object,
+    decision: D,
+    concerns: Sequence[Reason],
+    fallback: Fallback | None,
+    *,
+    may_lower: bool = True,
+) -> Judged[D]:
+    """The decision that is allowed to stand.
+
+    may_lower: False for a fallback's decision, which rules may only raise. Concerns count last, so that no rule undoes
+    them. A rule that raises counts as a concern. Whatever the rules do, the result is at least as severe as `decision`
+    unless the pair of both actions is in `policy.may_lower`.
+    """
+    reasons: list[str] = []
+    open_concerns = [concern for concern in concerns if concern not in policy.tolerates]
+    judged = decision
+    for rule in policy.rules:
+        name = getattr(rule, "__name__", "rule")
+        try:
+            wanted = rule(alert, judged)
+        except Exception:
+            logger.exception("policy rule %s failed", name)
+            open_concerns.append(Reason.POLICY_FAILED)
+            continue
+        if wanted is None or wanted == judged.action:
+            continue
+        if wanted not in actions_of(type(decision)):
+            logger.error("policy rule %s wants %r, which is no action", name, wanted)
+            open_concerns.append(Reason.POLICY_FAILED)
+        elif _allowed(policy, decision, judged, wanted, may_lower):
+            judged = msgspec.structs.replace(judged, action=wanted)
+            reasons.append(f"{Reason.POLICY_RULE}:{name}")
+        else:
+            reasons.append(f"{Reason.LOWERING_REFUSED}:{name}")
+    reasons += dict.fromkeys(open_concerns)
+    if open_concerns and fallback is not None and judged.severity < decision.severities[fallback.action]:
+        judged = msgspec.structs.replace(judged, action=fallback.action)
+    unsafe = bool(open_concerns) and judged.severity is Severity.APPROVE
+    return Judged(judged, tuple(reasons), unsafe)
+
+
+def _allowed(policy: Policy, answered: Decision, current: Decision, wanted: str, may_lower: bool) -> bool:
+    """Whether a rule may turn `current` (the answer after the rules before it) into `wanted`."""
+    severity = answered.severities[wanted]
+    if severity >= answered.severity:
+        return severity >= current.severity  # what one rule has raised, another does not lower
+    raised = current.severity > answered.severity
+    return may_lower and not raised and (answered.action, wanted) in policy.may_lower
+
+
+def change_between(answered: Decision, judged: Judged[D]) -> PolicyChange | None:
+    """What to record; None when policy left the action alone and had nothing to say."""
+    if answered.action == judged.decision.action and not judged.reasons:
+        return None
+    return PolicyChange(answered.action, judged.decision.action, judged.reasons)

@@ -1,0 +1,108 @@
+"""The one HTTP client: posts JSON, follows no redirect, and says of every failure whether another try makes sense.
+
+The only module that imports httpx2; its exceptions are translated in `translate`.
+"""
+
+import ssl
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import httpx2
+
+from app.core.errors import HeadraceError, Rejected, Unavailable
+
+MAX_ANSWER_BYTES = 65_536
+"""How much of an answer is read; the rest is left unread."""
+
+_TRY_AGAIN = frozenset({408, 409, 425, 429})
+"""Refusals of now and not for ever: timeout, conflict with a call under way, too early, too many."""
+
+
+class HttpAnswer(NamedTuple):
+    """What a server answered, with a status of 200 to 299."""
+
+    status: int
+    body: bytes
+
+
+class HttpClient:
+    """Posts to any address; connections are kept and shared. `async with`, or `close` it."""
+
+    def __init__(self, *, connections: int = 64) -> None:
+        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
+        self._client = httpx2.AsyncClient(follow_redirects=False, limits=limits)
+
+    async def __aenter__(self) -> "HttpClient":
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def post_json(self, url: str, body: bytes, headers: Mapping[str, str], timeout_ms: int) -> HttpAnswer:
+        """Posts one JSON text. timeout_ms: for each of connecting, writing, and every wait for bytes.
+
+        Raises: Unavailable when it may succeed later (no connection, timeout, 5xx, 408, 409, 425, 429);
+                Rejected when it will not (other statuses, a wrong address).
+        Whether a call that ended in Unavailable or was cancelled has been applied is not known.
+        """
+        sent = {"content-type": "application/json", **headers}
+        try:
+            async with self._client.stream(
+                "POST", url, content=body, headers=sent, timeout=timeout_ms / 1000
+            ) as response:
+                kept = b""
+                async for part in response.aiter_bytes():
+                    kept += part
+                    if len(kept) >= MAX_ANSWER_BYTES:
+                        break
+                status = response.status_code
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, httpx2.CookieConflict, ssl.SSLError) as error:
+            raise translate(error, url) from error
+        if status in _TRY_AGAIN or status >= 500:
+            raise Unavailable(f"{address_of(url)}: answered {status}")
+        if not 200 <= status < 300:
+            raise Rejected(f"{address_of(url)}: answered {status}")
+        return HttpAnswer(status, kept[:MAX_ANSWER_BYTES])
+
+    async def close(self) -> None:
+        """Gives connections back. Running calls fail."""
+        await self._client.aclose()
+
+
+_LASTING = (
+    httpx2.UnsupportedProtocol,
+    httpx2.InvalidURL,
+    httpx2.LocalProtocolError,
+    httpx2.TooManyRedirects,
+    httpx2.HTTPStatusError,
+    httpx2.CookieConflict,
+    httpx2.SSEError,
+)
+_PASSING = (
+    httpx2.TimeoutException,
+    httpx2.NetworkError,
+    httpx2.ProxyError,
+    httpx2.RemoteProtocolError,
+    httpx2.DecodingError,
+    httpx2.StreamError,
+    ssl.SSLError,
+)
+
+
+def translate(error: Exception, url: str) -> HeadraceError:
+    """Our error for one of httpx2's: whether the same call may succeed later."""
+    detail = " ".join(str(error).split())[:200] or type(error).__name__
+    message = f"{address_of(url)}: {type(error).__name__}: {detail}"
+    if isinstance(error, _LASTING):
+        return Rejected(message)
+    assert isinstance(error, _PASSING), f"no rule for {type(error).__name__}"
+    return Unavailable(message)
+
+
+def address_of(url: str) -> str:
+    """An address without credentials, path details and query: fit for logs."""
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return "an address that is not a URL"
+    return f"{parsed.scheme}://{parsed.host}" + (f":{parsed.port}" if parsed.port else "")
