@@ -43,6 +43,7 @@ FAILURE_CODES: dict[type[anthropic.AnthropicError], FailureCode] = {
     anthropic.RetryableError: FailureCode.UNAVAILABLE,
     anthropic.CredentialsError: FailureCode.UNAUTHORIZED,
     anthropic.IdentityTokenFileError: FailureCode.UNAUTHORIZED,
+    anthropic.WorkloadIdentityError: FailureCode.UNAUTHORIZED,
     anthropic.APIError: FailureCode.UNAVAILABLE,
     anthropic.APIConnectionError: FailureCode.UNAVAILABLE,
     anthropic.APITimeoutError: FailureCode.TIMEOUT,

@@ -1,0 +1,295 @@
+"""The gate: time first, permits in order, and every permit comes back."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.clock import Clock, run_virtual
+from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, StopReason
+from app.models.gate import LEAST_ATTEMPT_MS, ModelGate
+
+T = TypeVar("T")
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    action: str
+
+
+class ScriptedModel:
+    """Takes the seconds that a request's context says, fails as it says, and remembers what ran."""
+
+    name = "scripted"
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.timeouts_ms: list[int] = []
+        self.running = 0
+        self.most_running = 0
+        self.closed = False
+
+    async def decide(self, request: ModelRequest) -> ModelAnswer:
+        self.started.append(request.agent)
+        self.timeouts_ms.append(request.timeout_ms)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await asyncio.sleep(request.context["seconds"])
+            if "fails" in request.context:
+                raise ModelFailure(request.context["fails"], "scripted", answer=ANSWER)
+            return ANSWER
+        finally:
+            self.running -= 1
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+ANSWER = ModelAnswer(
+    text="{}",
+    model="scripted",
+    stop_reason=StopReason.COMPLETE,
+    input_tokens=10,
+    output_tokens=5,
+    cache_read_tokens=3,
+    cache_write_tokens=2,
+)
+
+
+def request(seconds: float = 1.0, name: str = "agent", **context: Any) -> ModelRequest:
+    return ModelRequest(
+        agent=name,
+        instructions="",
+        context_text="",
+        context={"seconds": seconds, **context},
+        answer_type=Verdict,
+        timeout_ms=1,
+    )
+
+
+def virtual(main: Callable[[asyncio.AbstractEventLoop], Coroutine[Any, Any, T]]) -> T:
+    async def run(clock: Clock) -> T:
+        return await main(asyncio.get_running_loop())
+
+    return run_virtual(run, 0)
+
+
+async def code_of(call: Coroutine[Any, Any, ModelAnswer]) -> FailureCode:
+    with pytest.raises(ModelFailure) as caught:
+        await call
+    return caught.value.code
+
+
+async def steps(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("left_seconds", [-5.0, 0.0, LEAST_ATTEMPT_MS / 1000 - 0.001])
+def test_gate_deadline_that_no_call_fits_calls_no_model(left_seconds: float) -> None:
+    """Passed, or so near that no round trip fits: the model is not asked."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> FailureCode:
+        gate = ModelGate(model, concurrency=1, attempt_ms=1_000)
+        return await code_of(gate.decide(request(), loop.time() + left_seconds))
+
+    assert FailureCode.DEADLINE is virtual(main)
+    assert [] == model.started
+
+
+@pytest.mark.parametrize(
+    ("left_seconds", "timeout_ms", "code"),
+    [(60.0, 1_000, FailureCode.TIMEOUT), (0.5, 500, FailureCode.DEADLINE)],
+)
+def test_gate_slow_call_ends_at_the_nearer_limit(left_seconds: float, timeout_ms: int, code: FailureCode) -> None:
+    """An attempt's limit is a timeout, to be retried; the alert's own end is its deadline."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[FailureCode, float]:
+        gate = ModelGate(model, concurrency=1, attempt_ms=1_000)
+        return await code_of(gate.decide(request(3_600), loop.time() + left_seconds)), loop.time()
+
+    assert (code, timeout_ms / 1000) == virtual(main)
+    assert [timeout_ms] == model.timeouts_ms
+
+
+def test_gate_model_that_times_out_itself_at_the_deadline_is_a_deadline() -> None:
+    """Who notices first does not change the reason."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> FailureCode:
+        gate = ModelGate(ScriptedModel(), concurrency=1, attempt_ms=1_000)
+        return await code_of(gate.decide(request(0.1, fails=FailureCode.TIMEOUT), loop.time() + 0.5))
+
+    assert FailureCode.DEADLINE is virtual(main)
+
+
+def test_gate_more_callers_than_permits_run_in_order_of_coming() -> None:
+    """First come, first served, and never more at once than agreed."""
+    model = ScriptedModel()
+    names = [f"a{i}" for i in range(20)]
+
+    async def main(loop: asyncio.AbstractEventLoop) -> float:
+        gate = ModelGate(model, concurrency=3, attempt_ms=10_000)
+        await asyncio.gather(*(gate.decide(request(1.0, name), loop.time() + 60) for name in names))
+        return loop.time()
+
+    assert 7.0 == pytest.approx(virtual(main))
+    assert names == model.started
+    assert 3 == model.most_running
+
+
+def test_gate_newcomer_does_not_overtake_who_waits() -> None:
+    """A caller that comes in the moment a permit is free still goes behind those who waited."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> None:
+        gate = ModelGate(model, concurrency=1, attempt_ms=10_000)
+
+        async def first_then_again() -> None:
+            await gate.decide(request(1.0, "first"), loop.time() + 60)
+            await gate.decide(request(1.0, "again"), loop.time() + 60)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(first_then_again())
+            tasks.create_task(gate.decide(request(1.0, "second"), loop.time() + 60))
+            tasks.create_task(gate.decide(request(1.0, "third"), loop.time() + 60))
+
+    virtual(main)
+    assert ["first", "second", "third", "again"] == model.started
+
+
+def test_gate_deadline_while_waiting_frees_the_place() -> None:
+    """Who waits in vain fails in time, without a call, and those behind move up."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[FailureCode, float]:
+        gate = ModelGate(model, concurrency=1, attempt_ms=10_000)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(gate.decide(request(5.0, "holder"), loop.time() + 60))
+            await steps(2)
+            hurried = tasks.create_task(code_of(gate.decide(request(1.0, "hurried"), loop.time() + 2)))
+            await steps(2)
+            tasks.create_task(gate.decide(request(1.0, "patient"), loop.time() + 60))
+            code, gave_up = await hurried, loop.time()
+        return code, gave_up
+
+    code, gave_up = virtual(main)
+    assert FailureCode.DEADLINE is code
+    assert 2 - LEAST_ATTEMPT_MS / 1000 == pytest.approx(gave_up)
+    assert ["holder", "patient"] == model.started
+
+
+def test_gate_statistics_count_what_happened() -> None:
+    """Calls, answers, failures by code, and the tokens of all that came back, also with a failure."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> ModelGate:
+        gate = ModelGate(ScriptedModel(), concurrency=2, attempt_ms=2_000)
+        await gate.decide(request(), loop.time() + 60)
+        await code_of(gate.decide(request(fails=FailureCode.OVERLOADED), loop.time() + 60))
+        await code_of(gate.decide(request(3_600), loop.time() + 60))
+        await code_of(gate.decide(request(), loop.time()))
+        return gate
+
+    statistics = virtual(main).statistics()
+    assert (3, 1, 0, 0) == (statistics.calls, statistics.answers, statistics.in_flight, statistics.waiting)
+    assert {"overloaded": 1, "timeout": 1, "deadline": 1} == statistics.failures
+    assert (20, 10, 6, 4) == (
+        statistics.input_tokens,
+        statistics.output_tokens,
+        statistics.cache_read_tokens,
+        statistics.cache_write_tokens,
+    )
+
+
+def test_gate_statistics_show_who_runs_and_who_waits() -> None:
+    """While calls run."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[int, int]:
+        gate = ModelGate(ScriptedModel(), concurrency=2, attempt_ms=10_000)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(5):
+                tasks.create_task(gate.decide(request(), loop.time() + 60))
+            await steps(3)
+            statistics = gate.statistics()
+        return statistics.in_flight, statistics.waiting
+
+    assert (2, 3) == virtual(main)
+
+
+def test_gate_closed_begins_no_call() -> None:
+    """After closing, those who waited and those who come are refused, to be decided by the next process."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> list[FailureCode]:
+        gate = ModelGate(model, concurrency=1, attempt_ms=10_000)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(gate.decide(request(1.0, "running"), loop.time() + 60))
+            await steps(2)
+            waiting = tasks.create_task(code_of(gate.decide(request(), loop.time() + 60)))
+            await steps(2)
+            await gate.close()
+        return [await waiting, await code_of(gate.decide(request(), loop.time() + 60))]
+
+    assert [FailureCode.GATE_CLOSED] * 2 == virtual(main)
+    assert model.closed
+    assert ["running"] == model.started
+
+
+callers = st.lists(
+    st.tuples(
+        st.integers(0, 3),  # comes after so many tenths of a second
+        st.integers(0, 4),  # its call takes so many
+        st.none() | st.tuples(st.integers(0, 6), st.integers(0, 4)),  # cancelled after tenths, and loop steps
+        st.integers(0, 8),  # tenths until its deadline
+        st.booleans(),  # its call fails
+    ),
+    max_size=12,
+)
+
+
+@given(callers=callers, concurrency=st.integers(1, 3))
+def test_gate_any_cancellation_gives_every_permit_back(
+    callers: list[tuple[int, int, tuple[int, int] | None, int, bool]], concurrency: int
+) -> None:
+    """Whoever comes, waits, fails, is late or is cancelled at whatever step: afterwards all permits are free."""
+    model = ScriptedModel()
+
+    async def call(loop: asyncio.AbstractEventLoop, gate: ModelGate, index: int) -> None:
+        comes, takes, _, left, fails = callers[index]
+        await asyncio.sleep(comes / 10)
+        deadline = loop.time() + left / 10
+        asked = request(takes / 10, fails=FailureCode.UNAVAILABLE) if fails else request(takes / 10)
+        with contextlib.suppress(ModelFailure):
+            await gate.decide(asked, deadline)
+        assert loop.time() <= deadline + 0.001
+
+    async def cancel(task: asyncio.Task[None], after_tenths: int, after_steps: int) -> None:
+        await asyncio.sleep(after_tenths / 10)
+        await steps(after_steps)
+        task.cancel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> None:
+        gate = ModelGate(model, concurrency=concurrency, attempt_ms=300)
+        tasks = [asyncio.ensure_future(call(loop, gate, index)) for index in range(len(callers))]
+        cancelling = [
+            cancel(task, *when) for task, (_, _, when, _, _) in zip(tasks, callers, strict=True) if when is not None
+        ]
+        await asyncio.gather(*cancelling)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        unexpected = [o for o in outcomes if o is not None and not isinstance(o, asyncio.CancelledError)]
+        assert [] == unexpected
+
+        idle = gate.statistics()
+        assert (0, 0, 0) == (idle.in_flight, idle.waiting, model.running)
+        began = loop.time()
+        await asyncio.gather(*(gate.decide(request(0.25), began + 60) for _ in range(concurrency)))
+        assert 0.25 == pytest.approx(loop.time() - began)
+
+    virtual(main)
+    assert concurrency >= model.most_running
