@@ -1,11 +1,6 @@
-"""What is done about alerts: handlers, prompts and actions, one file a use case. `app` is what a worker loads."""
+"""What is done about alerts: handlers, prompts and actions, one file a use case. A worker loads `agents:app`."""
 
-from app.application import App
-from features import fraud as fraud_streams
-from features import records
-
-app = App(features=[records, fraud_streams])
-
-from agents import fraud  # noqa: E402 - agents declare themselves on `app`
+from agents import fraud
+from agents.registry import app
 
 __all__ = ["app", "fraud"]

@@ -7,7 +7,7 @@ itself included.
 from decimal import Decimal
 from typing import Literal
 
-from agents import app
+from agents.registry import app
 from app.decisions.context import Context
 from app.decisions.decision import Decision, RiskLevel, review
 from app.decisions.effects import Effects

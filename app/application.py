@@ -10,11 +10,10 @@ A worker loads it by name (`-A agents:app`) and runs what it declares.
 
 from collections.abc import Awaitable, Callable, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from app.broker.publisher import Publisher
 from app.broker.topics import TopicRegistry, dead_letters_of
 from app.core.errors import SetupError
 from app.decisions.agent import Agent
@@ -23,12 +22,28 @@ from app.decisions.decision import Decision, Fallback
 from app.decisions.policy import Policy
 from app.decisions.record import decision_topic, effect_topic, review_topic
 from app.serving.base import View, view_of
-from app.streams.graph import LivePipeline, Pipeline, Source, Topic, fingerprint, pipelines_in, unique_names
+from app.streams.graph import (
+    AlertPipeline,
+    LivePipeline,
+    Pipeline,
+    Source,
+    Topic,
+    fingerprint,
+    pipelines_in,
+    unique_names,
+)
 from app.streams.outputs import topics_of
+from app.streams.python import alert_tag
 
 STREAMS_GROUP = "headrace.streams"
 
 Rule = Callable[..., Decision]
+
+
+class Publishing(Protocol):
+    """What publishes an event: `broker.publisher.Publisher`."""
+
+    async def publish(self, event: msgspec.Struct) -> object: ...
 
 
 class App:
@@ -43,7 +58,7 @@ class App:
         self.sources: dict[str, Source] = {}
         self.agents: dict[str, Agent[Any]] = {}
         self.rules: dict[str, Rule] = {}
-        self._publisher: Publisher | None = None
+        self._publisher: Publishing | None = None
         for module in features:
             self._include(module)
         unique_names(self.pipelines)
@@ -73,6 +88,12 @@ class App:
         return registry
 
     @property
+    def alert_tags(self) -> frozenset[str]:
+        """`alert_type` of every alert that the streams raise or an agent decides."""
+        raised = {alert_tag(p) for p in self.pipelines.values() if isinstance(p, AlertPipeline)}
+        return frozenset(raised.union(*(agent.alert_types for agent in self.agents.values())))
+
+    @property
     def views(self) -> dict[str, View]:
         """The served views, by name."""
         return {
@@ -92,6 +113,7 @@ class App:
         concurrency: int = 64,
         deadline: str = "20s",
         max_attempts: int = 3,
+        max_age: str = "15m",
         rules: Rule | None = None,
     ) -> Callable[[Callable[[Any, Context], Awaitable[Any]]], Agent[Any]]:
         """Declares the agent that decides alerts of one topic; see `decisions.agent.Agent`.
@@ -111,6 +133,7 @@ class App:
                 concurrency=concurrency,
                 deadline=deadline,
                 max_attempts=max_attempts,
+                max_age=max_age,
             )
             if agent.name in self.agents:
                 raise SetupError(f"agent {agent.name}", "the name is taken; it names a consumer group")
@@ -121,7 +144,7 @@ class App:
 
         return declare
 
-    def connect(self, publisher: Publisher | None) -> None:
+    def connect(self, publisher: Publishing | None) -> None:
         """Where `publish` publishes; a running worker connects its own."""
         self._publisher = publisher
 

@@ -121,6 +121,11 @@ class Agent(Generic[D]):
 
         return declare
 
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of all its effects."""
+        return tuple(self._actions)
+
     def actions(self, action: str) -> tuple[Action, ...]:
         """The effects of a decided action, in the order of their declaration."""
         return tuple(declared for declared in self._actions.values() if declared.action == action)

@@ -1,0 +1,217 @@
+"""The running process: which parts it has, how they start, what restarts them, and in which order they stop.
+
+A part that meets an outage (`Unavailable`) is started again with a growing pause: its state lives in topics and the
+store, so it goes on where it was. Everything else that a part raises ends the worker.
+
+Stopping: no part takes new records; the agents let running calls finish as long as `drain_ms`; every part flushes,
+commits and leaves its group. What had to be cancelled is uncommitted, and the next owner handles it again.
+"""
+
+import asyncio
+import gc
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+
+import anyio
+
+from app.application import STREAMS_GROUP, App
+from app.broker.base import Broker, Producer
+from app.broker.publisher import Publisher
+from app.core.clock import Clock
+from app.core.errors import SetupError, Unavailable
+from app.core.settings import Settings
+from app.decisions.actions import ActionsWork
+from app.decisions.agent import Agent
+from app.decisions.effects import Receivers
+from app.decisions.handling import AgentWork
+from app.dispatch.consumer import DispatchConfig, Dispatcher
+from app.dispatch.retries import RetryPolicy
+from app.http.client import HttpClient
+from app.models.base import Model
+from app.models.gate import ModelGate
+from app.serving.base import FeatureStore
+from app.serving.features import FeatureReader
+from app.serving.materializer import Materializer
+from app.streams.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("streams", "features", "agents", "actions")
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+
+GC_THRESHOLDS = (50_000, 20, 50)
+"""Tables hold millions of small lists, none of them garbage: the defaults would walk them all the time."""
+
+Run = Callable[[asyncio.Event], Awaitable[None]]
+
+
+class Worker:
+    """One process of an application. `run` once.
+
+    parts: some of `PARTS`. Whoever owns the broker, store and model closes them.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        settings: Settings,
+        *,
+        broker: Broker,
+        store: FeatureStore,
+        model: Model,
+        clock: Clock,
+        parts: Sequence[str] = PARTS,
+        random: Random | None = None,
+    ) -> None:
+        unknown = set(parts) - set(PARTS)
+        if unknown:
+            raise SetupError("--only", f"no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        self._app = app
+        self._settings = settings
+        self._broker = broker
+        self._store = store
+        self._clock = clock
+        self._parts = parts
+        self._random = random or Random()
+        self._gate = ModelGate(model, concurrency=settings.model_concurrency, attempt_ms=settings.model_attempt_ms)
+        self._producer: Producer = broker.producer()
+        self._reader = broker.reader()
+        self._features = FeatureReader(store, clock, app.views)
+        self._http = HttpClient()
+        self.engine: Engine | None = None
+        self.materializer: Materializer | None = None
+        self.agents: dict[str, AgentWork] = {}
+        self.actions: ActionsWork | None = None
+        self._require_fitting_times()
+        self._require_known_actions()
+
+    def _require_fitting_times(self) -> None:
+        """Model attempt < deadline < drain < grace, or an alert could not end where it should."""
+        for agent in self._app.agents.values():
+            if not self._settings.model_attempt_ms < agent.deadline_ms:
+                raise SetupError(
+                    "model_attempt_ms", f"must be shorter than the deadline of {agent.name}, {agent.deadline_ms} ms"
+                )
+            if not agent.deadline_ms < self._settings.drain_ms:
+                raise SetupError(
+                    "drain_ms", f"must be longer than the deadline of {agent.name}, {agent.deadline_ms} ms"
+                )
+
+    def _require_known_actions(self) -> None:
+        known = {name for agent in self._app.agents.values() for name in agent.action_names}
+        unknown = self._settings.action_urls.keys() - known
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            raise SetupError("action_urls", f"no action is called {names}; there are {', '.join(sorted(known))}")
+
+    async def run(self, stopping: asyncio.Event, ready: asyncio.Event | None = None) -> None:
+        """Until `stopping` is set, then drains and returns. `ready` is set when every part has been started.
+
+        On cancellation everything ends at once, uncommitted.
+        Raises: SetupError for missing topics; Unavailable within 10 s when a server does not answer; Rejected.
+        """
+        gc.set_threshold(*GC_THRESHOLDS)
+        await self._require_topics()
+        await self._producer.start()
+        await self._store.start()
+        self._app.connect(Publisher(self._producer, self._app.topics, self._clock))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, make in self._runs():
+                    tasks.create_task(self._supervise(name, make, stopping), name=name)
+                if ready is not None:
+                    ready.set()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            self._app.connect(None)
+            with anyio.CancelScope(shield=True):
+                await self._gate.close()
+                await self._http.close()
+                await self._producer.close()
+                await self._reader.close()
+
+    async def _require_topics(self) -> None:
+        admin = self._broker.admin()
+        try:
+            names = [spec.name for spec in self._app.topics.all()]
+            missing = [name for name, found in (await admin.describe(names)).items() if found is None]
+        finally:
+            await admin.close()
+        if missing:
+            raise SetupError(
+                "topics", f"{len(missing)} are missing, such as {missing[0]}; create them: python -m app topics create"
+            )
+
+    def _runs(self) -> list[tuple[str, Callable[[], Run]]]:
+        runs: list[tuple[str, Callable[[], Run]]] = []
+        if "streams" in self._parts:
+            runs.append(("streams", self._make_streams))
+        if "features" in self._parts and self._app.views:
+            runs.append(("features", self._make_features))
+        if "agents" in self._parts:
+            runs += [(f"agent {agent.name}", self._agent_maker(agent)) for agent in self._app.agents.values()]
+        if "actions" in self._parts and self._app.agents:
+            runs.append(("actions", self._make_actions))
+        return runs
+
+    def _make_streams(self) -> Run:
+        self.engine = Engine(
+            self._broker, list(self._app.sources.values()), self._app.pipelines, self._clock, STREAMS_GROUP
+        )
+        return self.engine.run
+
+    def _make_features(self) -> Run:
+        self.materializer = Materializer(self._broker, self._store, self._app.views)
+        return self.materializer.run
+
+    def _agent_maker(self, agent: Agent[object]) -> Callable[[], Run]:
+        def make() -> Run:
+            work = AgentWork(
+                agent,
+                producer=self._producer,
+                reader=self._reader,
+                features=self._features,
+                gate=self._gate,
+                clock=self._clock,
+                declared=self._app.alert_tags,
+            )
+            self.agents[agent.name] = work
+            retry = RetryPolicy(max_attempts=agent.max_attempts)
+            return self._dispatcher(
+                work, DispatchConfig(concurrency=agent.concurrency, retry=retry, drain_ms=self._settings.drain_ms)
+            )
+
+        return make
+
+    def _make_actions(self) -> Run:
+        receivers = Receivers(self._settings.action_urls, self._settings.action_token, self._settings.action_timeout_ms)
+        self.actions = ActionsWork(
+            self._app.agents.values(),
+            producer=self._producer,
+            reader=self._reader,
+            poster=self._http,
+            receivers=receivers,
+            clock=self._clock,
+        )
+        return self._dispatcher(self.actions, DispatchConfig(drain_ms=self._settings.drain_ms))
+
+    def _dispatcher(self, work: AgentWork | ActionsWork, config: DispatchConfig) -> Run:
+        return Dispatcher(self._broker, work, config, self._random).run
+
+    async def _supervise(self, name: str, make: Callable[[], Run], stopping: asyncio.Event) -> None:
+        """Runs a part until `stopping`; after an outage makes it anew."""
+        loop = asyncio.get_running_loop()
+        pause_s = FIRST_PAUSE_S
+        while not stopping.is_set():
+            began = loop.time()
+            try:
+                await make()(stopping)
+                return
+            except Unavailable as error:
+                was_healthy = loop.time() - began > LONGEST_PAUSE_S
+                pause_s = FIRST_PAUSE_S if was_healthy else min(pause_s * 2, LONGEST_PAUSE_S)
+                logger.warning("%s: %s; starts again in %.1f s", name, error, pause_s)
+            with anyio.move_on_after(pause_s):
+                await stopping.wait()
