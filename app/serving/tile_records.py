@@ -4,7 +4,7 @@
 {"progress":3}  ->  {"as_of":1700000012345,"offset":4712,"reached":1700000012001}      header `fingerprint`
 """
 
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from app.streams.expressions import Kind
 from app.streams.windows import Tile
 
 MAX_INTEGER = 2**63 - 1
+_EXACT = Context(prec=28, traps=[Inexact])
 
 
 class ProgressMark(msgspec.Struct, frozen=True):
@@ -84,9 +85,12 @@ def _integer(value: int | Decimal) -> int:
     """A count as it is, dollars as cents. Raises: ValueError for an amount that is not a whole number of cents."""
     if isinstance(value, int):
         return value
-    if not abs(value) <= MAX_INTEGER:  # first: int() of 1e999999 would fill the memory
+    if not value.is_finite() or abs(value) > MAX_INTEGER:  # first: int() of 1e999999 would fill the memory
         raise ValueError(f"{value} is no amount")
-    cents = int(value.scaleb(2))
-    if cents != value.scaleb(2):
+    try:
+        cents = _EXACT.scaleb(value, 2)
+    except Inexact:
+        raise ValueError(f"{value} has more than two decimals") from None
+    if cents != int(cents):
         raise ValueError(f"{value} has more than two decimals")
-    return cents
+    return int(cents)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from app.core.clock import ManualClock
@@ -111,9 +112,7 @@ async def test_store_source_partitions_of_one_entity_are_tiles_of_their_own(stor
 
 
 @pytest.mark.parametrize("expected", [None, 4, 6, 0])
-async def test_store_unexpected_position_changes_nothing(
-    store: FeatureStore, view: View, expected: int | None
-) -> None:
+async def test_store_unexpected_position_changes_nothing(store: FeatureStore, view: View, expected: int | None) -> None:
     """Only the writer that knows the position moves it; another one is told so, and leaves no trace."""
     assert await store.apply(view, 0, None, Progress(5, 1_000), [change("u", 1, 1, 100)])
     assert not await store.apply(view, 0, expected, Progress(9, 2_000), [change("u", 2, 2, 200), change("v", 1, 1, 1)])
@@ -150,7 +149,7 @@ async def test_store_two_writers_at_once_move_the_position_once(store: FeatureSt
 
 async def test_store_cleared_view_knows_nothing_and_begins_again(store: FeatureStore, view: View) -> None:
     """After a clear, positions are None and a writer begins anew; another view stays."""
-    neighbour = View(f"{view.name}-b", *list(_parts(view))[1:])
+    neighbour = msgspec.structs.replace(view, name=f"{view.name}-b")
     assert await store.apply(view, 0, None, Progress(5, 1_000), [change("u", 1, 1, 100)])
     assert await store.apply(neighbour, 0, None, Progress(6, 1_000), [change("u", 1, 1, 100)])
     await store.clear(view)
@@ -215,7 +214,7 @@ async def test_store_large_and_negative_integers_stay_exact(store: FeatureStore,
 
 async def test_store_other_declaration_is_refused_until_cleared(store: FeatureStore, view: View) -> None:
     """Tiles of another declaration are neither read nor mixed; the refusal says how to begin anew."""
-    other = View(*list(_parts(view))[:-1], "fingerprint-2")
+    other = msgspec.structs.replace(view, fingerprint="fingerprint-2")
     assert await store.apply(view, 0, None, Progress(1, 0), [change("u", 1, 1, 100)])
     for refused in (
         store.apply(other, 0, 1, Progress(2, 0), []),
@@ -299,7 +298,3 @@ async def test_store_close_may_be_called_twice(store: FeatureStore) -> None:
     """Closing again does nothing."""
     await store.close()
     await store.close()
-
-
-def _parts(view: View) -> tuple[object, ...]:
-    return tuple(getattr(view, name) for name in View.__struct_fields__)
