@@ -82,7 +82,10 @@ def load_settings(
     sources: dict[str, str] = {}
     file = project / "pyproject.toml" if project else None
     if file and file.exists():
-        table = tomllib.loads(file.read_text()).get("tool", {}).get("headrace", {})
+        try:
+            table = tomllib.loads(file.read_text()).get("tool", {}).get("headrace", {})
+        except tomllib.TOMLDecodeError as error:
+            raise SetupError(str(file), str(error)) from None
         for name, value in table.items():
             values[name], sources[name] = value, f"[tool.headrace] {name}"
     action_urls = {

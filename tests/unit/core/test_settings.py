@@ -1,0 +1,107 @@
+"""Settings: where they come from, and what each wrong one says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.core.errors import SetupError
+from app.core.settings import Settings, load_settings
+
+Project = Callable[[str], Path]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Writes a pyproject.toml with these lines under [tool.headrace]."""
+
+    def write(lines: str) -> Path:
+        (tmp_path / "pyproject.toml").write_text(f"[tool.headrace]\n{lines}\n")
+        return tmp_path
+
+    return write
+
+
+def test_load_settings_of_nothing_are_the_defaults(tmp_path: Path) -> None:
+    """Without file, variable and option there is a complete set."""
+    assert Settings() == load_settings({}, tmp_path)
+
+
+def test_load_settings_later_source_wins(project: Project) -> None:
+    """File, then environment, then command line."""
+    folder = project('model = "file"\nreplication = 1\nmodel_concurrency = 8')
+    loaded = load_settings({"HEADRACE_MODEL": "variable", "HEADRACE_REPLICATION": "2"}, folder, {"model": "option"})
+    assert ("option", 2, 8) == (loaded.model, loaded.replication, loaded.model_concurrency)
+
+
+def test_load_settings_option_not_given_is_passed_over() -> None:
+    """None on the command line is no value."""
+    assert "variable" == load_settings({"HEADRACE_MODEL": "variable"}, overrides={"model": None}).model
+
+
+def test_load_settings_foreign_variable_is_ignored() -> None:
+    """Only our prefix counts."""
+    assert Settings() == load_settings({"PATH": "/bin", "KAFKA_BROKER": "x"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"HEADRACE_BROKR": "x"}, "HEADRACE_BROKR: unknown setting; there are "),
+        ({"HEADRACE_REPLICATION": "three"}, "HEADRACE_REPLICATION: Expected `int`"),
+        ({"HEADRACE_REPLICATION": "0"}, "HEADRACE_REPLICATION: must be at least 1"),
+        ({"HEADRACE_MODEL_CONCURRENCY": "257"}, "HEADRACE_MODEL_CONCURRENCY: must be 1 to 256"),
+        ({"HEADRACE_BROKER": "localhost:9092"}, "HEADRACE_BROKER: must begin with kafka:// or memory://"),
+        ({"HEADRACE_STORE": "6379"}, "HEADRACE_STORE: must begin with redis://, unix:// or memory://"),
+        ({"HEADRACE_MODEL_ATTEMPT_MS": "25000"}, "HEADRACE_MODEL_ATTEMPT_MS: must be shorter than drain_ms"),
+        ({"HEADRACE_DRAIN_MS": "30000"}, "HEADRACE_DRAIN_MS: must be shorter than grace_ms"),
+    ],
+)
+def test_load_settings_wrong_variable_is_named(environment: dict[str, str], expected: str) -> None:
+    """The error begins with the variable as the user wrote it."""
+    with pytest.raises(SetupError) as caught:
+        load_settings(environment)
+    assert str(caught.value).startswith(expected)
+
+
+def test_load_settings_wrong_line_of_the_file_is_named(project: Project) -> None:
+    """A setting of the file is named with its table."""
+    with pytest.raises(SetupError, match=r"^\[tool\.headrace\] brokers: unknown setting"):
+        load_settings({}, project('brokers = "x"'))
+
+
+def test_load_settings_wrong_option_is_named() -> None:
+    """An option is named as it was typed."""
+    with pytest.raises(SetupError, match=r"^--model-concurrency: must be 1 to 256$"):
+        load_settings({}, overrides={"model_concurrency": 0})
+
+
+def test_load_settings_unreadable_file_is_named(tmp_path: Path) -> None:
+    """A broken pyproject.toml is one line that names it."""
+    (tmp_path / "pyproject.toml").write_text("[tool.headrace\n")
+    with pytest.raises(SetupError, match=r"pyproject\.toml: "):
+        load_settings({}, tmp_path)
+
+
+def test_settings_do_not_change() -> None:
+    """One frozen object for the life of a process."""
+    with pytest.raises(AttributeError):
+        Settings().broker = "kafka://other:9092"  # type: ignore[misc]
+
+
+def test_redacted_hides_secrets_and_passwords() -> None:
+    """What is logged can be shown to anyone."""
+    settings = Settings(action_token="s3cret", store="redis://user:pa@ss@store:6379/0", broker="kafka://a:9092")
+    shown = settings.redacted()
+    assert ("***", "redis://***@store:6379/0", "kafka://a:9092") == (
+        shown["action_token"],
+        shown["store"],
+        shown["broker"],
+    )
+    assert "s3cret" not in str(shown)
+    assert "ss@" not in str(shown)
+
+
+def test_redacted_leaves_empty_secrets_empty() -> None:
+    """One sees that no token is set."""
+    assert "" == Settings().redacted()["action_token"]
