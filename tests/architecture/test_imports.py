@@ -1,11 +1,14 @@
 """What importing a room costs, and what the shop window shows."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import app
+from tests.architecture.sources import tree
 
 CLIENTS = (
     "confluent_kafka",
@@ -44,11 +47,16 @@ def test_import_of_a_pure_room_loads_no_client(statement: str) -> None:
 
 
 def test_import_of_the_shop_window_shows_all_names() -> None:
-    """Each exported name exists, is documented, and lives in this package."""
-    assert sorted(set(app.__all__)) == list(app.__all__) == dir(app)
+    """Each exported name exists, at run time and for type checkers, and no other does."""
     for name in app.__all__:
-        found = getattr(app, name)
-        assert (getattr(found, "__module__", None) or "app").startswith(("app", "typing")), name
+        assert getattr(app, name) is not None
+    typed = [
+        alias.asname
+        for node in ast.walk(tree(Path("app/__init__.py")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("app.")
+        for alias in node.names
+    ]
+    assert sorted(set(app.__all__)) == list(app.__all__) == dir(app) == sorted(typed, key=str)
 
 
 def test_import_of_an_unknown_name_is_an_attribute_error() -> None:

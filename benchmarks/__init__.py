@@ -1,0 +1,1 @@
+"""Measurements against real servers: `python -m benchmarks.produce`, `python -m benchmarks.e2e`."""
