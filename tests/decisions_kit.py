@@ -300,7 +300,7 @@ def action_of(record: DecisionRecord) -> str:
 async def until(condition: Callable[[], bool], seconds: float = 600.0) -> None:
     """Waits for a condition, in the loop's time."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the fakes have no events to wait for
             await asyncio.sleep(0.01)
 
 

@@ -32,11 +32,15 @@ from app.decisions.record import (
     idempotency_key,
     sha256,
 )
+from app.dispatch.retries import RetryPolicy
 from app.streams.graph import Alert
 
 logger = logging.getLogger(__name__)
 
 GROUP = "headrace.actions"
+
+RETRY = RetryPolicy(max_attempts=12, first_delay_ms=500, longest_delay_ms=60_000, jitter=0.5)
+"""For about four minutes a receiver may be away before its effects become a person's task."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from app.broker.base import Assignment, CommittedOffset, Producer, Reader
 from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
 from app.core.codec import encode
-from app.core.errors import BadRecord, Fenced, HeadraceError, Unavailable
+from app.core.errors import BadRecord, Fenced, HeadraceError, RecordTooLarge, Unavailable
 from app.core.record import Record
 from app.decisions.agent import Agent
 from app.decisions.context import Context, FeatureSource, origin_of, raw
@@ -25,7 +25,7 @@ from app.decisions.decided import DecidedAlerts, look_back
 from app.decisions.decision import Decision, Reason
 from app.decisions.log import DecisionLog, Link
 from app.decisions.policy import Judged, change_between, judge
-from app.decisions.record import DecisionRecord, Mode
+from app.decisions.record import DECISIONS, DecisionRecord, Mode
 from app.models.base import ModelFailure
 from app.models.gate import ModelGate
 from app.streams.graph import Alert
@@ -249,7 +249,10 @@ class AgentWork:
         if judged.unsafe:
             await self._bury(record, f"approved in spite of {', '.join(judged.reasons)}, and there is no fallback")
             return
-        await self._write(record, alert, context, answered, judged, reasons, attempt)
+        try:
+            await self._write(record, alert, context, answered, judged, reasons, attempt)
+        except RecordTooLarge as error:  # no decision about it can be written, so nothing is lost but its turn
+            await self._bury(record, f"its decision does not fit {DECISIONS}: {error.reason}")
 
     async def _write(
         self,

@@ -4,6 +4,7 @@ Every change is acknowledged on `agent.effects` before it counts here. States mo
 entered stands; so whatever order records of frozen and new owners are read back in, the result is the same.
 """
 
+import logging
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -13,6 +14,8 @@ from app.core.codec import encode
 from app.core.errors import Fenced
 from app.core.record import TopicPartition
 from app.decisions.record import EFFECTS, EffectRecord, EffectState, EffectStatus, effect_key
+
+logger = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
 """(alert_id, agent)."""
@@ -98,8 +101,16 @@ class Ledger:
     async def _read(self, start: int, stop: int) -> AsyncIterator[tuple[EffectRecord, int]]:
         async for batch in self._reader.read(self._place, start, stop):
             for record in batch:
-                if record.value is not None:
-                    yield msgspec.json.decode(record.value, type=EffectRecord), record.offset
+                if record.value is None:
+                    continue
+                try:
+                    entry = msgspec.json.decode(record.value, type=EffectRecord)
+                except msgspec.MsgspecError as error:
+                    logger.error(
+                        "%s/%s is no state of effects and is passed over: %s", self._place, record.offset, error
+                    )
+                    continue
+                yield entry, record.offset
 
     def _keep(self, entry: EffectRecord, offset: int) -> None:
         pair = (entry.alert_id, entry.agent)
