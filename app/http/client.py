@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import httpcore2  # noqa: F401 - httpx2 would load it on the loop, in the first client
 import httpx2
 
 from app.core.errors import HeadraceError, Rejected, Unavailable

@@ -85,6 +85,8 @@ class Engine:
         if len(records) < POLL_RECORDS:  # caught up: a change is served at once; behind: with the commit
             for state in touched:
                 await self._send_tiles(state)
+                if not state.progress_told:  # or a new view would seem stale until the first commit
+                    await self._send_progress(state)
         if asyncio.get_running_loop().time() >= self._next_commit_s:
             await self._commit(list(self._states.values()))
             self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
@@ -176,6 +178,7 @@ class Engine:
 
     async def _send_progress(self, state: PartitionState) -> None:
         """For each view: every event published before `as_of` is in its tiles."""
+        state.progress_told = True
         end = self._consumer.known_end_offset(state.place)
         now_ms = self._clock.now_ms()
         as_of_ms = now_ms if 0 <= end <= state.position else min(state.newest_ms, now_ms)

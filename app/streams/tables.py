@@ -123,6 +123,7 @@ class PartitionState:
         self.once = dict(once)
         self.position = 0
         self.committed = -1
+        self.progress_told = False
         self.reached_ms = NEVER_MS
         self.newest_ms = 0
         self.closing_ms = FOREVER_MS
