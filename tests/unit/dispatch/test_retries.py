@@ -1,0 +1,51 @@
+"""When an attempt is made again."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis.strategies import floats, integers
+
+from app.core.errors import SetupError
+from app.dispatch.retries import RetryPolicy
+
+
+def test_retry_policy_without_jitter_doubles_to_longest() -> None:
+    """Each delay is twice the one before, up to the longest."""
+    policy = RetryPolicy(first_delay_ms=100, longest_delay_ms=1_000, jitter=0)
+    assert [100, 200, 400, 800, 1_000, 1_000] == [policy.delay_ms(failures, Random(1)) for failures in range(1, 7)]
+
+
+@given(failures=integers(1, 10_000), seed=integers(0, 1_000), jitter=floats(0, 1))
+def test_retry_policy_any_delay_is_within_bounds(failures: int, seed: int, jitter: float) -> None:
+    """Never zero, so that nothing spins, and never above the longest, however often something failed."""
+    policy = RetryPolicy(first_delay_ms=50, longest_delay_ms=5_000, jitter=jitter)
+    assert 1 <= policy.delay_ms(failures, Random(seed)) <= 5_000
+
+
+def test_retry_policy_full_jitter_spreads_delays() -> None:
+    """Records that failed together do not come back together."""
+    policy = RetryPolicy(first_delay_ms=1_000, longest_delay_ms=1_000)
+    random = Random(5)
+    delays_ms = sorted(policy.delay_ms(1, random) for _ in range(1_000))
+    assert delays_ms[100] < 200
+    assert delays_ms[900] > 800
+
+
+def test_retry_policy_attempts_and_age_are_bounded() -> None:
+    """Whichever bound comes first ends the attempts."""
+    policy = RetryPolicy(max_attempts=3, max_elapsed_ms=1_000)
+    assert policy.allows(2, 1_000)
+    assert not policy.allows(3, 0)
+    assert not policy.allows(1, 1_001)
+    assert RetryPolicy(max_attempts=3).allows(2, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("max_attempts", 0), ("first_delay_ms", 0), ("first_delay_ms", 40_000), ("jitter", 1.5), ("max_elapsed_ms", 0)],
+)
+def test_retry_policy_impossible_setting_is_named(setting: str, value: float) -> None:
+    """A wrong bound is refused at the start, by name."""
+    with pytest.raises(SetupError, match=setting):
+        RetryPolicy(**{setting: value})  # type: ignore[arg-type]
