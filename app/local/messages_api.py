@@ -122,6 +122,7 @@ class MessagesApi:
         self.given_up = 0
         """Requests whose client went away before the response."""
         self.closing = asyncio.Event()
+        self._changed = asyncio.Event()
         self._answer = answer
         self._latency_seconds = latency_ms / 1000
         self._faults: Iterator[Fault | None] = iter(faults)
@@ -138,12 +139,22 @@ class MessagesApi:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
         self._count += 1
-        self.open_requests += 1
-        self.most_open_requests = max(self.most_open_requests, self.open_requests)
+        self._set_open(self.open_requests + 1)
         try:
             await self._serve(scope, receive, send)
         finally:
-            self.open_requests -= 1
+            self._set_open(self.open_requests - 1)
+
+    async def until_open(self, count: int) -> None:
+        """Waits until exactly so many requests are being answered."""
+        while self.open_requests != count:
+            await self._changed.wait()
+
+    def _set_open(self, count: int) -> None:
+        self.open_requests = count
+        self.most_open_requests = max(self.most_open_requests, count)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
