@@ -27,8 +27,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for folder, (count, seconds) in times_by_folder(terminalreporter).items():
+        terminalreporter.write_line(f"== {folder:<12} {count} tests, {seconds:.1f} s")
     for service, reason in config.stash[missing_key].items():
         terminalreporter.write_line(f"NOT TESTED with a real {service}. {reason}", yellow=True, bold=True)
+
+
+def times_by_folder(terminalreporter: pytest.TerminalReporter) -> dict[str, tuple[int, float]]:
+    """Tests and seconds of each folder below tests/, with what their fixtures took."""
+    times: dict[str, tuple[int, float]] = {}
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    for report in reports:
+        if isinstance(report, pytest.TestReport):
+            folder = report.nodeid.split("/")[1]
+            count, seconds = times.get(folder, (0, 0.0))
+            times[folder] = count + (report.when == "call"), seconds + report.duration
+    return dict(sorted(times.items()))
 
 
 @pytest.fixture(scope="session")

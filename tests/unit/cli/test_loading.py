@@ -18,7 +18,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_load_app_finds_the_variable(project: Path) -> None:
     """`module:variable` is imported from the current folder."""
-    (project / "shop_agents.py").write_text("from app.application import App\napp = App('shop')\n")
+    (project / "shop_agents.py").write_text("from app.application import App\napp = App(features=[])\n")
     assert "App" == type(load_app("shop_agents:app")).__name__
 
 
