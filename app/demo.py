@@ -7,7 +7,6 @@ a person can watch it.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import msgspec
 
@@ -76,7 +75,7 @@ class Demo:
     async def _settled(self) -> None:
         """Waits until every group has committed everything there is."""
         async with asyncio.timeout(SETTLE_LIMIT_S):
-            while not self._is_settled():
+            while not self._is_settled():  # noqa: ASYNC110 - four groups, none of which tells
                 await asyncio.sleep(SETTLE_STEP_S)
 
     def _is_settled(self) -> bool:
@@ -116,11 +115,3 @@ class Demo:
             effects=dict(effects),
             dead_letters=sum(len(log) for place, log in self.broker.logs.items() if place.topic.endswith(".dead")),
         )
-
-
-def load_scenario(name: str) -> Any:
-    """The scenario of `module:function`."""
-    from importlib import import_module
-
-    module_name, _, function = name.partition(":")
-    return getattr(import_module(module_name), function)

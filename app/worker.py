@@ -12,12 +12,14 @@ import gc
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
+from typing import Any
 
 import anyio
 
 from app.application import STREAMS_GROUP, App
 from app.broker.base import Broker, Producer
-from app.broker.publisher import Publisher
+
+# from app.broker.publisher import Publisher
 from app.core.clock import Clock
 from app.core.errors import SetupError, Unavailable
 from app.core.settings import Settings
@@ -49,7 +51,7 @@ Run = Callable[[asyncio.Event], Awaitable[None]]
 class Worker:
     """One process of an application. `run` once.
 
-    parts: some of `PARTS`. Whoever owns the broker, store and model closes them.
+    parts: some of `PARTS`. model: None where agents are not among them. Whoever owns the broker, store and model closes them.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Worker:
         *,
         broker: Broker,
         store: FeatureStore,
-        model: Model,
+        model: Model | None,
         clock: Clock,
         parts: Sequence[str] = PARTS,
         random: Random | None = None,
@@ -74,7 +76,7 @@ class Worker:
         self._clock = clock
         self._parts = parts
         self._random = random or Random()
-        self._gate = ModelGate(model, concurrency=settings.model_concurrency, attempt_ms=settings.model_attempt_ms)
+        self._gate = _gate(model, settings) if model is not None else None
         self._producer: Producer = broker.producer()
         self._reader = broker.reader()
         self._features = FeatureReader(store, clock, app.views)
@@ -115,11 +117,17 @@ class Worker:
         await self._require_topics()
         await self._producer.start()
         await self._store.start()
-        self._app.connect(Publisher(self._producer, self._app.topics, self._clock))
+        # self._app.connect(Publisher(self._producer, self._app.topics, self._clock))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, make in self._runs():
                     tasks.create_task(self._supervise(name, make, stopping), name=name)
+                logger.info(
+                    "running %s on %s, features in %s",
+                    ", ".join(self._parts),
+                    self._broker.address,
+                    self._store.address,
+                )
                 if ready is not None:
                     ready.set()
         except BaseExceptionGroup as group:
@@ -127,7 +135,8 @@ class Worker:
         finally:
             self._app.connect(None)
             with anyio.CancelScope(shield=True):
-                await self._gate.close()
+                if self._gate is not None:
+                    await self._gate.close()
                 await self._http.close()
                 await self._producer.close()
                 await self._reader.close()
@@ -166,14 +175,18 @@ class Worker:
         self.materializer = Materializer(self._broker, self._store, self._app.views)
         return self.materializer.run
 
-    def _agent_maker(self, agent: Agent[object]) -> Callable[[], Run]:
+    def _agent_maker(self, agent: Agent[Any]) -> Callable[[], Run]:
+        gate = self._gate
+        if gate is None:
+            raise SetupError("--only", "agents need a model")
+
         def make() -> Run:
             work = AgentWork(
                 agent,
                 producer=self._producer,
                 reader=self._reader,
                 features=self._features,
-                gate=self._gate,
+                gate=gate,
                 clock=self._clock,
                 declared=self._app.alert_tags,
             )
@@ -215,3 +228,7 @@ class Worker:
                 logger.warning("%s: %s; starts again in %.1f s", name, error, pause_s)
             with anyio.move_on_after(pause_s):
                 await stopping.wait()
+
+
+def _gate(model: Model, settings: Settings) -> ModelGate:
+    return ModelGate(model, concurrency=settings.model_concurrency, attempt_ms=settings.model_attempt_ms)

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.cli import local, output
+from app.cli import agents, demo, local, output, streams, worker
 from app.core.errors import HeadraceError
 
 WRONG_SETUP = 2
@@ -24,6 +24,10 @@ cli = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+cli.command()(demo.demo)
+cli.command()(worker.worker)
+cli.add_typer(agents.commands, name="agents")
+cli.add_typer(streams.commands, name="streams")
 cli.add_typer(local.commands, name="local")
 
 

@@ -1,7 +1,8 @@
 """How commands speak: data on stdout (JSON a line, or a table for a person), everything else on stderr."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -47,3 +48,37 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         drawn.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(drawn)
+
+
+@contextmanager
+def counter(text: str) -> Iterator[Callable[[int], None]]:
+    """A line on stderr that counts up while something long goes on; silent where nobody watches."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text)
+
+        def count(total: int) -> None:
+            progress.update(task, completed=total)
+
+        yield count
+
+
+def set_up_logs(level: str) -> None:
+    """Log lines of a running process go to stderr, with time, level and the module that speaks.
+
+    Raises: SetupError for an unknown level.
+    """
+    import logging
+
+    from app.core.errors import SetupError
+
+    names = ("debug", "info", "warning", "error")
+    if level not in names:
+        raise SetupError("log_level", f"{level!r} is none of {', '.join(names)}")
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )

@@ -4,8 +4,6 @@ A commit's metadata is exactly as old as its offset: the event time reached, and
 declaration's fingerprint, since when it counts, and from where in its table a restore must read.
 """
 
-from collections.abc import Mapping
-
 import msgspec
 
 from app.broker.base import MAX_METADATA_CHARACTERS, CommittedOffset, Reader
@@ -37,10 +35,14 @@ def mark_of(topic: CompiledTopic, state: PartitionState) -> str:
         name: TableMark(table.fingerprint, state.slices[name].since_ms, state.slices[name].restore_position())
         for name, table in topic.tables.items()
     }
-    text = msgspec.json.encode(CommitMark(state.reached_ms, tables)).decode()
+    text = encode_mark(CommitMark(state.reached_ms, tables))
     if len(text) > MAX_METADATA_CHARACTERS:
         raise SetupError(state.place.topic, f"{len(tables)} windowed pipelines on one topic do not fit a commit")
     return text
+
+
+def encode_mark(mark: CommitMark) -> str:
+    return msgspec.json.encode(mark).decode()
 
 
 def parse_mark(committed: CommittedOffset | None) -> CommitMark | None:
@@ -132,8 +134,3 @@ async def _restore_once(topic: CompiledTopic, state: PartitionState, reader: Rea
             slices.changed.clear()
     for memory in state.once.values():
         memory.repeats = 0
-
-
-def merge_marks(mark: CommitMark, without: Mapping[str, object]) -> CommitMark:
-    """The mark of a commit after some pipelines were reset: they join anew."""
-    return CommitMark(mark.reached_ms, {name: table for name, table in mark.tables.items() if name not in without})

@@ -1,0 +1,182 @@
+"""`streams list|show|run|reset`: what is computed, how, and runs of one pipeline."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli import output
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, settings
+
+if TYPE_CHECKING:
+    from app.application import App
+    from app.streams.compiled import CompiledTopic
+    from app.streams.graph import Pipeline
+
+commands = typer.Typer(no_args_is_help=True, help="The declared streams.")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a pipeline; `streams list` has them.")]
+
+
+@commands.command("list")
+def list_streams(app: AppOption = DEFAULT_APP, json: output.JsonOption = False) -> None:
+    """List the pipelines: source, what they make, where it goes.
+
+    Example: `python -m app streams list --json`
+    """
+    from app.streams.graph import fingerprint
+
+    rows = []
+    for name, pipeline in load_app(app).pipelines.items():
+        kind = type(pipeline).__name__.removesuffix("Pipeline").lower()
+        source = pipeline.stream.source.spec.name
+        rows.append((name, kind, source, pipeline.topic, fingerprint(pipeline)))
+        if json:
+            output.json_line(dict(zip(("name", "kind", "source", "topic", "fingerprint"), rows[-1], strict=True)))
+    if not json:
+        output.table(("name", "kind", "source", "topic", "fingerprint"), rows)
+
+
+@commands.command()
+def show(
+    name: NameArgument,
+    app: AppOption = DEFAULT_APP,
+    python: Annotated[bool, typer.Option("--python", help="Print the Python that the asyncio engine runs.")] = False,
+) -> None:
+    """Show one pipeline: its steps, its state, the Python that runs it.
+
+    Example: `python -m app streams show user_features --python`
+    """
+    from app.core.durations import format_duration
+    from app.streams.graph import fingerprint
+
+    loaded = load_app(app)
+    pipeline = named(loaded, name)
+    if python:
+        output.line(compiled(loaded, pipeline).text)
+        return
+    for number, step in enumerate(str(pipeline).split(" -> ")):
+        output.line(f"{'   ' * min(number, 1)}{'-> ' if number else ''}{step}")
+    output.line(f"fingerprint {fingerprint(pipeline)}")
+    rule = pipeline.stream.once_rule
+    if rule is not None:
+        output.line(
+            f"memory of once: every {rule.field} of the last {format_duration(rule.within_ms)} of event time, "
+            f"about 200 bytes each; 1,000 events/s keep {rule.within_ms // 1000:,}000 ids"
+        )
+
+
+@commands.command()
+def run(
+    name: NameArgument,
+    bounded: Annotated[
+        bool, typer.Option("--bounded", help="Read what is there now, close every window, end.")
+    ] = False,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="TOPIC", help="Output topic. [default: NAME.bounded]")
+    ] = None,
+    app: AppOption = DEFAULT_APP,
+    broker: BrokerOption = None,
+    json: output.JsonOption = False,
+) -> None:
+    """Run one pipeline over what its topic holds now, into a topic of its own.
+
+    Streams that run always are a worker's: `python -m app worker --only streams`.
+
+    Example: `python -m app streams run order_rate --bounded --to order_rate.checked`
+    """
+    import asyncio
+
+    from app.core.errors import SetupError
+    from app.streams.graph import TumblingPipeline
+
+    if not bounded:
+        raise SetupError("streams run", "say --bounded; to run streams always: python -m app worker --only streams")
+    loaded = load_app(app)
+    pipeline = named(loaded, name)
+    if not isinstance(pipeline, TumblingPipeline):
+        raise SetupError(name, "only windows with final rows have a bounded run")
+    asyncio.run(_run(name, pipeline, to or f"{name}.bounded", settings(broker=broker), json))
+
+
+async def _run(name: str, pipeline: "Pipeline", to: str, values: object, json: bool) -> None:
+    from app.broker.topics import TopicSpec
+    from app.connections import open_broker
+    from app.core.clock import SystemClock
+    from app.core.settings import Settings
+    from app.streams.bounded import BoundedRun, run_bounded
+    from app.streams.graph import TumblingPipeline
+
+    assert isinstance(pipeline, TumblingPipeline)
+    assert isinstance(values, Settings)
+    clock = SystemClock()
+    opened = open_broker(values, clock)
+    try:
+        admin = opened.admin()
+        await admin.create([TopicSpec(name=to, partitions=pipeline.stream.source.spec.partitions)])
+        await admin.close()
+        progress = BoundedRun()
+        with output.counter(f"{name}: events read") as count:
+            async for progress in run_bounded(opened, name, pipeline, to, clock):
+                count(progress.events)
+    finally:
+        await opened.close()
+    if json:
+        output.json_line(
+            {
+                "name": name,
+                "topic": to,
+                "events": progress.events,
+                "rows": progress.rows,
+                "malformed": progress.malformed,
+                "late": progress.late,
+            }
+        )
+    else:
+        output.line(
+            f"{progress.events:,} events read, {progress.rows:,} rows written to {to}; "
+            f"{progress.malformed:,} malformed, {progress.late:,} late"
+        )
+
+
+@commands.command()
+def reset(name: NameArgument, app: AppOption = DEFAULT_APP, broker: BrokerOption = None) -> None:
+    """Forget the state of a pipeline whose declaration has changed; it counts anew from the next whole window.
+
+    Stop all workers first. Alerts, other pipelines and committed offsets stay as they are.
+
+    Example: `python -m app streams reset order_rate`
+    """
+    import asyncio
+
+    from app.application import STREAMS_GROUP
+    from app.connections import open_broker
+    from app.core.clock import SystemClock
+    from app.streams.reset import reset as reset_pipeline
+
+    loaded = load_app(app)
+    pipeline = named(loaded, name)
+
+    async def reset_it() -> int:
+        opened = open_broker(settings(broker=broker), SystemClock())
+        try:
+            return await reset_pipeline(opened, STREAMS_GROUP, compiled(loaded, pipeline), name, sorted(loaded.sources))
+        finally:
+            await opened.close()
+
+    partitions = asyncio.run(reset_it())
+    output.note(f"{name}: forgotten in {partitions} partitions; it joins anew when a worker starts")
+
+
+def named(app: "App", name: str) -> "Pipeline":
+    from app.core.errors import SetupError
+
+    if name not in app.pipelines:
+        raise SetupError(name, f"no pipeline is called that; there are {', '.join(app.pipelines)}")
+    return app.pipelines[name]
+
+
+def compiled(app: "App", pipeline: "Pipeline") -> "CompiledTopic":
+    from app.streams.engine import compile_all
+
+    source = pipeline.stream.source
+    return compile_all([source], app.pipelines)[source.spec.name]

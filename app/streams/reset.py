@@ -1,0 +1,68 @@
+"""The way out of a changed declaration: a pipeline forgets its state and joins anew.
+
+The group's commits lose what they say of the pipeline, its table is emptied; everything else stays. At the next start it
+counts from the first window (or tile) of which nothing has passed, and a view says `missing` until a whole window has.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from app.broker.base import Assignment, Broker, CommittedOffset, Consumer
+from app.core.errors import SetupError
+from app.core.record import TopicPartition
+from app.streams.compiled import CompiledTopic
+from app.streams.restore import CommitMark, encode_mark, parse_mark
+
+JOIN_LIMIT_S = 20.0
+
+
+class _Member:
+    """A member of the streams group that reads nothing."""
+
+    def __init__(self) -> None:
+        self.held: dict[TopicPartition, Assignment] = {}
+        self.consumer: Consumer | None = None
+
+    async def on_assigned(self, assignments: Sequence[Assignment]) -> None:
+        assert self.consumer is not None
+        self.consumer.pause([assignment.place for assignment in assignments])
+        self.held.update((assignment.place, assignment) for assignment in assignments)
+
+    async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
+        for assignment in assignments:
+            self.held.pop(assignment.place, None)
+
+    async def on_lost(self, assignments: Sequence[Assignment]) -> None:
+        await self.on_revoked(assignments)
+
+
+async def reset(broker: Broker, group: str, topic: CompiledTopic, name: str, topics: Sequence[str]) -> int:
+    """Resets one pipeline; returns how many partitions it had state in.
+
+    topics: all source topics of the group, so that the partitions are spread as workers would have them.
+    Raises: SetupError while a worker still runs these streams; Unavailable.
+    """
+    member = _Member()
+    member.consumer = consumer = broker.consumer(group, topics, member)
+    places = [TopicPartition(topic.source.spec.name, partition) for partition in range(topic.source.spec.partitions)]
+    await consumer.start()
+    try:
+        try:
+            async with asyncio.timeout(JOIN_LIMIT_S):
+                while not all(place in member.held for place in places):
+                    await consumer.poll(timeout_ms=100)
+        except TimeoutError:
+            raise SetupError("streams reset", "a worker still runs these streams; stop all of them first") from None
+        changed: dict[Assignment, CommittedOffset] = {}
+        for place, committed in (await consumer.committed(places)).items():
+            mark = parse_mark(committed)
+            if committed is None or mark is None or name not in mark.tables:
+                continue
+            without = {other: table for other, table in mark.tables.items() if other != name}
+            metadata = encode_mark(CommitMark(mark.reached_ms, without))
+            changed[member.held[place]] = CommittedOffset(committed.offset, metadata)
+        if changed:
+            await consumer.commit(changed)
+        return len(changed)
+    finally:
+        await consumer.close()
