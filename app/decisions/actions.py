@@ -233,13 +233,13 @@ class ActionsWork:
         effects = Effects(
             action.name,
             self._key(standing, action),
-            standing.alert,
-            standing.record,
-            standing.offset,
-            self._poster,
-            self._receivers,
-            self._producer,
-            self._clock,
+            alert=standing.alert,
+            record=standing.record,
+            decision_offset=standing.offset,
+            poster=self._poster,
+            receivers=self._receivers,
+            producer=self._producer,
+            clock=self._clock,
         )
         try:
             await action.handler(standing.decision, effects)

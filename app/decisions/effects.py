@@ -46,6 +46,7 @@ class Effects:
         self,
         name: str,
         key: str,
+        *,
         alert: Any,
         record: DecisionRecord,
         decision_offset: int,

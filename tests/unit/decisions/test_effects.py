@@ -1,0 +1,89 @@
+"""One effect a handler, under its key, to the configured address."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from app.core.clock import Clock, run_virtual
+from app.core.errors import Rejected
+from app.decisions.effects import Effects, Receivers, header_text
+from app.decisions.log import Link
+from app.decisions.record import EffectState
+from tests.decisions_kit import START_MS, World, large_order
+from tests.unit.decisions.test_log import record
+
+
+class Listening:
+    """Notes what is posted."""
+
+    def __init__(self) -> None:
+        self.headers: list[Mapping[str, str]] = []
+
+    async def post_json(self, url: str, body: bytes, headers: Mapping[str, str], timeout_ms: int) -> object:
+        self.headers.append(headers)
+        return None
+
+
+def effects_of(world: World, poster: Listening, receivers: Receivers) -> Effects:
+    decided = record(Link("w", 0, ""))
+    return Effects(
+        "stop",
+        "judge:stop:a:0",
+        alert=large_order(),
+        record=decided,
+        decision_offset=0,
+        poster=poster,
+        receivers=receivers,
+        producer=world.broker.producer(),
+        clock=world.clock,
+    )
+
+
+def test_post_sends_key_and_token() -> None:
+    """Both travel as headers; the outcome is done."""
+
+    async def main(clock: Clock) -> None:
+        poster = Listening()
+        effects = effects_of(await World.create(clock), poster, Receivers({"stop": "http://a.test/"}, "secret"))
+        await effects.post({"x": 1})
+        assert [{"idempotency-key": "judge:stop:a:0", "authorization": "Bearer secret"}] == poster.headers
+        assert EffectState.DONE is effects.outcome
+
+    run_virtual(main, START_MS)
+
+
+def test_post_without_token_sends_none() -> None:
+    """No token, no header."""
+
+    async def main(clock: Clock) -> None:
+        poster = Listening()
+        await effects_of(await World.create(clock), poster, Receivers({"stop": "http://a.test/"})).post({})
+        assert [{"idempotency-key": "judge:stop:a:0"}] == poster.headers
+
+    run_virtual(main, START_MS)
+
+
+def test_second_effect_is_refused() -> None:
+    """Two effects under one key would be one for the receiver, so the second is refused."""
+
+    async def main(clock: Clock) -> None:
+        effects = effects_of(await World.create(clock), Listening(), Receivers({}))
+        await effects.post({})
+        with pytest.raises(Rejected, match="second effect"):
+            await effects.request_review("r")
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("judge:stop:large_order:u-1:o-1", "judge:stop:large_order:u-1:o-1"),
+        ("a b\r\nx: y", "a%20b%0D%0Ax:%20y"),
+        ("ü", "%C3%BC"),
+        ("100%3A", "100%253A"),
+    ],
+)
+def test_header_text_is_visible_and_unambiguous(key: str, expected: str) -> None:
+    """No id can end a header or pose as another one."""
+    assert expected == header_text(key)
