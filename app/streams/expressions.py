@@ -243,6 +243,9 @@ def _require_boolean(expression: Expression, fields: Mapping[str, Kind], where: 
 def _common_kind(left: Expression, right: Expression, fields: Mapping[str, Kind], where: str, shown: str) -> Kind:
     """The kind in which two sides meet; a constant takes the kind of the other side where that loses nothing."""
     kinds = kind_of(left, fields, where), kind_of(right, fields, where)
+    for side in (left, right):
+        if isinstance(side, Literal) and isinstance(side.value, Decimal):
+            literal_cents(side, where)
     if kinds[0] is kinds[1]:
         return kinds[0]
     for side, other in ((left, kinds[1]), (right, kinds[0])):

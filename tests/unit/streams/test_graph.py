@@ -1,0 +1,110 @@
+"""Declarations: what they say, what they refuse, and their fingerprints."""
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from app.core.codec import Usd
+from app.core.errors import SetupError
+from app.streams.expressions import col
+from app.streams.graph import Alert, Topic, count, fingerprint, pipelines_in, total, unique_names
+from app.streams.outputs import derived_id, topics_of
+from features import fraud
+from features.records import OrderEvent
+
+
+class LargeOrder(Alert, frozen=True):
+    order_id: str
+    user_id: str
+    amount_usd: Usd
+
+
+def orders(out_of_orderness: str = "5s") -> Topic:
+    return Topic("raw.orders", OrderEvent, key="user_id", out_of_orderness=out_of_orderness)
+
+
+def test_alert_tag_is_its_class_name_in_snake_case() -> None:
+    """`alert_type` on the wire reads like a name, not like a class."""
+    assert "large_order" == LargeOrder.__struct_config__.tag
+
+
+@pytest.mark.parametrize(
+    ("declare", "complaint"),
+    [
+        (lambda: Topic("t", OrderEvent, key="nobody", out_of_orderness="5s"), "key 'nobody'"),
+        (lambda: Topic("t", OrderEvent, key="user_id", out_of_orderness="soon"), "not a duration"),
+        (lambda: orders().where(col.amount_usd), "not true or false"),
+        (lambda: orders().where(col.amount_usd > 1).once("order_id", within="1m"), "directly behind"),
+        (lambda: orders().once("amount_usd", within="1m"), "not a text field"),
+        (lambda: orders().live("5m", tile="7s"), "whole number of tiles"),
+        (lambda: orders().live("5m", tile="30s").aggregate(), "at least one"),
+        (lambda: orders().live("5m", tile="30s").aggregate(version=count()), "taken"),
+        (lambda: orders().live("5m", tile="30s").aggregate(n=count()).to("t"), "serve"),
+        (lambda: orders().tumbling("5m").aggregate(n=count()).serve("v"), "only live"),
+        (lambda: orders().tumbling("5m").aggregate(n=total(col.status)), "not exact"),
+        (lambda: orders().derive(amount_usd=col.amount_usd + 1), "already"),
+        (lambda: orders().alert(LargeOrder, id="amount_usd"), "not a text field"),
+        (lambda: orders().alert(LargeOrder, id="order_id", wrong=col.status), "no field wrong"),
+        (lambda: orders().alert(LargeOrder, id="order_id", amount_usd=col.status), "not text"),
+    ],
+)
+def test_declaration_mistake_is_refused_where_it_stands(declare: Callable[[], object], complaint: str) -> None:
+    """A wrong declaration names itself and its reason."""
+    with pytest.raises(SetupError, match=complaint):
+        declare()
+
+
+def test_fingerprint_changes_with_what_is_computed_and_with_nothing_else() -> None:
+    """Same computation, same fingerprint; any other step, size or field, another one."""
+    base = orders().tumbling("5m").aggregate(n=count()).to("t")
+    assert fingerprint(base) == fingerprint(orders().tumbling("300s").aggregate(n=count()).to("t"))
+    others = [
+        orders("6s").tumbling("5m").aggregate(n=count()).to("t"),
+        orders().tumbling("6m").aggregate(n=count()).to("t"),
+        orders().tumbling("5m").aggregate(m=count()).to("t"),
+        orders().tumbling("5m").aggregate(n=count(when=col.amount_usd > 1)).to("t"),
+        orders().where(col.amount_usd > 1).tumbling("5m").aggregate(n=count()).to("t"),
+        orders().once("order_id", within="1m").tumbling("5m").aggregate(n=count()).to("t"),
+    ]
+    assert len({fingerprint(pipeline) for pipeline in [base, *others]}) == 1 + len(others)
+
+
+def test_unique_names_two_writers_of_one_target_are_refused() -> None:
+    """Two pipelines under one rule would give one id to two alerts."""
+    alert = orders().alert(LargeOrder, id="order_id")
+    with pytest.raises(SetupError, match="written by first"):
+        unique_names({"first": alert, "second": alert})
+
+
+def test_pipelines_in_module_are_named_by_their_variables() -> None:
+    """A pipeline is known by the name that its author gave it."""
+    module = ModuleType("example")
+    module.rate = orders().tumbling("5m").aggregate(n=count()).to("t")  # type: ignore[attr-defined]
+    assert ["rate"] == list(pipelines_in(module))
+
+
+def test_derived_id_escapes_what_separates_its_parts() -> None:
+    """Different keys and ids never make one alert id."""
+    assert "r:a%3Ab:c" == derived_id("r", "a:b", "c")
+    assert derived_id("r", "a", "b:c") != derived_id("r", "a:b", "c")
+    assert derived_id("r", "a%3A", "b") != derived_id("r", "a:", "b")
+
+
+def test_topics_of_streams_hold_all_that_is_read_or_written() -> None:
+    """Whoever creates these topics can start a worker."""
+    names = {spec.name: spec for spec in topics_of([fraud.orders.source], pipelines_in(fraud))}
+    expected = {
+        "raw.orders",
+        "raw.orders.dead",
+        "raw.orders.late",
+        "processed.alerts",
+        "processed.alerts.dead",
+        "features.user_features",
+        "features.order_rate_5m",
+        "state.order_rate",
+    }
+    assert expected == names.keys()
+    assert "CreateTime" == names["raw.orders"].config()["message.timestamp.type"]
+    assert "compact" == names["state.order_rate"].config()["cleanup.policy"]
+    assert 12 == names["state.order_rate"].partitions == names["features.user_features"].partitions

@@ -1,0 +1,157 @@
+"""Starting again: changed declarations are refused, reset is the way out, a pipeline that joins counts whole windows."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.broker.memory import MemoryBroker
+from app.core.clock import Clock, ManualClock, run_virtual
+from app.core.errors import SetupError
+from app.core.record import TopicPartition
+from app.streams.engine import Engine, compile_all
+from app.streams.expressions import col
+from app.streams.graph import Pipeline, count, total
+from app.streams.outputs import topics_of
+from app.streams.reset import reset
+from features.records import order_events
+
+START_MS = 1_800_000_000_000
+GROUP = "test.streams"
+MINUTE_MS = 60_000
+
+
+def rate(size: str = "1m") -> Pipeline:
+    return order_events.tumbling(size).aggregate(n=count(), usd=total(col.amount_usd)).to("features.rate")
+
+
+def view() -> Pipeline:
+    return order_events.live("2m", tile="30s").aggregate(n=count()).serve("user_view")
+
+
+async def new_broker(pipelines: dict[str, Pipeline]) -> MemoryBroker:
+    broker = MemoryBroker(ManualClock(START_MS + 10**9))
+    await broker.admin().create(topics_of([order_events.source], pipelines))
+    return broker
+
+
+def publish(broker: MemoryBroker, number: int, time_ms: int) -> None:
+    value = (
+        f'{{"order_id":"o{number}","user_id":"u1","amount_usd":2.50,"status":"placed",'
+        '"timestamp":"2026-01-01T00:00:00Z"}'
+    ).encode()
+    broker.append("raw.orders", value, b"u1", 0, time_ms, ())
+
+
+async def run(broker: MemoryBroker, pipelines: dict[str, Pipeline], clock: Clock, seconds: float = 3) -> Engine:
+    stopping = asyncio.Event()
+    engine = Engine(broker, [order_events.source], pipelines, clock, GROUP)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(engine.run(stopping))
+        await asyncio.sleep(seconds)
+        stopping.set()
+    return engine
+
+
+def rows(broker: MemoryBroker) -> dict[int, int]:
+    values = [msgspec.json.decode(record.value or b"") for record in broker.logs[TopicPartition("features.rate", 0)]]
+    return {value["window_start"] - START_MS: value["n"] for value in values}
+
+
+def progress_marks(broker: MemoryBroker) -> list[Any]:
+    log = broker.logs[TopicPartition("features.user_view", 0)]
+    return [record for record in log if (record.key or b"").startswith(b'{"progress"')]
+
+
+def test_engine_changed_declaration_is_refused_until_it_is_reset() -> None:
+    """State of one declaration is never read by another; the error names the command that helps."""
+
+    async def main(clock: Clock) -> None:
+        broker = await new_broker({"rate": rate()})
+        publish(broker, 1, START_MS)
+        await run(broker, {"rate": rate()}, clock)
+        changed = {"rate": rate("2m")}
+        with pytest.raises(ExceptionGroup) as refused:
+            await run(broker, changed, clock)
+        assert refused.group_contains(SetupError, match="python -m app streams reset rate")
+
+        topic = compile_all([order_events.source], changed)["raw.orders"]
+        assert 12 == await reset(broker, GROUP, topic, "rate", ["raw.orders"])
+        for number in range(1, 8):
+            publish(broker, number + 1, START_MS + number * MINUTE_MS)
+        await run(broker, changed, clock)
+        assert {2 * MINUTE_MS: 2, 4 * MINUTE_MS: 2} == rows(broker), "the window that it joined in is not counted"
+
+    run_virtual(main, START_MS)
+
+
+def test_engine_new_pipeline_counts_from_the_first_whole_window() -> None:
+    """A pipeline added to running streams writes no row of a window that it saw only a part of."""
+
+    async def main(clock: Clock) -> None:
+        both: dict[str, Pipeline] = {"rate": rate(), "user_view": view()}
+        broker = await new_broker(both)
+        publish(broker, 1, START_MS)
+        await run(broker, {"user_view": view()}, clock)
+        publish(broker, 2, START_MS + 10_000)
+        publish(broker, 3, START_MS + MINUTE_MS)
+        publish(broker, 4, START_MS + 3 * MINUTE_MS)
+        await run(broker, both, clock)
+        assert {MINUTE_MS: 1} == rows(broker)
+
+    run_virtual(main, START_MS)
+
+
+def test_engine_view_that_joined_says_nothing_until_a_whole_window_has_passed() -> None:
+    """Without progress its features are missing, so nobody decides on half a window."""
+
+    async def main(clock: Clock) -> None:
+        both: dict[str, Pipeline] = {"rate": rate(), "user_view": view()}
+        broker = await new_broker(both)
+        publish(broker, 1, START_MS)
+        await run(broker, {"rate": rate()}, clock)
+        publish(broker, 2, START_MS + MINUTE_MS)
+        await run(broker, both, clock)
+        assert [] == progress_marks(broker)
+        publish(broker, 3, START_MS + 3 * MINUTE_MS)
+        await run(broker, both, clock)
+        assert progress_marks(broker)
+
+    run_virtual(main, START_MS)
+
+
+def test_reset_while_a_worker_runs_is_refused() -> None:
+    """Whoever resets must hold every partition, or a worker would write the old marks again."""
+
+    async def main(clock: Clock) -> None:
+        pipelines = {"rate": rate()}
+        broker = await new_broker(pipelines)
+        stopping = asyncio.Event()
+        engine = Engine(broker, [order_events.source], pipelines, clock, GROUP)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(engine.run(stopping))
+            await asyncio.sleep(1)
+            topic = compile_all([order_events.source], pipelines)["raw.orders"]
+            with pytest.raises(SetupError, match="stop all of them first"):
+                await reset(broker, GROUP, topic, "rate", ["raw.orders"])
+            stopping.set()
+
+    run_virtual(main, START_MS)
+
+
+def test_engine_closed_window_gets_its_tombstone_after_the_commit_that_passed_it() -> None:
+    """Tables do not grow for ever: what is over is deleted, after it was committed."""
+
+    async def main(clock: Clock) -> None:
+        pipelines = {"rate": rate()}
+        broker = await new_broker(pipelines)
+        publish(broker, 1, START_MS)
+        await run(broker, pipelines, clock)
+        publish(broker, 2, START_MS + 3 * MINUTE_MS)
+        await run(broker, pipelines, clock)
+        log = broker.logs[TopicPartition("state.rate", 0)]
+        tombstones = [record.key for record in log if record.value is None]
+        assert [b'{"user_id":"u1","window_start":%d}' % START_MS] == tombstones
+
+    run_virtual(main, START_MS)
