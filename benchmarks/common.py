@@ -1,0 +1,80 @@
+"""What every benchmark shares: the servers, the environment it names, percentiles, kept results, progress."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from app.core.clock import SystemClock
+from app.core.codec import encode
+from app.local.services import Addresses, own_directory, running
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("confluent-kafka", "redis", "hiredis", "msgspec", "uvloop", "anthropic")
+
+
+def say(text: str) -> None:
+    """Progress, for the person who waits; not data."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit: without them a figure means nothing."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "at": datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_1m": round(os.getloadavg()[0], 2),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p90, p99, p99.9 and the largest, by nearest rank; empty for no values."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    ranks = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+    found = {name: ordered[min(len(ordered) - 1, int(rank * len(ordered)))] for name, rank in ranks.items()}
+    return {name: round(value, 3) for name, value in {**found, "max": ordered[-1]}.items()}
+
+
+@contextmanager
+def servers(kafka: str | None, redis: str | None, services: Sequence[str]) -> Iterator[Addresses]:
+    """The given servers, or local ones for as long as the block runs."""
+    missing = [name for name in services if not {"kafka": kafka, "redis": redis}[name]]
+    if not missing:
+        yield Addresses(kafka=kafka or "", redis=redis or "", redis_socket=redis or "")
+        return
+    say(f"starting {' and '.join(missing)} on this machine")
+    with running(own_directory("bench"), missing) as started:
+        yield Addresses(
+            kafka=kafka or started.kafka, redis=redis or started.redis, redis_socket=redis or started.redis_socket
+        )
+
+
+def keep(name: str, result: dict[str, Any]) -> Path:
+    """Writes a result under benchmarks/results/ and returns where."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC):%Y%m%dT%H%M%S}.json"
+    path.write_bytes(encode(result) + b"\n")
+    return path
