@@ -1,6 +1,7 @@
 """`local up|down|status`: Kafka and Redis on this machine, without Docker."""
 
 from enum import StrEnum
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -32,14 +33,14 @@ def up(only: OnlyOption = None, json: output.JsonOption = False) -> None:
     """
     from app.local import services
 
-    addresses = services.up(services=only or services.SERVICES)
+    addresses = services.up(services.DEFAULT_DIRECTORY, only or services.SERVICES)
     if json:
         output.json_line(addresses)
         return
     if addresses.kafka:
-        output.line(f"export HEADRACE_BROKER={addresses.kafka}")
+        output.line(f"export HEADRACE_BROKER={quote(addresses.kafka)}")
     if addresses.redis:
-        output.line(f"export HEADRACE_STORE={addresses.redis_socket}")
+        output.line(f"export HEADRACE_STORE={quote(addresses.redis_socket)}")
         output.note(f"redis: also at {addresses.redis}")
 
 
@@ -51,7 +52,7 @@ def down(only: OnlyOption = None, json: output.JsonOption = False) -> None:
     """
     from app.local import services
 
-    ended = services.down(services=only or services.SERVICES)
+    ended = services.down(services.DEFAULT_DIRECTORY, only or services.SERVICES)
     if json:
         output.json_line({"ended": ended})
     elif not ended:
@@ -66,7 +67,7 @@ def status(json: output.JsonOption = False) -> None:
     """
     from app.local import services
 
-    found = services.status()
+    found = services.status(services.DEFAULT_DIRECTORY)
     if json:
         for each in found:
             output.json_line(each)

@@ -73,7 +73,11 @@ class CutConnection(msgspec.Struct, frozen=True):
     """The connection ends in the middle of the response."""
 
 
-Fault = ErrorReply | OddAnswer | ForeignReply | Hang | CutConnection
+class Trickle(msgspec.Struct, frozen=True):
+    """A response that comes byte by byte, a hundred a second, and does not end before the client goes away."""
+
+
+Fault = ErrorReply | OddAnswer | ForeignReply | Hang | CutConnection | Trickle
 
 
 def rate_limited(retry_after: str = "2") -> ErrorReply:
@@ -96,6 +100,7 @@ CONTEXT_EXCEEDED = OddAnswer(None, "model_context_window_exceeded")
 NOT_THE_API = ForeignReply(b"<html>A proxy's page</html>")
 HANG = Hang()
 CUT_CONNECTION = CutConnection()
+TRICKLE = Trickle()
 
 
 class RecordedRequest(msgspec.Struct, frozen=True):
@@ -169,6 +174,10 @@ class MessagesApi:
             return
         if isinstance(fault, ErrorReply):
             await self._send(send, fault.status, _error_body(fault, self._count), _retry_after(fault))
+        elif isinstance(fault, Trickle):
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", _JSON)]})
+            while not await self._wait_for_end(receive, 0.01):
+                await send({"type": "http.response.body", "body": b" ", "more_body": True})
         elif isinstance(fault, ForeignReply):
             await self._send(send, 200, fault.body, [(b"content-type", b"text/html")])
         else:

@@ -51,7 +51,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
     log: str
 
 
-def up(directory: Path = DEFAULT_DIRECTORY, services: Sequence[str] = SERVICES) -> Addresses:
+def up(directory: Path, services: Sequence[str] = SERVICES) -> Addresses:
     """Starts what does not run yet, waits until everything answers, and returns the addresses of all that runs.
 
     Called twice it finds the running servers. Interrupted, it may leave servers behind, which `down` ends.
@@ -68,7 +68,7 @@ def up(directory: Path = DEFAULT_DIRECTORY, services: Sequence[str] = SERVICES) 
         return _addresses(servers)
 
 
-def down(directory: Path = DEFAULT_DIRECTORY, services: Sequence[str] = SERVICES) -> list[str]:
+def down(directory: Path, services: Sequence[str] = SERVICES) -> list[str]:
     """Ends the servers and removes their files. Returns the names of those that there were."""
     directory = directory.absolute()
     if not directory.exists():
@@ -84,7 +84,7 @@ def down(directory: Path = DEFAULT_DIRECTORY, services: Sequence[str] = SERVICES
     return ended
 
 
-def status(directory: Path = DEFAULT_DIRECTORY) -> list[ServiceStatus]:
+def status(directory: Path) -> list[ServiceStatus]:
     """What was started in that directory, and whether it answers now. Changes nothing."""
     found = []
     for server in _load(directory.absolute()).values():
@@ -170,7 +170,8 @@ def _log(server: Server) -> Path:
 
 
 def _addresses(servers: dict[str, Server]) -> Addresses:
-    kafka, redis = servers.get("kafka"), servers.get("redis")
+    alive = {name: server for name, server in servers.items() if _pid(server) is not None}
+    kafka, redis = alive.get("kafka"), alive.get("redis")
     return Addresses(
         kafka=kafka.address if kafka else "",
         redis=redis.address if redis else "",

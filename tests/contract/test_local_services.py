@@ -78,6 +78,14 @@ def test_up_after_a_killed_redis_starts_it_at_its_address(directory: Path) -> No
     assert b"+PONG" in send_to_redis(first.redis, b"PING\r\n")
 
 
+def test_up_names_no_server_that_has_ended(directory: Path) -> None:
+    """The addresses are those of servers that run, whichever were asked for."""
+    up(directory, ["redis"])
+    os.kill(pid_of(directory, "redis"), signal.SIGKILL)
+    assert process.wait_until(lambda: status(directory)[0].state == "down", 10)
+    assert Addresses() == up(directory, [])
+
+
 def test_up_after_a_killed_kafka_starts_it_over_its_data(directory: Path) -> None:
     """A killed broker comes back as the same cluster, at its address."""
     first = up(directory, ["kafka"])
