@@ -187,7 +187,7 @@ class Receiver:
             raise self.failures.pop(0)
         return None
 
-    def keys(self) -> list[str]:
+    def called_keys(self) -> list[str]:
         return [key for _, key, _ in self.calls]
 
 

@@ -4,8 +4,10 @@ Every change is acknowledged on `agent.effects` before it counts here. States mo
 entered stands; so whatever order records of frozen and new owners are read back in, the result is the same.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
+from functools import reduce
 
 import msgspec
 
@@ -42,8 +44,11 @@ class Ledger:
         self.writer = writer
         self._capacity = capacity
         self._entries: dict[Pair, EffectRecord] = {}
-        self._offsets: dict[Pair, int] = {}
-        """Where the newest known state of each entry stands in the topic."""
+        self._seen_to = 0
+        """Every record of the topic before this offset is known here."""
+        self._following = asyncio.Lock()
+        self._foreign: dict[Pair, list[tuple[int, EffectRecord]]] = {}
+        """What others have written since the restore: only an owner that was frozen, or follows one, finds any."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -55,10 +60,10 @@ class Ledger:
         """Reads back what was written since then. Raises: Unavailable, Rejected."""
         start = (await self._reader.offsets_for_times({self._place: since_ms}))[self._place]
         end = (await self._reader.end_offsets([self._place]))[self._place]
-        async for entry, offset in self._read(start, end):
-            pair = (entry.alert_id, entry.agent)
-            known = self._entries.get(pair)
-            self._keep(entry if known is None else merged(known, entry), offset)
+        async for entry, _ in self._read(start, end):
+            known = self.get(entry.alert_id, entry.agent)
+            self._keep(entry if known is None else merged(known, entry))
+        self._seen_to = end
 
     async def enter(self, entry: EffectRecord) -> None:
         """Writes a standing decision and the effects it intends.
@@ -70,8 +75,7 @@ class Ledger:
     async def advance(self, entry: EffectRecord, name: str, status: EffectStatus) -> EffectRecord:
         """Writes a further state of one effect, and returns the entry that has it. Raises: as `enter`."""
         assert status.state.rank > entry.effects[name].state.rank, f"{name}: {entry.effects[name]} to {status}"
-        effects = {**entry.effects, name: status}
-        further = msgspec.structs.replace(entry, effects=effects, writer=self.writer)
+        further = self._further(entry, name, status)
         await self._write(further)
         return further
 
@@ -81,22 +85,34 @@ class Ledger:
         A worker that was frozen may still believe that the partition is its own; the log says who came first.
         Raises: Fenced when another writer has begun this effect, and then its state is known here; else as `enter`.
         """
+        assert status.state.rank > entry.effects[name].state.rank, f"{name}: {entry.effects[name]} to {status}"
+        claimed = self._further(entry, name, status)
+        offset = await self._write(claimed)
+        await self._follow(offset)
         pair = (entry.alert_id, entry.agent)
-        before = self._offsets[pair]
-        claimed = await self.advance(entry, name, status)
-        async for other, offset in self._read(before + 1, self._offsets[pair]):
-            if (other.alert_id, other.agent) != pair or other.writer == self.writer:
-                continue
-            if name in other.effects and other.effects[name].state.rank >= status.state.rank:
-                self._keep(merged(other, claimed), offset)
-                raise Fenced(f"effect {name} of {entry.alert_id}: another worker has begun it")
+        others = [other for at, other in self._foreign.get(pair, ()) if at < offset]
+        if any(name in other.effects and other.effects[name].state.rank >= status.state.rank for other in others):
+            self._keep(reduce(merged, others, claimed))
+            raise Fenced(f"effect {name} of {entry.alert_id}: another worker has begun it")
         return claimed
 
-    async def _write(self, entry: EffectRecord) -> None:
+    def _further(self, entry: EffectRecord, name: str, status: EffectStatus) -> EffectRecord:
+        return msgspec.structs.replace(entry, effects={**entry.effects, name: status}, writer=self.writer)
+
+    async def _write(self, entry: EffectRecord) -> int:
         confirmation = await self._producer.confirm(
             EFFECTS, encode(entry), effect_key(entry.alert_id, entry.agent), partition=self._place.partition
         )
-        self._keep(entry, confirmation.offset)
+        self._keep(entry)
+        return confirmation.offset
+
+    async def _follow(self, stop: int) -> None:
+        """Learns what others have written before `stop`. Each record is read once in the life of a ledger."""
+        async with self._following:
+            async for entry, offset in self._read(self._seen_to, stop):
+                if entry.writer != self.writer:
+                    self._foreign.setdefault((entry.alert_id, entry.agent), []).append((offset, entry))
+            self._seen_to = max(self._seen_to, stop)
 
     async def _read(self, start: int, stop: int) -> AsyncIterator[tuple[EffectRecord, int]]:
         async for batch in self._reader.read(self._place, start, stop):
@@ -112,14 +128,12 @@ class Ledger:
                     continue
                 yield entry, record.offset
 
-    def _keep(self, entry: EffectRecord, offset: int) -> None:
-        pair = (entry.alert_id, entry.agent)
-        self._entries[pair] = entry
-        self._offsets[pair] = offset
+    def _keep(self, entry: EffectRecord) -> None:
+        self._entries[entry.alert_id, entry.agent] = entry
         if len(self._entries) > self._capacity:
             oldest = next((pair for pair, entry in self._entries.items() if has_ended(entry)), None)
             if oldest is not None:
-                del self._entries[oldest], self._offsets[oldest]
+                del self._entries[oldest]
 
 
 def has_ended(entry: EffectRecord) -> bool:

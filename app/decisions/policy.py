@@ -77,8 +77,8 @@ def judge(
     """The decision that is allowed to stand.
 
     may_lower: False for a fallback's decision, which rules may only raise. Concerns count last, so that no rule undoes
-    them. A rule that raises counts as a concern. Whatever the rules do, the result is at least as severe as `decision`
-    unless the pair of both actions is in `policy.may_lower`.
+    them, and with one nothing is lowered. A rule that raises an exception counts as a concern. Whatever the rules do,
+    the result is at least as severe as `decision` unless the pair of both actions is in `policy.may_lower`.
     """
     reasons: list[str] = []
     open_concerns = [concern for concern in concerns if concern not in policy.tolerates]
@@ -102,6 +102,8 @@ def judge(
         else:
             reasons.append(f"{Reason.LOWERING_REFUSED}:{name}")
     reasons += dict.fromkeys(open_concerns)
+    if open_concerns and judged.severity < decision.severity:
+        judged = decision
     if open_concerns and fallback is not None and judged.severity < decision.severities[fallback.action]:
         judged = msgspec.structs.replace(judged, action=fallback.action)
     unsafe = bool(open_concerns) and judged.severity is Severity.APPROVE

@@ -17,7 +17,7 @@ def test_path_blocked_alert_makes_each_effect_once() -> None:
         assert [
             "ask_model:block_order:large_order:u-1:o-1",
             "ask_model:notify:large_order:u-1:o-1",
-        ] == world.receiver.keys()
+        ] == world.receiver.called_keys()
 
     run_virtual(main, START_MS)
 

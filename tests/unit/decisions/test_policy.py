@@ -62,11 +62,11 @@ def test_judge_tolerated_concern_changes_nothing(concern: Reason) -> None:
     assert ("approve", ()) == (judged.decision.action, judged.reasons)
 
 
-def test_judge_concern_counts_after_declared_lowering() -> None:
-    """No rule takes a decision below the fallback while a concern is open."""
+def test_judge_with_concern_lowers_nothing() -> None:
+    """On unfit evidence not even a declared lowering is made."""
     policy = Policy(rules=wants("approve").rules, may_lower=frozenset({("block", "approve")}))
     judged = judge(policy, large_order(), decided("block"), (Reason.FEATURES_STALE,), review)
-    assert "review" == judged.decision.action
+    assert "block" == judged.decision.action
 
 
 def test_judge_fallback_decision_is_never_lowered() -> None:
