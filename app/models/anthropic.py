@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 import anthropic
+import httpcore2  # noqa: F401  httpx2 would load it with its first client, reading files on the running loop
 import httpx2
 import msgspec
 
@@ -139,6 +140,7 @@ class AnthropicModel:
             open_telemetry=False,
             http_client=anthropic.DefaultAsyncHttpxClient(limits=limits),
         )
+        self._messages = self._client.messages.with_raw_response  # loads its module here, not under the first alert
 
     async def decide(self, request: ModelRequest) -> ModelAnswer:
         loop = asyncio.get_running_loop()
@@ -147,7 +149,7 @@ class AnthropicModel:
         try:
             # The library's timeout is one for each phase of a request; ours is for the whole.
             async with asyncio.timeout(timeout_seconds):
-                response = await self._client.messages.with_raw_response.create(
+                response = await self._messages.create(
                     model=self.name,
                     max_tokens=MAX_ANSWER_TOKENS,
                     system=[

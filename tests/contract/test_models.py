@@ -285,6 +285,15 @@ async def test_anthropic_timed_out_call_gives_its_connection_back(api: MessagesA
     assert 1 == api.given_up
 
 
+async def test_anthropic_trickling_response_times_out(api: MessagesApi, claude: AnthropicModel) -> None:
+    """The limit is for the whole call: a response that never pauses long, and never ends, is cut off too."""
+    api.play(stub.TRICKLE)
+    failure = await failure_of(claude, ask(timeout_ms=100))
+    assert FailureCode.TIMEOUT is failure.code
+    await api.until_open(0)
+    assert 1 == api.given_up
+
+
 async def test_anthropic_many_calls_run_at_the_same_time() -> None:
     """Two hundred calls are on the wire at once; none waits for another's connection."""
     async with messages_api(faults=[stub.HANG] * 200) as api:

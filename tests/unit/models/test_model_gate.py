@@ -103,6 +103,20 @@ def test_gate_deadline_that_no_call_fits_calls_no_model(left_seconds: float) -> 
     assert [] == model.started
 
 
+def test_gate_passed_deadline_does_not_join_the_queue() -> None:
+    """The deadline is judged before everything else, at once, also while all permits are taken."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> None:
+        gate = ModelGate(ScriptedModel(), concurrency=1, attempt_ms=10_000)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(gate.decide(request(), loop.time() + 60))
+            await steps(2)
+            with pytest.raises(ModelFailure, match="deadline: 0 ms are left"):
+                gate.decide(request(), loop.time() - 1).send(None)
+
+    virtual(main)
+
+
 @pytest.mark.parametrize(
     ("left_seconds", "timeout_ms", "code"),
     [(60.0, 1_000, FailureCode.TIMEOUT), (0.5, 500, FailureCode.DEADLINE)],

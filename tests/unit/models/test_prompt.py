@@ -129,6 +129,13 @@ def test_render_context_any_size_stays_valid_and_bounded(piece: str, depth: int,
     assert 1 == decoded["short"]
 
 
+@pytest.mark.parametrize("entries", [1, 2, 7])
+def test_render_context_full_entries_use_the_room_and_no_more(entries: int) -> None:
+    """Where all entries are too long, together they fill the limit and never pass it."""
+    text = render_context({f"entry{i}": ["\u202e" * 50] * 5_000 for i in range(entries)})
+    assert MAX_CONTEXT_CHARACTERS * 0.9 < len(text) <= MAX_CONTEXT_CHARACTERS
+
+
 def test_render_context_long_string_is_cut_visibly() -> None:
     """A mark says how much is missing."""
     text = json.loads(render_context({"note": "x" * (MAX_STRING_CHARACTERS + 5)}))["note"]
