@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from app.application import App
     from app.core.clock import Clock
     from app.core.settings import Settings
-    from app.demo import Demo, Scenario, Summary
+    from app.demo import Demo, Scenario
 
 START_MS = 1_800_000_000_000
 """Where virtual time begins: the same moment in every run."""
 
 
 def demo(
-    events: Annotated[int, typer.Option("--events", min=1, help="How many events the shoppers cause.")] = 3_000,
+    events: Annotated[int, typer.Option("--events", min=1, help="How many events the shoppers cause.")] = 2_000,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other shoppers.")] = 7,
     model: Annotated[
         str, typer.Option("--model", help="`rules` answers offline; claude-… needs ANTHROPIC_API_KEY.")
@@ -77,11 +77,25 @@ def _make(app: "App", values: "Settings", clock: "Clock") -> "Demo":
 
 
 async def _watch(app: "App", values: "Settings", play: "Scenario", events: int, seed: int) -> None:
-    import asyncio
+    """Runs the demo beside a task that draws it."""
+    import anyio
+    from rich.console import Console
 
+    from app.cli.demo_view import DemoView
+    from app.cli.demo_watch import DemoWatch
     from app.core.clock import SystemClock
 
     made = _make(app, values, SystemClock())
-    run = asyncio.ensure_future(made.run(play, events, seed, "system"))
-    summary: Summary = await run
-    output.json_line(summary)
+    watch, view = DemoWatch(made, events), DemoView(Console())
+
+    async def draw() -> None:
+        while True:
+            view.show(watch.snapshot())
+            await anyio.sleep(0.1)
+
+    with view:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(draw)
+            await made.run(play, events, seed, "system")
+            tasks.cancel_scope.cancel()
+    view.finish(watch.snapshot())
