@@ -12,7 +12,7 @@ from random import Random
 from app.broker.base import Assignment, CommittedOffset, RebalanceListener
 from app.broker.memory import MemoryBroker, MemoryConsumer
 from app.broker.topics import TopicSpec
-from app.core.clock import Clock
+from app.core.clock import Clock, run_virtual
 from app.core.record import Record, TopicPartition
 from app.dispatch.consumer import Dispatcher
 from app.dispatch.marks import Mark, decode_marks
@@ -32,7 +32,7 @@ class History:
     def __init__(self) -> None:
         self.ends: Counter[Place] = Counter()
         self.begun: list[Place] = []
-        self.running: set[bytes] = set()
+        self.running: set[tuple[int, bytes]] = set()
         self.most_running = 0
         self.order: dict[bytes, list[int]] = defaultdict(list)
         self.given_up: list[tuple[Place, str, int]] = []
@@ -62,7 +62,8 @@ class WatchedBroker(MemoryBroker):
         return self.consumers[-1]
 
     def committed(self, partition: int = 0) -> CommittedOffset | None:
-        return self.groups[GROUP].committed.get(TopicPartition(TOPIC, partition))
+        group = self.groups.get(GROUP)
+        return group.committed.get(TopicPartition(TOPIC, partition)) if group else None
 
     def position(self, partition: int = 0) -> int:
         """The committed offset; 0 where there is none."""
@@ -113,14 +114,15 @@ class RecordedWork:
         history, place = self.history, place_of(record)
         history.begun.append(place)
         key = record.key or repr(place).encode()
-        if key in history.running:
+        lane = (record.partition, key)
+        if lane in history.running:
             history.violations.append(f"two of {key!r} at once")
-        history.running.add(key)
+        history.running.add(lane)
         history.most_running = max(history.most_running, len(history.running))
         try:
             await self.handler(record, attempt)
         finally:
-            history.running.discard(key)
+            history.running.discard(lane)
         history.ends[place] += 1
         history.order[key].append(record.offset)
 
@@ -142,6 +144,18 @@ class RecordedWork:
         self.history.ended.extend(assignments)
 
 
+def on_stage(play: Callable[["Stage"], Awaitable[None]], partitions: int = 1) -> None:
+    """Runs a play under virtual time, and expects that it broke no rule."""
+
+    async def main(clock: Clock) -> None:
+        stage = await staged(clock, partitions)
+        await play(stage)
+        if stage.history.violations:
+            raise AssertionError(stage.history.violations[:10])
+
+    run_virtual(main, START_MS)
+
+
 class Stage:
     """A broker with one topic, a history, and dispatchers that come and go."""
 
@@ -160,11 +174,8 @@ class Stage:
         for key in keys:
             self.broker.append(TOPIC, value, None if key == "-" else key.encode(), partition, 0, ())
 
-    def places(self) -> list[Place]:
-        return [place_of(record) for log in self.broker.logs.values() for record in log]
-
     def all_ended(self) -> bool:
-        return all(self.history.ends[place] for place in self.places())
+        return len(self.history.ends) == sum(map(len, self.broker.logs.values()))
 
     def dispatcher(self, config: DispatchConfig | None = None, work: RecordedWork | None = None) -> Dispatcher:
         return Dispatcher(self.broker, work or self.work, config or DispatchConfig(), Random(7))
@@ -175,10 +186,14 @@ class Stage:
     ) -> AsyncIterator[Dispatcher]:
         """A dispatcher that runs inside the block and is stopped, cleanly, at its end."""
         dispatcher, stopping = self.dispatcher(config, work), asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(dispatcher.run(stopping))
+        running = asyncio.create_task(dispatcher.run(stopping))
+        try:
             yield dispatcher
             stopping.set()
+            await running
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
 
 
 async def staged(clock: Clock, partitions: int = 1) -> Stage:
@@ -194,6 +209,15 @@ def place_of(record: Record) -> Place:
 
 async def at_once(record: Record, attempt: int) -> None:
     """A handler that has nothing to wait for."""
+
+
+def taking(seconds: float) -> Handler:
+    """A handler that takes so long."""
+
+    async def handle(record: Record, attempt: int) -> None:
+        await asyncio.sleep(seconds)
+
+    return handle
 
 
 async def until(condition: Callable[[], bool], within_seconds: float = 600.0) -> None:

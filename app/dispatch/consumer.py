@@ -10,7 +10,8 @@ and when a commit is refused as fenced; whatever completes later changes nothing
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
 from random import Random
@@ -18,7 +19,7 @@ from random import Random
 import anyio
 
 from app.broker.base import Assignment, Broker, CommittedOffset
-from app.core.errors import Unavailable
+from app.core.errors import Fenced, Unavailable
 from app.core.record import Record, TopicPartition
 from app.dispatch.commits import Commits
 from app.dispatch.partitions import Partition
@@ -33,6 +34,9 @@ POLL_RECORDS = 500
 POLL_TIMEOUT_MS = 500
 CANCELLED_WITHIN_SECONDS = 1.0
 """How long polling waits for the cancelled handlers of an ended epoch."""
+
+TAKE_BACK_SECONDS = 15.0
+"""A partition whose commit was refused, and that the group has not taken away by then, is begun again."""
 
 _place_of = attrgetter("topic", "partition")
 
@@ -49,6 +53,7 @@ class Dispatcher:
         self._runner = Runner(work, config, random, self._on_progress)
         self._partitions: dict[TopicPartition, Partition] = {}
         self._ended: list[Partition] = []  # whose tasks have not all unwound yet
+        self._refused: dict[Partition, float] = {}  # ended by a refused commit; when to begin them again, loop time
         self._rebalancing = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._stopping = False
@@ -69,9 +74,7 @@ class Dispatcher:
                 self._runner.open(self._tasks)
                 await self._serve(self._tasks, stopping)
         except BaseExceptionGroup as group:
-            if len(group.exceptions) > 1:
-                raise
-            raise group.exceptions[0] from None
+            raise group.exceptions[0] from (group if len(group.exceptions) > 1 else None)
         finally:
             with anyio.CancelScope(shield=True):
                 try:
@@ -81,9 +84,8 @@ class Dispatcher:
 
     async def _serve(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         try:
-            polling = tasks.create_task(self._stop_starting_at_end(self._poll()))
-            following = self._commits.follow(lambda: list(self._partitions.values()), self._lose)
-            committing = tasks.create_task(self._stop_starting_at_end(following))
+            polling = tasks.create_task(self._stop_starting_at_end(self._poll))
+            committing = tasks.create_task(self._stop_starting_at_end(self._commit))
             await stopping.wait()
             self._stopping = True
             # Polling goes on during the drain: a member that is not polled is expelled.
@@ -97,10 +99,10 @@ class Dispatcher:
         finally:
             self._runner.stop()
 
-    async def _stop_starting_at_end(self, service: Coroutine[None, None, None]) -> None:
+    async def _stop_starting_at_end(self, service: Callable[[], Awaitable[None]]) -> None:
         """The task group ends everything when one service fails; a handler that ends then must start no other."""
         try:
-            await service
+            await service()
         finally:
             self._runner.stop()
 
@@ -108,6 +110,7 @@ class Dispatcher:
         failures = 0
         while True:
             try:
+                await self._take_back()
                 records = await self._consumer.poll(POLL_RECORDS, POLL_TIMEOUT_MS)
             except Unavailable as error:
                 failures += 1
@@ -119,6 +122,9 @@ class Dispatcher:
             if records:
                 self._distribute(records)
                 await asyncio.sleep(0)  # a poll that finds records at once does not give way to the handlers by itself
+
+    async def _commit(self) -> None:
+        await self._commits.follow(lambda: list(self._partitions.values()), self._lose)
 
     def _distribute(self, records: Iterable[Record]) -> None:
         for (topic, number), group in groupby(records, key=_place_of):
@@ -158,16 +164,17 @@ class Dispatcher:
         async with self._rebalancing:
             committed = await self._committed([assignment.place for assignment in assignments])
             for assignment in assignments:
-                assert assignment.place not in self._partitions, f"{assignment.place} is assigned twice"
-                partition = Partition(assignment, committed[assignment.place], self._config.max_waiting)
-                self._foreign_metadata += partition.tracker.foreign_metadata
-                self._partitions[assignment.place] = partition
-                self._settle(partition)  # pauses it: nothing of it runs before it is prepared
-                if self._stopping:
-                    partition.closing = True
-                else:
-                    assert self._tasks is not None
-                    partition.preparing = self._tasks.create_task(self._prepare(partition))
+                self._begin(assignment, committed[assignment.place])
+
+    def _begin(self, assignment: Assignment, committed: CommittedOffset | None) -> None:
+        assert assignment.place not in self._partitions, f"{assignment.place} is assigned twice"
+        partition = self._partitions[assignment.place] = Partition(assignment, committed, self._config.max_waiting)
+        self._foreign_metadata += partition.tracker.foreign_metadata
+        partition.closing = self._stopping
+        self._settle(partition)  # pauses it: nothing of it runs before it is prepared
+        if not self._stopping:
+            assert self._tasks is not None
+            partition.preparing = self._tasks.create_task(self._prepare(partition))
 
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
         async with self._rebalancing:
@@ -184,6 +191,25 @@ class Dispatcher:
         """A refused commit means the same as lost, and may come before polling hears of it."""
         async with self._rebalancing:
             await self._end(partitions)
+            due = asyncio.get_running_loop().time() + TAKE_BACK_SECONDS
+            self._refused.update(dict.fromkeys(partitions, due))
+            self._consumer.pause([partition.assignment.place for partition in partitions])
+
+    async def _take_back(self) -> None:
+        """Begins again, where it stood, what a refused commit has ended and the group never took away; else nobody
+        would read it."""
+        for partition, due in list(self._refused.items()):
+            assignment = partition.assignment
+            if assignment not in self._consumer.assignments():
+                del self._refused[partition]
+            elif asyncio.get_running_loop().time() >= due and not self._stopping:
+                start = partition.tracker.committable()
+                with suppress(Fenced):
+                    async with self._rebalancing:
+                        await self._consumer.seek(assignment.place, start.offset)
+                        del self._refused[partition]
+                        logger.warning("%s: a commit was refused, yet the partition is still ours", assignment.place)
+                        self._begin(assignment, start)
 
     def _held(self, assignments: Iterable[Assignment]) -> list[Partition]:
         """What is still held of these; a partition that a refused commit has ended is not."""
@@ -264,6 +290,7 @@ class Dispatcher:
             give_up_failures=counts.give_up_failures,
             in_flight=self._runner.in_flight,
             waiting=sum(one.waiting for one in partitions),
+            lanes=self._runner.lanes,
             parked=self._runner.parked,
             held=sum(one.held for one in partitions),
             commits=self._commits.commits,

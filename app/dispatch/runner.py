@@ -74,6 +74,10 @@ class Runner:
         return self._running
 
     @property
+    def lanes(self) -> int:
+        return len(self._lanes)
+
+    @property
     def parked(self) -> int:
         return self._lanes.parked
 
@@ -105,7 +109,7 @@ class Runner:
                 return
             partition = lane.owner
             assert isinstance(partition, Partition)
-            task = self._tasks.create_task(self._run_head(partition, lane))
+            task = self._tasks.create_task(self._run_head(partition, lane, lane.head))
             self._running += 1
             partition.waiting -= 1
             partition.tasks.add(task)
@@ -144,8 +148,7 @@ class Runner:
         self._on_progress(partition)
         self.start()
 
-    async def _run_head(self, partition: Partition, lane: Lane[_Item]) -> None:
-        item = lane.head
+    async def _run_head(self, partition: Partition, lane: Lane[_Item], item: _Item) -> None:
         delay_ms = await self._bring_to_end(item)
         task = asyncio.current_task()
         assert task is not None

@@ -109,7 +109,8 @@ class DispatchStatistics(msgspec.Struct, frozen=True):
     """Counts since the start of one dispatcher, and its partitions now.
 
     received: every record taken; each then counts once in done, passed_over, recorded (an earlier owner had recorded it
-    as done), or abandoned (unfinished when its partition went), or is in flight or waiting.
+    as done), or abandoned (unfinished when its partition went), or is in flight or waiting. lanes: keys that have records
+    here now; parked: those of them that wait for a retry.
     given_up: those of done that `give_up` brought to their end. held: received from the broker, not taken yet.
     """
 
@@ -123,6 +124,7 @@ class DispatchStatistics(msgspec.Struct, frozen=True):
     give_up_failures: int
     in_flight: int
     waiting: int
+    lanes: int
     parked: int
     held: int
     commits: int
