@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -78,3 +79,8 @@ def keep(name: str, result: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}-{datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC):%Y%m%dT%H%M%S}.json"
     path.write_bytes(encode(result) + b"\n")
     return path
+
+
+def now_s() -> float:
+    """Wall time in seconds, finer than the milliseconds of a `Clock`."""
+    return time.time()  # noqa: TID251 - a benchmark compares with stamps of other processes

@@ -1,0 +1,244 @@
+"""From an event to a decision, through real Kafka and Redis: `python -m benchmarks.e2e [--rate N] [--seconds N] [--json]`.
+
+A worker runs in a process of its own, with an in-process model of set latency. Events are offered by the clock, not by
+how fast they are taken: each has a moment, its time is that moment, and whatever is late counts as latency. Hop times are
+those that the decisions carry, in whole milliseconds; the model's own time is taken out of `beyond the model`.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import msgspec
+import redis
+import typer
+import uvloop
+
+from agents import app
+from app.broker.kafka import KafkaBroker
+from app.core.clock import SystemClock
+from app.core.codec import encode
+from app.core.record import Record, TopicPartition
+from app.core.settings import Settings
+from app.decisions.record import DECISIONS, DecisionRecord
+from app.models.rules import RulesModel, lognormal_seconds
+from app.serving.stores import open_store
+from app.worker import Worker
+from benchmarks import common
+
+WARM_UP_S = 3.0
+PROBES_PER_S = 20
+PROBE_LIMIT_S = 2.0
+HOPS = (
+    ("event to engine", "event_ms", "received_ms"),
+    ("engine to alert", "received_ms", "alert_ms"),
+    ("alert to agent", "alert_ms", "agent_ms"),
+    ("agent to features with own event", "agent_ms", "enriched_ms"),
+    ("features to decision, the model's time", "enriched_ms", "decided_ms"),
+)
+
+
+async def work(broker_address: str, store_address: str, model_ms: float) -> None:
+    """The worker process: everything but the publisher; ends on SIGTERM."""
+    settings = Settings(broker=broker_address, store=store_address, model="rules", model_concurrency=256, replication=1)
+    clock = SystemClock()
+    broker, store = KafkaBroker(broker_address, clock, replication=1), open_store(store_address, clock)
+    seconds: Any = lognormal_seconds(model_ms / 1000, model_ms * 2.5 / 1000, seed=1) if model_ms else 0.0
+    model = RulesModel(app.rules, seconds=seconds)
+    worker = Worker(app, settings, broker=broker, store=store, model=model, clock=clock)
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    await worker.run(stopping)
+    await store.close()
+    await broker.close()
+
+
+def order(number: int, user: str, alert: bool) -> bytes:
+    amount = 20_000 if alert else 49.90
+    return (
+        f'{{"order_id":"o-{number}","user_id":"{user}","amount_usd":{amount},"status":"placed",'
+        f'"timestamp":"2026-11-24T10:00:00.000Z"}}'
+    ).encode()
+
+
+class Probe:
+    """Asks Redis for one order's tile until it is there: event to feature, as a reader sees it."""
+
+    def __init__(self, address: str) -> None:
+        self._client = redis.Redis.from_url(address, retry=None)
+        self.waits_ms: list[float] = []
+        self.lost = 0
+
+    def wait(self, user: str, at_s: float) -> None:
+        """at_s: the moment of the event, on time.time()'s clock."""
+        key, until = f"user_features:{user}", at_s + PROBE_LIMIT_S
+        while True:
+            seen = self._client.exists(key)
+            now = common.now_s()
+            if seen:
+                self.waits_ms.append((now - at_s) * 1000)
+                return
+            if now > until:
+                self.lost += 1
+                return
+            time.sleep(0.0003)
+
+
+async def offer(
+    broker: KafkaBroker, probe: Probe, rate: int, seconds: float, alert_share: float, run: str
+) -> tuple[int, set[str]]:
+    """Publishes by the clock; returns how many events, and the users whose alerts count."""
+    producer, chance = broker.producer(), random.Random(7)
+    await producer.start()
+    loop = asyncio.get_running_loop()
+    began, alerting = common.now_s() + 0.2, set[str]()
+    probes: list[asyncio.Future[None]] = []
+    total, probe_every = int(rate * (seconds + WARM_UP_S)), max(1, rate // PROBES_PER_S)
+    for number in range(total):
+        at = began + number / rate
+        ahead = at - common.now_s()
+        if ahead > 0.0005:
+            await asyncio.sleep(ahead)
+        alert = chance.random() < alert_share
+        measured = number > rate * WARM_UP_S
+        probed = measured and not alert and number % probe_every == 0
+        user = f"{run}-{number}" if alert or probed else f"{run}-common-{chance.randrange(10_000)}"
+        await producer.send("raw.orders", order(number, user, alert), user.encode(), timestamp_ms=int(at * 1000))
+        if alert and measured:
+            alerting.add(user)
+        if probed:
+            probes.append(loop.run_in_executor(None, probe.wait, user, at))
+    failures = await producer.flush()
+    assert not failures, failures[0]
+    await asyncio.gather(*probes)
+    await producer.close()
+    return total, alerting
+
+
+async def decisions(broker: KafkaBroker, alerting: set[str], model_ms: float) -> list[tuple[Record, DecisionRecord]]:
+    """The decisions about those users, once all are there."""
+    reader, found = broker.reader(), list[tuple[Record, DecisionRecord]]()
+    places = [TopicPartition(DECISIONS, partition) for partition in range(6)]
+    positions, deadline = dict.fromkeys(places, 0), common.now_s() + 30 + model_ms / 100
+    while len(found) < len(alerting) and common.now_s() < deadline:
+        for place, end in (await reader.end_offsets(places)).items():
+            async for records in reader.read(place, positions[place], end):
+                for record in records:
+                    decision = msgspec.json.decode(record.value or b"", type=DecisionRecord)
+                    if decision.entity in alerting:
+                        found.append((record, decision))
+            positions[place] = end
+        await asyncio.sleep(0.1)
+    await reader.close()
+    return found
+
+
+def figures(found: Sequence[tuple[Record, DecisionRecord]]) -> dict[str, Any]:
+    """Percentiles per hop, in milliseconds, and how often the own event was seen."""
+    times: dict[str, list[float]] = defaultdict(list)
+    own, reasons = defaultdict[str, int](int), defaultdict[str, int](int)
+    for record, decision in found:
+        hops, model_ms = decision.hops, sum(use.model_ms for use in decision.models)
+        for name, start, end in HOPS:
+            times[name].append(getattr(hops, end) - getattr(hops, start))
+        times["decision acknowledged"].append(record.timestamp_ms - hops.decided_ms)
+        times["event to decision"].append(record.timestamp_ms - hops.event_ms)
+        times["model"].append(model_ms)
+        times["event to decision, beyond the model"].append(record.timestamp_ms - hops.event_ms - model_ms)
+        for features in decision.features:
+            own[features.own_event.value] += 1
+        for reason in decision.reasons:
+            reasons[reason] += 1
+    hops_ms = {name: common.percentiles(values) for name, values in times.items()}
+    return {"decisions": len(found), "own_event": dict(own), "reasons": dict(reasons), "hops_ms": hops_ms}
+
+
+@contextmanager
+def worker_process(broker: str, store: str, model_ms: float) -> Iterator[None]:
+    command = [sys.executable, "-m", "benchmarks.e2e", "--role", "worker", "--model-ms", str(model_ms)]
+    process = subprocess.Popen([*command, "--broker", broker, "--store", store], env=os.environ)
+    try:
+        yield
+    finally:
+        process.terminate()
+        if process.wait(40) != 0:
+            common.say(f"the worker ended with {process.returncode}")
+
+
+async def measure(
+    broker_address: str, store_address: str, rate: int, seconds: float, alert_share: float, model_ms: float
+) -> dict[str, Any]:
+    broker = KafkaBroker(broker_address, SystemClock(), replication=1)
+    admin = broker.admin()
+    await admin.create(app.topics.all())
+    await admin.close()
+    probe, run = Probe(store_address), f"e{SystemClock().now_ms() % 10**9}"
+    with worker_process(broker_address, store_address, model_ms):
+        common.say("waiting until the worker serves features")
+        await ready(broker, store_address)
+        common.say(f"offering {rate:,} events/s for {seconds + WARM_UP_S:.0f} s, {alert_share:.0%} of them alerts")
+        total, alerting = await offer(broker, probe, rate, seconds, alert_share, run)
+        common.say("waiting for the last decisions")
+        found = await decisions(broker, alerting, model_ms)
+    await broker.close()
+    result = figures(found)
+    result["hops_ms"]["event to feature in Redis"] = common.percentiles(probe.waits_ms)
+    return {"events": total, "alerts": len(alerting), "probes_lost": probe.lost, **result}
+
+
+async def ready(broker: KafkaBroker, store_address: str) -> None:
+    """An event of every partition's has reached the store."""
+    producer, client = broker.producer(), redis.Redis.from_url(store_address)
+    await producer.start()
+    users, number = [f"ready-{number}" for number in range(48)], 0
+    while not all(client.exists(f"user_features:{user}") for user in users):
+        number += 1
+        for user in users:
+            await producer.send(
+                "raw.orders", order(-number, user, False), user.encode(), timestamp_ms=SystemClock().now_ms()
+            )
+        await producer.flush()
+        await asyncio.sleep(0.5)
+    await producer.close()
+
+
+def main(
+    rate: Annotated[int, typer.Option(help="Events a second.")] = 1_000,
+    seconds: Annotated[float, typer.Option(help="How long, after a warm-up of 3 s.")] = 20,
+    alerts: Annotated[float, typer.Option(help="Which part of the events alerts.")] = 0.1,
+    model_ms: Annotated[float, typer.Option(help="Median latency of the in-process model; p99 is 2.5 times it.")] = 300,
+    broker: Annotated[str | None, typer.Option(help="kafka://host:port; a local one unless given.")] = None,
+    store: Annotated[str | None, typer.Option(help="redis:// or unix://; a local one unless given.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    role: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Measure the way from an event to a decision."""
+    if role == "worker":
+        assert broker
+        assert store
+        uvloop.run(work(broker, store, model_ms))
+        return
+    with common.servers(broker, store, ["kafka", "redis"]) as addresses:
+        found = uvloop.run(measure(addresses.kafka, addresses.redis_socket, rate, seconds, alerts, model_ms))
+    settings = {"rate": rate, "seconds": seconds, "alert_share": alerts, "model_ms": model_ms}
+    result = {"benchmark": "e2e", **settings, **found, "environment": common.environment()}
+    path = common.keep("e2e", result)
+    if json:
+        typer.echo(encode(result).decode())
+        return
+    typer.echo(f"{found['decisions']} decisions of {found['alerts']} alerts, own event {found['own_event']}")
+    for name, values in found["hops_ms"].items():
+        typer.echo(f"{name:42} p50 {values.get('p50', 0):8.1f} ms   p99 {values.get('p99', 0):8.1f} ms")
+    typer.echo(f"kept in {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
