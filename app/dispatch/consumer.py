@@ -229,10 +229,7 @@ class Dispatcher:
     async def _prepare(self, partition: Partition) -> None:
         """Lets the work look back, then opens the partition. Ends when the epoch does."""
         place = partition.assignment.place
-        # One key, one handler: those of the last epoch may still be on their way out.
-        leaving = [task for one in self._ended if one.assignment.place == place for task in one.tasks]
-        if leaving:
-            await asyncio.wait(leaving)
+        await self._unwound(place)
         failures = 0
         while not partition.prepared:
             partition.told = True
@@ -245,6 +242,13 @@ class Dispatcher:
                 await self._back_off(failures)
         self._settle(partition)
         self._runner.start()
+
+    async def _unwound(self, place: TopicPartition) -> None:
+        """Returns when the handlers of earlier epochs have ended: one at a time of a key, also of a partition that comes
+        back while they are on their way out."""
+        leaving = [task for one in self._ended if one.assignment.place == place for task in one.tasks]
+        if leaving:
+            await asyncio.wait(leaving)
 
     async def _drain(self, partitions: Collection[Partition], milliseconds: int) -> None:
         """Starts nothing more of them, and waits until what runs has ended, or the time is over."""
