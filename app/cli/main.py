@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.cli import agents, demo, local, output, streams, worker
+from app.cli import agents, demo, local, output, replay, streams, worker
 from app.core.errors import HeadraceError
 
 WRONG_SETUP = 2
@@ -26,6 +26,7 @@ cli = typer.Typer(
 )
 cli.command()(demo.demo)
 cli.command()(worker.worker)
+cli.command()(replay.replay)
 cli.add_typer(agents.commands, name="agents")
 cli.add_typer(streams.commands, name="streams")
 cli.add_typer(local.commands, name="local")
