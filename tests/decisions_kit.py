@@ -174,17 +174,17 @@ class FakeFeatures:
 
 @dataclass
 class Receiver:
-    """The other side of effects: notes each call; `failures` are raised first, one a call; applies a key once."""
+    """The other side of effects: notes each call; `failures` of its address are raised first, one a call."""
 
-    failures: list[BaseException] = field(default_factory=list)
+    failures: dict[str, list[Exception]] = field(default_factory=dict)
     calls: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
 
     async def post_json(self, url: str, body: bytes, headers: Mapping[str, str], timeout_ms: int) -> object:
         await asyncio.sleep(0.001)
         self.calls.append((url, headers["idempotency-key"], msgspec.json.decode(body)))
         await asyncio.sleep(0.001)
-        if self.failures:
-            raise self.failures.pop(0)
+        if failures := self.failures.get(url):
+            raise failures.pop(0)
         return None
 
     def called_keys(self) -> list[str]:

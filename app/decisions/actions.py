@@ -18,7 +18,7 @@ from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
 from app.core.errors import BadRecord, Fenced, Rejected
 from app.core.record import Record
-from app.decisions.agent import Action, Agent
+from app.decisions.agent import Agent
 from app.decisions.decided import CAPACITY, HORIZON_MS, LOOK_BACK_MS, written_ms
 from app.decisions.decision import Decision
 from app.decisions.effects import Effects, Poster, Receivers, review_request, write_review
@@ -53,7 +53,6 @@ class Standing:
     agent: Agent[Any]
     decision: Decision
     alert: Alert
-    actions: tuple[Action, ...]
 
 
 @dataclass
@@ -146,22 +145,22 @@ class ActionsWork:
             self.statistics.superseded += 1
             return
         failures: list[Exception] = []
-        for action in standing.actions:
-            if reached(state, action.name).ended:
+        for name in state.effects:
+            if reached(state, name).ended:
                 continue
             try:
-                state = await self._apply(standing, state, action)
+                state = await self._apply(standing, state, name)
             except Fenced:
                 raise
             except Exception as error:
-                logger.warning("effect %s failed: %s", self._key(standing, action), error, exc_info=True)
+                logger.warning("effect %s failed: %s", state.effects[name].key, error, exc_info=True)
                 state = self._ledger(standing).get(standing.record.alert_id, standing.agent.name) or state
                 failures.append(error)
         if failures:
             raise failures[0]
 
     async def give_up(self, record: Record, error: Exception, attempts: int) -> None:
-        """Ends what no attempt has ended: each open effect is `failed` (`unknown` once called), and a person is asked. Nothing is dropped."""
+        """Ends what no attempt has ended: each open effect is `failed`, or `unknown` once called, and a person is asked."""
         try:
             standing = self._decode(record)
         except BadRecord as bad:
@@ -171,16 +170,18 @@ class ActionsWork:
         state = await self._entered(standing) if standing.record.mode == "live" else None
         if state is None:
             return
-        for action in standing.actions:
-            at = reached(state, action.name)
+        for name in state.effects:
+            at = reached(state, name)
             if not at.ended:
                 ended = EffectState.UNKNOWN if at is EffectState.CALLED else EffectState.FAILED
-                state = await self._report(standing, state, action, ended, f"{error} (attempt {attempts})")
+                state = await self._report(standing, state, name, ended, f"{error} (attempt {attempts})")
 
     def _decode(self, record: Record) -> Standing:
         value = record.value or b""
         try:
             decided = msgspec.json.decode(value, type=DecisionRecord)
+            if decided.alert_partition != record.partition:
+                raise _bad(record, f"stands beside the alerts of another partition, {decided.alert_partition}")
             agent = self._agents.get(decided.agent)
             if agent is None:
                 raise _bad(record, f"unknown agent {decided.agent!r}; is this the application that decided?")
@@ -191,7 +192,7 @@ class ActionsWork:
             alert = msgspec.json.decode(decided.alert, type=alert_type)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise _bad(record, f"is no decision: {error}") from None
-        return Standing(decided, record.offset, sha256(value), agent, decision, alert, agent.actions(decision.action))
+        return Standing(decided, record.offset, sha256(value), agent, decision, alert)
 
     def _ledger(self, standing: Standing) -> Ledger:
         ledger = self._ledgers.get(standing.record.alert_partition)
@@ -205,7 +206,16 @@ class ActionsWork:
         known = ledger.get(standing.record.alert_id, standing.agent.name)
         if known is not None:
             return known if known.decision_offset == standing.offset else None
-        effects = {action.name: self._status(standing, action, EffectState.INTENDED, "") for action in standing.actions}
+        now_ms = self._clock.now_ms()
+        effects = {
+            action.name: EffectStatus(
+                EffectState.INTENDED,
+                idempotency_key(standing.agent.name, action.name, standing.record.alert_id),
+                action.receiver,
+                now_ms,
+            )
+            for action in standing.agent.actions(standing.decision.action)
+        }
         entry = EffectRecord(
             alert_id=standing.record.alert_id,
             agent=standing.agent.name,
@@ -218,21 +228,22 @@ class ActionsWork:
         await ledger.enter(entry)
         return entry
 
-    def _key(self, standing: Standing, action: Action) -> str:
-        return idempotency_key(standing.agent.name, action.name, standing.record.alert_id)
-
-    async def _apply(self, standing: Standing, state: EffectRecord, action: Action) -> EffectRecord:
+    async def _apply(self, standing: Standing, state: EffectRecord, name: str) -> EffectRecord:
         """Makes one effect and writes how it ended. Raises what is worth another attempt."""
-        at_most_once = action.receiver == "at_most_once"
+        action = standing.agent.effect(name)
+        if action is None:
+            detail = f"agent {standing.agent.name} declares it no more"
+            return await self._report(standing, state, name, EffectState.FAILED, detail)
+        at_most_once = state.effects[name].receiver == "at_most_once"
         if at_most_once:
-            if reached(state, action.name) is EffectState.CALLED:
+            if reached(state, name) is EffectState.CALLED:
                 detail = "the call broke off; it is not known whether the receiver applied it"
-                return await self._report(standing, state, action, EffectState.UNKNOWN, detail)
-            called = self._status(standing, action, EffectState.CALLED, "")
-            state = await self._ledger(standing).claim(state, action.name, called)
+                return await self._report(standing, state, name, EffectState.UNKNOWN, detail)
+            called = self._status(state, name, EffectState.CALLED, "")
+            state = await self._ledger(standing).claim(state, name, called)
         effects = Effects(
-            action.name,
-            self._key(standing, action),
+            name,
+            state.effects[name].key,
             alert=standing.alert,
             record=standing.record,
             decision_offset=standing.offset,
@@ -244,36 +255,38 @@ class ActionsWork:
         try:
             await action.handler(standing.decision, effects)
         except Rejected as error:
-            return await self._report(standing, state, action, EffectState.FAILED, str(error))
+            return await self._report(standing, state, name, EffectState.FAILED, str(error))
         except Exception as error:
             if not at_most_once:
                 raise
-            return await self._report(standing, state, action, EffectState.UNKNOWN, f"{type(error).__name__}: {error}")
+            return await self._report(standing, state, name, EffectState.UNKNOWN, f"{type(error).__name__}: {error}")
         if effects.outcome is None:
             detail = "the handler ended without making its effect"
-            return await self._report(standing, state, action, EffectState.FAILED, detail)
-        return await self._end(standing, state, action, effects.outcome, "")
-
-    async def _end(
-        self, standing: Standing, state: EffectRecord, action: Action, ended: EffectState, detail: str
-    ) -> EffectRecord:
-        status = self._status(standing, action, ended, detail)
-        further = await self._ledger(standing).advance(state, action.name, status)
-        self.statistics.effects[f"{action.name}:{ended.value}"] += 1
-        return further
-
-    def _status(self, standing: Standing, action: Action, state: EffectState, detail: str) -> EffectStatus:
-        return EffectStatus(state, self._key(standing, action), action.receiver, self._clock.now_ms(), detail)
+            return await self._report(standing, state, name, EffectState.FAILED, detail)
+        return await self._end(standing, state, name, effects.outcome, "")
 
     async def _report(
-        self, standing: Standing, state: EffectRecord, action: Action, ended: EffectState, detail: str
+        self, standing: Standing, state: EffectRecord, name: str, ended: EffectState, detail: str
     ) -> EffectRecord:
         """Asks a person, then ends the effect: a crash in between asks once more under the same id."""
-        key = self._key(standing, action)
-        reason = f"effect {action.name} is {ended.value}: {detail}"
-        request = review_request(standing.record, key, "effect", reason, standing.offset, self._clock.now_ms())
+        reason = f"effect {name} is {ended.value}: {detail}"
+        request = review_request(
+            standing.record, state.effects[name].key, "effect", reason, standing.offset, self._clock.now_ms()
+        )
         await write_review(self._producer, request, standing.record)
-        return await self._end(standing, state, action, ended, detail)
+        return await self._end(standing, state, name, ended, detail)
+
+    async def _end(
+        self, standing: Standing, state: EffectRecord, name: str, ended: EffectState, detail: str
+    ) -> EffectRecord:
+        further = await self._ledger(standing).advance(state, name, self._status(state, name, ended, detail))
+        self.statistics.effects[f"{name}:{ended.value}"] += 1
+        return further
+
+    def _status(self, state: EffectRecord, name: str, reached_state: EffectState, detail: str) -> EffectStatus:
+        return msgspec.structs.replace(
+            state.effects[name], state=reached_state, at_ms=self._clock.now_ms(), detail=detail
+        )
 
 
 def _bad(record: Record, reason: str) -> BadRecord:

@@ -126,6 +126,10 @@ class Agent(Generic[D]):
         """Names of all its effects."""
         return tuple(self._actions)
 
+    def effect(self, name: str) -> Action | None:
+        """The effect of that name, None where it is not declared."""
+        return self._actions.get(name)
+
     def actions(self, action: str) -> tuple[Action, ...]:
         """The effects of a decided action, in the order of their declaration."""
         return tuple(declared for declared in self._actions.values() if declared.action == action)
