@@ -23,7 +23,7 @@ from app.broker.base import Broker, Producer
 from app.core.clock import Clock
 from app.core.errors import SetupError, Unavailable
 from app.core.settings import Settings
-from app.decisions.actions import ActionsWork
+from app.decisions.actions import RETRY, ActionsWork
 from app.decisions.agent import Agent
 from app.decisions.effects import Receivers
 from app.decisions.handling import AgentWork
@@ -208,7 +208,7 @@ class Worker:
             receivers=receivers,
             clock=self._clock,
         )
-        return self._dispatcher(self.actions, DispatchConfig(drain_ms=self._settings.drain_ms))
+        return self._dispatcher(self.actions, DispatchConfig(retry=RETRY, drain_ms=self._settings.drain_ms))
 
     def _dispatcher(self, work: AgentWork | ActionsWork, config: DispatchConfig) -> Run:
         return Dispatcher(self._broker, work, config, self._random).run
