@@ -185,6 +185,15 @@ class Producer(Protocol):
         """Like `try_send`, but waits while the queue is full. On cancellation nothing was queued."""
         ...
 
+    async def send_many(self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]]) -> int:
+        """Sends many records of (value, key, timestamp_ms), placed by key, as fast as can be; waits while the queue is
+        full and lets other tasks run in between. Returns how many were queued.
+
+        A record that is too large or too early is not queued: it is among the failures of the next flush, and its
+        neighbours go on. On cancellation, or where `records` raises, some first part was queued.
+        """
+        ...
+
     async def confirm(
         self,
         topic: str,
@@ -204,7 +213,9 @@ class Producer(Protocol):
     async def flush(self) -> list[DeliveryFailure]:
         """Returns when everything sent before is acknowledged or has failed: the failures since the last flush.
 
-        Raises: Unavailable when the broker took none of them for longer than the delivery timeout.
+        Raises: Unavailable when the broker did not take some of them within the delivery timeout, Rejected when it
+        refused some for another reason than the record; those are lost and counted as failed, and the failures of
+        single records are left for the next flush.
         """
         ...
 

@@ -21,13 +21,11 @@ from app.broker.base import (
     RebalanceListener,
     TopicDescription,
 )
+from app.broker.sizes import batch_bytes
 from app.broker.topics import TopicSpec, partition_of
 from app.core.clock import Clock
-from app.core.errors import Fenced, HeadraceError, RecordTooEarly, RecordTooLarge, Rejected, Unavailable
+from app.core.errors import Fenced, HeadraceError, RecordError, RecordTooEarly, RecordTooLarge, Rejected, Unavailable
 from app.core.record import Headers, Record, TopicPartition
-
-RECORD_OVERHEAD_BYTES = 70
-"""What a record batch adds to key, value and headers, rounded up."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +99,16 @@ class MemoryBroker:
         if spec is None:
             raise Rejected(f"{topic}: unknown topic; create it with: python -m app topics create")
         now_ms = self.clock.now_ms()
-        size = len(value or b"") + len(key or b"") + sum(len(name) + len(text) for name, text in headers)
-        if size + RECORD_OVERHEAD_BYTES > spec.max_message_bytes:
+        size = batch_bytes(value, key, headers)
+        if size > spec.max_message_bytes:
             raise RecordTooLarge(f"record of {size} bytes, the topic takes {spec.max_message_bytes}", topic=topic)
-        if spec.max_ahead_ms is not None and timestamp_ms > now_ms + spec.max_ahead_ms:
+        stamped = spec.time == "written" or not timestamp_ms
+        if not stamped and spec.max_ahead_ms is not None and timestamp_ms > now_ms + spec.max_ahead_ms:
             raise RecordTooEarly(f"record lies {timestamp_ms - now_ms} ms in the future", topic=topic)
         if partition < 0:
             partition = partition_of(key, spec.partitions) if key is not None else now_ms % spec.partitions
         log = self.log(TopicPartition(topic, partition))
-        time_ms = timestamp_ms if spec.time == "event" and timestamp_ms else now_ms
-        log.append(Record(topic, partition, len(log), time_ms, key, value, headers))
+        log.append(Record(topic, partition, len(log), now_ms if stamped else timestamp_ms, key, value, headers))
         for group in self.groups.values():
             owner = group.owner.get(TopicPartition(topic, partition))
             if owner is not None:
@@ -349,6 +347,18 @@ class MemoryProducer:
         self.try_send(topic, value, key, partition=partition, timestamp_ms=timestamp_ms, headers=headers)
         if fault is not None and fault.action == "drop":
             raise fault.error
+
+    async def send_many(self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]]) -> int:
+        queued = 0
+        for count, (value, key, timestamp_ms) in enumerate(records):
+            if count % 500 == 499:
+                await asyncio.sleep(0)
+            try:
+                self.try_send(topic, value, key, timestamp_ms=timestamp_ms)
+                queued += 1
+            except RecordError as error:
+                self._failures.append(DeliveryFailure(error, key, value))
+        return queued
 
     async def confirm(
         self,

@@ -1,0 +1,130 @@
+"""Topics on a Kafka cluster: create, describe, list, delete."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
+
+from app.broker.base import TopicDescription
+from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster, result_of
+from app.broker.kafka.errors import UNKNOWN_TOPIC_CODES, translate
+from app.broker.topics import TopicSpec
+from app.core.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+SAFE_REPLICATION = 3
+"""From this many copies on, a write is acknowledged by two of them, so that one broker may be lost."""
+
+
+class KafkaAdmin:
+    """Keeps the contract of `base.Admin`. `replication`: copies of each partition, fewer on a smaller cluster."""
+
+    def __init__(self, cluster: Cluster, replication: int) -> None:
+        self._cluster = cluster
+        self._replication = replication
+
+    async def brokers(self) -> int:
+        return await self._cluster.ask(_brokers)
+
+    async def create(self, specs: Sequence[TopicSpec]) -> dict[str, bool]:
+        return await self._cluster.ask(lambda admin: self._create(admin, specs))
+
+    def _create(self, admin: AdminClient, specs: Sequence[TopicSpec]) -> dict[str, bool]:
+        if not specs:
+            return {}
+        replication = min(self._replication, _brokers(admin))
+        if replication < self._replication:
+            logger.warning(
+                "%s has %d brokers: topics get %d copies instead of %d",
+                self._cluster.address, replication, replication, self._replication,
+            )  # fmt: skip
+        safety = {"min.insync.replicas": "2"} if replication >= SAFE_REPLICATION else {}
+        topics = [NewTopic(spec.name, spec.partitions, replication, config=spec.config() | safety) for spec in specs]
+        created = {}
+        for name, answer in admin.create_topics(topics, request_timeout=ANSWER_SECONDS).items():
+            try:
+                answer.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise translate(error, name) from None
+                created[name] = False
+            else:
+                created[name] = True
+        _wait_until_known(admin, {name for name, new in created.items() if new}, known=True)
+        return created
+
+    async def describe(self, names: Sequence[str]) -> dict[str, TopicDescription | None]:
+        return await self._cluster.ask(lambda admin: _describe(admin, names))
+
+    async def list(self) -> list[str]:
+        topics = await self._cluster.ask(lambda admin: admin.list_topics(timeout=ANSWER_SECONDS).topics)
+        return sorted(name for name in topics if not name.startswith("__"))
+
+    async def delete(self, names: Sequence[str]) -> None:
+        def call(admin: AdminClient) -> None:
+            if not names:
+                return
+            for name, answer in admin.delete_topics(list(names), request_timeout=ANSWER_SECONDS).items():
+                try:
+                    answer.result()
+                except KafkaException as error:
+                    if error.args[0].code() not in UNKNOWN_TOPIC_CODES:
+                        raise translate(error, name) from None
+            _wait_until_known(admin, set(names), known=False)
+
+        await self._cluster.ask(call)
+
+    async def close(self) -> None:
+        """Nothing to end: the admin client is the cluster's."""
+
+
+def _brokers(admin: AdminClient) -> int:
+    return len(admin.list_topics(timeout=ANSWER_SECONDS).brokers)
+
+
+def _describe(admin: AdminClient, names: Sequence[str]) -> dict[str, TopicDescription | None]:
+    topics = admin.list_topics(timeout=ANSWER_SECONDS).topics
+    found: dict[str, TopicDescription | None] = dict.fromkeys(names)
+    present = [name for name in names if name in topics and topics[name].error is None]
+    configs = topic_configs(admin, present)
+    for name in present:
+        partitions = topics[name].partitions
+        replication = min(len(partition.replicas) for partition in partitions.values())
+        found[name] = TopicDescription(name, len(partitions), replication, dict(configs[name]))
+    return found
+
+
+def topic_configs(admin: AdminClient, names: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
+    """The settings of topics as the broker applies them, defaults among them. Blocks.
+
+    Raises: KafkaException; HeadraceError about the topic.
+    """
+    if not names:
+        return {}
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    configs = {}
+    for resource, answer in admin.describe_configs(resources, request_timeout=ANSWER_SECONDS).items():
+        entries = result_of(answer, resource.name).values()
+        configs[resource.name] = {entry.name: entry.value for entry in entries if entry.value is not None}
+    return configs
+
+
+def _wait_until_known(admin: AdminClient, names: set[str], *, known: bool) -> None:
+    """A topic exists a moment after its creation was acknowledged: every partition of it with a leader."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        topics = admin.list_topics(timeout=ANSWER_SECONDS).topics
+        ready = {
+            name
+            for name, topic in topics.items()
+            if topic.error is None and topic.partitions and all(p.leader >= 0 for p in topic.partitions.values())
+        }
+        waiting = names - ready if known else names & topics.keys()
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{', '.join(sorted(waiting))}: the cluster does not agree on it yet")
+        time.sleep(0.02)

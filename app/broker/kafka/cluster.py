@@ -1,0 +1,149 @@
+"""One cluster as this process knows it: addresses, the settings that every client shares, and one admin client.
+
+Blocking questions are asked on a thread of its own and end within `ANSWER_SECONDS`.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import TopicPartition as ClientPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from app.broker.kafka.errors import translate
+from app.broker.kafka.threads import BlockingCalls
+from app.core.errors import HeadraceError, Rejected, SetupError, Unavailable
+from app.core.record import TopicPartition
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 9.0
+"""How long a server may take to answer; the contract says unavailable within 10 s."""
+
+SCHEME = "kafka://"
+
+EARLIEST, LATEST = -2, -1
+"""Instead of a time, when asked for an offset."""
+
+
+def servers_of(address: str) -> str:
+    """`kafka://a:9092,b:9092` -> `a:9092,b:9092`.
+
+    Raises: SetupError for any other form.
+    """
+    servers = address.removeprefix(SCHEME).rstrip("/").split(",")
+    for server in servers:
+        host, separator, port = server.rpartition(":")
+        if not address.startswith(SCHEME) or not host or not separator or not port.isdigit():
+            raise SetupError("broker", f"{address!r} is not an address; write kafka://host:port[,host:port]")
+    return ",".join(servers)
+
+
+class Cluster:
+    """Shared by all consumers, producers and readers of one `KafkaBroker`."""
+
+    def __init__(self, address: str, client_id: str) -> None:
+        self.address = address
+        self._servers = servers_of(address)
+        self._client_id = client_id
+        self._calls = BlockingCalls("kafka-admin")
+        self._admin: AdminClient | None = None
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """Settings of a client; underscores in names stand for dots."""
+        return {
+            "bootstrap.servers": self._servers,
+            "client.id": self._client_id,
+            "log_level": 2,
+            "error_cb": self._log,
+            "reconnect.backoff.max.ms": 1_000,
+            "socket.timeout.ms": 10_000,
+            **{name.replace("_", "."): value for name, value in more.items()},
+        }
+
+    def _log(self, error: KafkaError) -> None:
+        logger.warning("%s: %s", self.address, error.str())
+
+    async def ask(self, question: Callable[[AdminClient], T]) -> T:
+        """What `question(admin)` returns; it blocks on its own thread.
+
+        Raises: the translated error of the client.
+        """
+
+        def call() -> T:
+            try:
+                if self._admin is None:
+                    self._admin = AdminClient(self.settings())
+                return question(self._admin)
+            except KafkaException as error:
+                raise translate(error, self.address) from None
+
+        return await self._calls.run(call)
+
+    def ask_later(self, question: Callable[[AdminClient], None]) -> None:
+        """Asks without waiting; an error is logged only."""
+
+        def call() -> None:
+            try:
+                if self._admin is None:
+                    self._admin = AdminClient(self.settings())
+                question(self._admin)
+            except KafkaException as error:
+                logger.warning("%s", translate(error, self.address))
+            except HeadraceError as error:
+                logger.warning("%s", error)
+
+        self._calls.submit(call)
+
+    async def require_topics(self, topics: Iterable[str]) -> None:
+        """Raises: Unavailable within 10 s when no broker answers; Rejected for a topic that is not there."""
+        known = await self.ask(lambda admin: admin.list_topics(timeout=ANSWER_SECONDS).topics)
+        for topic in topics:
+            if topic not in known or known[topic].error is not None:
+                raise Rejected(f"{topic}: unknown topic; create it with: python -m app topics create")
+
+    async def offsets(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """One offset a place: `EARLIEST`, `LATEST`, or of the first record at or after a time in ms; -1 where none has it.
+
+        Raises: Unavailable; Rejected.
+        """
+        if not wanted:
+            return {}
+
+        def ask(admin: AdminClient) -> dict[TopicPartition, int]:
+            asked = {ClientPartition(*place): _spec_of(at) for place, at in wanted.items()}
+            answers = admin.list_offsets(asked, request_timeout=ANSWER_SECONDS)
+            offsets = {}
+            for partition, answer in answers.items():
+                place = TopicPartition(partition.topic, partition.partition)
+                offsets[place] = int(result_of(answer, str(place)).offset)
+            return offsets
+
+        return await self.ask(ask)
+
+    async def close(self) -> None:
+        """Ends the admin client once its calls are done."""
+
+        def drop() -> None:
+            self._admin = None
+
+        self._calls.submit(drop)
+        self._calls.stop()
+
+
+def _spec_of(at: int) -> Any:
+    specs: dict[int, Any] = {EARLIEST: OffsetSpec.earliest, LATEST: OffsetSpec.latest}
+    return specs[at]() if at in specs else OffsetSpec.for_timestamp(at)
+
+
+def result_of(answer: Future[Any], place: str) -> Any:
+    """What an admin call answered, blocking. Raises: the translated error, about `place`."""
+    try:
+        return answer.result(ANSWER_SECONDS + 1)
+    except KafkaException as error:
+        raise translate(error, place) from None
+    except TimeoutError:
+        raise Unavailable(f"{place}: no answer within {ANSWER_SECONDS:.0f} s") from None

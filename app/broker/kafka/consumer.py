@@ -1,0 +1,318 @@
+"""A member of a Kafka consumer group (KIP-848), as the loop sees it. The polling itself is `polling`'s.
+
+Which records count is decided here, when they are taken: every batch carries a generation, and a place knows since which
+one it is held, or was moved. So records that a lost partition or a seek left behind are never returned.
+
+A commit checks the epochs on the polling thread, which also gives partitions up: none can pass the check and reach the
+broker after the epoch's end.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from confluent_kafka import Consumer as Client
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import TopicPartition as ClientPartition
+
+from app.broker.base import MAX_METADATA_CHARACTERS, Assignment, CommittedOffset, RebalanceListener
+from app.broker.kafka.cluster import ANSWER_SECONDS, LATEST, Cluster
+from app.broker.kafka.errors import translate
+from app.broker.kafka.polling import Batch, Item, PollingThread, Rebalance
+from app.broker.kafka.threads import call_loop, run_through
+from app.core.errors import Fenced, HeadraceError, Rejected, Unavailable
+from app.core.record import Record, TopicPartition
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+GROUP_SECONDS = 10.0
+"""After this a commit is unavailable; the client may still send it, but only while the partition is held."""
+
+STALE_ATTEMPTS = 20
+RETRY_SECONDS = 0.05
+"""A living member's epoch is stale for the moment between two heartbeats; after a second it has lost its partitions."""
+
+CLOSE_SECONDS = 5.0
+"""How long leaving the group may take before its thread is left behind."""
+
+
+class KafkaConsumer:
+    """Keeps the contract of `base.Consumer`."""
+
+    def __init__(self, cluster: Cluster, group: str, topics: Sequence[str], listener: RebalanceListener) -> None:
+        self.group = group
+        self.topics = tuple(topics)
+        self._cluster = cluster
+        self._listener = listener
+        self._polling: PollingThread | None = None
+        self._ended = asyncio.Event()
+        self._closed = False
+        self._inbox: deque[Item] = deque()
+        self._arrived = asyncio.Event()
+        # The next three are changed in single steps: by the loop, and by the polling thread for a seek or a loss.
+        self._assigned: dict[TopicPartition, Assignment] = {}
+        self._since: dict[TopicPartition, int] = {}
+        self._newest = 0
+        self._coming: Rebalance | None = None
+
+    async def start(self) -> None:
+        assert self._polling is None, "started twice"
+        await self._cluster.require_topics(self.topics)
+        loop = asyncio.get_running_loop()
+        try:
+            client = Client(
+                self._cluster.settings(
+                    group_id=self.group,
+                    group_protocol="consumer",
+                    group_remote_assignor="range",
+                    enable_auto_commit=False,
+                    enable_auto_offset_store=False,
+                    auto_offset_reset="earliest",
+                    fetch_queue_backoff_ms=5,
+                    fetch_wait_max_ms=100,
+                    queued_max_messages_kbytes=32_768,
+                )
+            )
+        except KafkaException as error:
+            raise translate(error, self.group) from None
+
+        self._polling = PollingThread(
+            client,
+            self.group,
+            self.topics,
+            deliver=lambda item: call_loop(loop, self._arrive, item),
+            on_lost=self._lose,
+            on_end=partial(call_loop, loop, self._ended.set),
+        )
+        self._polling.start()
+
+    def _arrive(self, item: Item) -> None:
+        self._inbox.append(item)
+        self._arrived.set()
+
+    def _lose(self, places: list[TopicPartition], generation: int) -> None:
+        """On the polling thread: from here on nothing of these places is committed or returned."""
+        self._newest = generation
+        for place in places:
+            self._since.pop(place, None)
+
+    async def poll(self, max_records: int = 500, timeout_ms: int = 100) -> list[Record]:
+        assert self._polling is not None, "not started"
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_ms / 1000
+        while True:
+            self._arrived.clear()
+            while self._inbox:
+                item = self._inbox[0]
+                if isinstance(item, Batch):
+                    records = self._take(item, max_records)
+                    if records:
+                        return records
+                    continue
+                self._inbox.popleft()
+                if isinstance(item, HeadraceError):
+                    raise item
+                await self._rebalance(item)
+            remaining = deadline - loop.time()
+            if remaining <= 0:
+                return []
+            try:
+                async with asyncio.timeout(remaining):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return []
+
+    def _take(self, batch: Batch, max_records: int) -> list[Record]:
+        """Takes the first batch of the inbox, or its beginning: what of it still counts."""
+        assert self._polling is not None
+        records = batch.records
+        if len(records) > max_records:
+            self._inbox[0] = Batch(batch.generation, records[max_records:])
+            records = records[:max_records]
+        else:
+            self._inbox.popleft()
+            self._polling.took_batch()
+        if batch.generation < self._newest:
+            newer = batch.generation + 1
+            since = self._since
+            records = [r for r in records if since.get(TopicPartition(r.topic, r.partition), newer) < newer]
+        return records
+
+    async def _rebalance(self, change: Rebalance) -> None:
+        """Tells the listener; whatever becomes of that, the polling thread goes on."""
+        assert self._polling is not None
+        self._newest = max(self._newest, change.generation)
+        if change.kind == "assigned":
+            assignments = [Assignment(*place, change.generation) for place in change.places]
+            for assignment in assignments:
+                self._assigned[assignment.place] = assignment
+                self._since[assignment.place] = change.generation
+            self._coming = change
+        else:
+            assignments = [self._assigned[place] for place in change.places if place in self._assigned]
+        try:
+            if change.kind == "assigned":
+                await self._listener.on_assigned(assignments)
+            elif change.kind == "revoked":
+                await self._listener.on_revoked(assignments)
+            else:
+                self._forget(change.places)
+                await self._listener.on_lost(assignments)
+        finally:
+            self._coming = None
+            if change.kind != "assigned":
+                self._forget(change.places)
+            self._polling.tell(change.finish)
+
+    def _forget(self, places: Iterable[TopicPartition]) -> None:
+        for place in places:
+            self._assigned.pop(place, None)
+            self._since.pop(place, None)
+
+    def assignments(self) -> frozenset[Assignment]:
+        return frozenset(held for place, held in self._assigned.items() if place in self._since)
+
+    def pause(self, places: Iterable[TopicPartition]) -> None:
+        self._tell_places(places, "pause")
+
+    def resume(self, places: Iterable[TopicPartition]) -> None:
+        self._tell_places(places, "resume")
+
+    def _tell_places(self, places: Iterable[TopicPartition], what: str) -> None:
+        held = [place for place in places if place in self._assigned]
+        if held and self._polling is not None:
+            act = self._polling.pause if what == "pause" else self._polling.resume
+            self._polling.tell(lambda: act(held))
+
+    async def seek(self, place: TopicPartition, offset: int) -> None:
+        assert self._polling is not None, "not started"
+        deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
+        while True:
+            if place not in self._since:
+                raise Fenced(f"{place}: not assigned to this consumer")
+            if self._coming is not None and place in self._coming.places:
+                self._coming.starts[place] = offset
+                return
+            error = await self._move(self._polling, place, offset)
+            if error is None:
+                return
+            if error.code() != KafkaError._STATE or asyncio.get_running_loop().time() > deadline:
+                raise translate(error, str(place))
+            await asyncio.sleep(RETRY_SECONDS)  # just assigned: its first position is still being looked up
+
+    async def _move(self, polling: PollingThread, place: TopicPartition, offset: int) -> KafkaError | None:
+        def move() -> KafkaError | None:  # on the polling thread
+            try:
+                generation = polling.seek(place, offset)
+            except KafkaException as failure:
+                return _error_of(failure)
+            if place in self._since:
+                self._since[place] = self._newest = generation
+            return None
+
+        return await run_through(polling.tell, move)
+
+    async def commit(self, offsets: Mapping[Assignment, CommittedOffset]) -> None:
+        self._refuse_ended(offsets)
+        for assignment, committed in offsets.items():
+            if len(committed.metadata) > MAX_METADATA_CHARACTERS:
+                raise Rejected(f"{assignment.place}: commit metadata of {len(committed.metadata)} characters")
+        if not offsets:
+            return
+        for attempt in range(STALE_ATTEMPTS):
+            error = await self._ask(partial(self._commit_once, offsets))
+            if error is None:
+                return
+            if error.code() != KafkaError.STALE_MEMBER_EPOCH or attempt + 1 == STALE_ATTEMPTS:
+                raise translate(error, f"commit of {self.group}")
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _commit_once(self, offsets: Mapping[Assignment, CommittedOffset]) -> KafkaError | None:
+        """On the polling thread."""
+        assert self._polling is not None
+        self._refuse_ended(offsets)
+        try:
+            return self._polling.commit(
+                [ClientPartition(*at.place, to.offset, to.metadata) for at, to in offsets.items()]
+            )
+        except KafkaException as error:
+            return _error_of(error)
+
+    async def _ask(self, call: Callable[[], T]) -> T:
+        assert self._polling is not None, "not started"
+        try:
+            async with asyncio.timeout(GROUP_SECONDS):
+                return await run_through(self._polling.tell, call)
+        except TimeoutError:
+            message = f"{self._cluster.address}: group {self.group} had no answer for {GROUP_SECONDS:.0f} s"
+            raise Unavailable(message) from None
+
+    def _refuse_ended(self, offsets: Iterable[Assignment]) -> None:
+        for held in offsets:
+            if self._assigned.get(held.place) != held or held.place not in self._since:
+                raise Fenced(f"{held.place}: epoch {held.epoch} has ended")
+
+    async def committed(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, CommittedOffset | None]:
+        polling = self._polling
+        assert polling is not None, "not started"
+        wanted = [ClientPartition(*place) for place in places]
+
+        def ask() -> dict[TopicPartition, CommittedOffset | None]:
+            try:
+                found = polling.committed(wanted, ANSWER_SECONDS)
+            except KafkaException as error:
+                raise translate(error, f"group {self.group}") from None
+            return {TopicPartition(at.topic, at.partition): _committed_of(at) for at in found}
+
+        return await self._ask(ask) if wanted else {}
+
+    async def end_offsets(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        return await self._cluster.offsets(dict.fromkeys(places, LATEST))
+
+    def known_end_offset(self, place: TopicPartition) -> int:
+        if self._polling is None or place not in self._since:
+            return -1
+        return max(self._polling.ends.get(place, -1), -1)
+
+    async def close(self) -> None:
+        if self._closed or self._polling is None:
+            self._closed = True
+            return
+        self._closed = True
+        try:
+            for item in self._inbox:
+                if isinstance(item, Rebalance) and item.kind == "lost":
+                    await self._listener.on_lost([self._assigned[p] for p in item.places if p in self._assigned])
+            held = list(self.assignments())
+            if held:
+                await self._listener.on_revoked(held)
+        finally:
+            self._assigned.clear()
+            self._since.clear()
+            self._inbox.clear()
+            self._polling.stop()
+            await self._wait_until_ended()
+
+    async def _wait_until_ended(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._ended.wait()
+        except TimeoutError:
+            logger.warning("%s: left the group %s without an answer", self._cluster.address, self.group)
+
+
+def _error_of(failure: KafkaException) -> KafkaError:
+    error = failure.args[0]
+    assert isinstance(error, KafkaError)
+    return error
+
+
+def _committed_of(at: ClientPartition) -> CommittedOffset | None:
+    """None where nothing was committed. Raises: the translated error of this partition."""
+    if at.error is not None:
+        raise translate(at.error, f"{at.topic}/{at.partition}")
+    return CommittedOffset(at.offset, at.metadata or "") if at.offset >= 0 else None
