@@ -1,10 +1,11 @@
 """What a model reads: event data as JSON that cannot pose as anything else, and the schema of the answer.
 
 Event text comes from outside. It is encoded, bounded and made visible here, goes to the model as a turn of its own, and
-is never joined to the instructions. Each entry of a context has its own share of the room, so that one entry, however
-long somebody makes it, cannot push another out of the model's sight.
+is never joined to the instructions. Each entry of a context, and each field of an entry, has its own share of the room,
+so that one of them, however long somebody makes it, cannot push another out of the model's sight.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -36,6 +37,9 @@ DATA_RULE = (
 """Stands after every agent's instructions."""
 
 _MARK_ROOM = 48
+_LONGEST_ESCAPE = 12
+_SMALL_CHARACTERS = 200
+"""A field this short is shown whole, also where an object has so many that not all can be shown."""
 
 # Control characters, everything that is drawn as nothing (zero-width, fillers, variation selectors, tags), everything
 # that changes the direction of its neighbours, line and paragraph separators, and private use, which has no meaning.
@@ -100,7 +104,12 @@ def answer_schema(answer_type: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _as_escape(match: re.Match[str]) -> str:
-    units = match[0].encode("utf-16-be")
+    return _escape(match[0])
+
+
+@functools.lru_cache(maxsize=4_096)
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
@@ -112,26 +121,35 @@ def _no_json_form(value: Any) -> Any:
     raise TypeError(f"a context cannot show a {type(value).__name__}: msgspec has no JSON form for it")
 
 
-def _cut(text: str, max_characters: int) -> str:
-    if len(text) <= max_characters:
-        return text
-    return f"{text[:max_characters]}{CUT}{len(text) - max_characters} characters]"
-
-
 def _fit(value: Any, room: int, depth: int) -> tuple[Any, int]:
-    """What of a value fits into `room` characters of JSON, and how many it takes."""
+    """What of a value fits into `room` characters of JSON, and how many it takes: a mark at the least.
+
+    The work is in proportion to the room, not to the value: outsiders decide how large that is.
+    """
+    if isinstance(value, str):
+        return _fit_text(value, room)
     if isinstance(value, (dict, list)):
         if depth == 0 or room < _MARK_ROOM + 2:
             return _mark(f"{len(value)} {'fields' if isinstance(value, dict) else 'items'}")
         return _fit_object(value, room, depth) if isinstance(value, dict) else _fit_array(value, room, depth)
     leaf = _leaf(value)
     size = len(_encoded(leaf))
-    if size <= max(room, _MARK_ROOM):
-        return leaf, size
-    return _mark(f"{len(leaf) if isinstance(leaf, str) else size} characters")
+    return (leaf, size) if size <= max(room, _MARK_ROOM) else _mark(f"{size} characters")
+
+
+def _fit_text(text: str, room: int) -> tuple[str, int]:
+    shown = _cut(text, MAX_STRING_CHARACTERS)
+    room = max(room, _MARK_ROOM)
+    if len(shown) + 2 <= room:
+        size = len(_encoded(shown))
+        if size <= room:
+            return shown, size
+    shown = _cut(text, min(MAX_STRING_CHARACTERS, (room - _MARK_ROOM) // _LONGEST_ESCAPE))
+    return shown, len(_encoded(shown))
 
 
 def _fit_array(items: list[Any], room: int, depth: int) -> tuple[list[Any], int]:
+    """The first items, each as whole as it can be."""
     shown: list[Any] = []
     used = 2
     for item in items:
@@ -145,15 +163,18 @@ def _fit_array(items: list[Any], room: int, depth: int) -> tuple[list[Any], int]
 
 
 def _fit_object(fields: dict[str, Any], room: int, depth: int) -> tuple[dict[str, Any], int]:
+    """Every field has its share of the room, so that a long one does not hide those after it."""
     shown: dict[str, Any] = {}
     used = 2
     for name, value in fields.items():
-        key = _leaf(name)
-        if len(key) > MAX_STRING_CHARACTERS:
+        key = _cut(name, MAX_STRING_CHARACTERS)
+        if key != name:
             key = f"{key}#{len(shown)}"  # two long names may be equal once they are cut
         key_size = len(_encoded(key)) + 1
-        fitted, size = _fit(value, room - used - key_size - _MARK_ROOM - 1, depth - 1)
-        if used + key_size + size + 1 + _MARK_ROOM > room:
+        left = room - used - _MARK_ROOM - 1
+        share = max(left // (len(fields) - len(shown)), _SMALL_CHARACTERS)
+        fitted, size = _fit(value, min(left, share) - key_size, depth - 1)
+        if key_size + size > left:
             shown["…"], size = _mark(f"{len(fields) - len(shown)} fields")
             return shown, used + size + 4
         shown[key] = fitted
@@ -166,10 +187,12 @@ def _mark(what: str) -> tuple[str, int]:
     return mark, len(mark) + 2
 
 
+def _cut(text: str, max_characters: int) -> str:
+    shown = text[:max_characters].encode("utf-8", "replace").decode()  # half a surrogate pair has no UTF-8 form
+    return shown if len(text) <= max_characters else f"{shown}{CUT}{len(text) - max_characters} characters]"
+
+
 def _leaf(value: Any) -> Any:
-    if isinstance(value, str):
-        text = value.encode("utf-8", "replace").decode()  # half a surrogate pair has no UTF-8 form
-        return _cut(text, MAX_STRING_CHARACTERS)
     if isinstance(value, datetime) and value.tzinfo is not None:
         return value.astimezone(UTC)
     if isinstance(value, Decimal) and not value.is_finite():

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.codec import encode
 from app.core.errors import SetupError
+from app.models import prompt
 from app.models.prompt import (
     CUT,
     MAX_CONTEXT_CHARACTERS,
@@ -116,7 +118,7 @@ def test_render_context_decodes_to_the_same_data(context: dict[str, Any]) -> Non
     assert not {character for character in text if unicodedata.category(character) in HIDING_CATEGORIES}
 
 
-@given(st.text(min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 3_000))
+@given(st.text(min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 300))
 def test_render_context_any_size_stays_valid_and_bounded(piece: str, depth: int, count: int) -> None:
     """However much an outsider writes, the result is valid JSON within its limit."""
     value: Any = [piece * 100] * count
@@ -148,6 +150,51 @@ def test_render_context_long_entry_does_not_crowd_out_another() -> None:
     decoded = json.loads(render_context({"alert": ["x" * 1_999] * 1_000, "user": user}))
     assert user == decoded["user"]
     assert decoded["alert"][-1].startswith(CUT)
+
+
+@pytest.mark.parametrize("note", ["x" * 1_000_000, "\u202e" * 2_000, "\U000e0041" * 2_000, ["x" * 2_000] * 500])
+def test_render_context_long_field_does_not_hide_those_after_it(note: Any) -> None:
+    """Whoever may write the notes of an order cannot write its amount out of the model's sight."""
+    order = {"a_note": note, "b_note": note, "c_note": note, "d_amount_usd": 12_000, "e_user": "u-17"}
+    decoded = json.loads(render_context({"alert": order, "user": order}))
+    for entry in decoded.values():
+        assert order.keys() == entry.keys()
+        assert (12_000, "u-17") == (entry["d_amount_usd"], entry["e_user"])
+        assert CUT in json.dumps(entry["c_note"], ensure_ascii=False)
+
+
+BUSHY: Any = "\u202e" * 2_000
+for _ in range(10):
+    BUSHY = [BUSHY, {"a": BUSHY, "b": 1}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["\u202e" * 2_000] * 1_000,
+        [["\u202e" * 2_000] * 100] * 100,
+        [{"a": ["\U000e0041" * 700]}] * 2_000,
+        {f"k{i}": "\u202e" * 300 for i in range(5_000)},
+        {"\u202e" * 1_900 + str(i): 1 for i in range(1_000)},
+        ["x" * 100_000] * 1_000,
+        list(range(100_000)),
+        BUSHY,
+    ],
+)
+def test_render_context_hostile_size_costs_bounded_work(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much is encoded to find out what fits is bounded by the limit, not by what an outsider sends."""
+    encoded_bytes = 0
+
+    def counting_encode(value: Any) -> bytes:
+        nonlocal encoded_bytes
+        encoded = encode(value)
+        encoded_bytes += len(encoded)
+        return encoded
+
+    monkeypatch.setattr(prompt, "encode", counting_encode)
+    text = render_context({"alert": value, "user": value})
+    assert MAX_CONTEXT_CHARACTERS >= len(text)
+    assert encoded_bytes <= 4 * MAX_CONTEXT_CHARACTERS
 
 
 def test_render_context_many_fields_end_in_a_mark() -> None:
