@@ -35,7 +35,7 @@ types:
 	@.ci/stage types $(BIN)/mypy --no-error-summary
 
 contracts:
-	@.ci/stage contracts $(BIN)/lint-imports --no-timing
+	@.ci/stage contracts $(BIN)/lint-imports --no-logo
 
 quick:
 	@.ci/stage tests $(BIN)/pytest -q tests/unit tests/property tests/architecture $(ARGS)
