@@ -95,9 +95,10 @@ class Context:
         return features
 
     async def decide(self, instructions: str, **shown: Any) -> D:
-        """The model's decision, of the type that the agent declares, validated. Instructions are the author's own text and never contain event data;
-        what the model is to know of the alert is `shown` by name, and goes to it as data.
+        """The model's decision, of the type that the agent declares, validated.
 
+        Instructions are the author's own text and never contain event data; what the model is to know of the alert is
+        `shown` by name, and goes to it as data.
         Raises: ModelFailure. Leave it to propagate: it is retried where that helps, and otherwise ends in the agent's
         fallback, with the reason.
         """
