@@ -284,6 +284,9 @@ def translated(error: Exception, address: str, since_ms: int) -> HeadraceError:
     return Unavailable(f"redis at {address} does not answer since {since} UTC: {text}")
 
 
+ADDRESS_FORM = "write redis://[[user]:password@]host[:port][/database] or unix:///path, special characters as %XX"
+
+
 def _pool(address: str, shown: str) -> ConnectionPool:
     """Connections as we want them: no retries (redis-py would repeat what it cannot know to be undone), time limits."""
     for option in parse_qs(urlsplit(address).query):
@@ -299,8 +302,8 @@ def _pool(address: str, shown: str) -> ConnectionPool:
             driver_info=None,
         )
         pool.make_connection()  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError, exceptions.RedisError) as error:
-        raise SetupError("store", f"{shown} is not an address of Redis: {error}") from None
+    except (ValueError, TypeError, exceptions.RedisError):  # whose text may quote a part of the password
+        raise SetupError("store", f"{shown} is not an address of Redis; {ADDRESS_FORM}") from None
     return pool
 
 
