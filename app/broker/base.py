@@ -185,9 +185,11 @@ class Producer(Protocol):
         """Like `try_send`, but waits while the queue is full. On cancellation nothing was queued."""
         ...
 
-    async def send_many(self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]]) -> int:
-        """Sends many records of (value, key, timestamp_ms), placed by key, as fast as can be; waits while the queue is
-        full and lets other tasks run in between. Returns how many were queued.
+    async def send_many(
+        self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]], partition: int = -1
+    ) -> int:
+        """Sends many records of (value, key, timestamp_ms), to one partition or placed by key, as fast as can be; waits
+        while the queue is full and lets other tasks run in between. Returns how many were queued.
 
         A record that is too large or too early is not queued: it is among the failures of the next flush, and its
         neighbours go on. On cancellation, or where `records` raises, some first part was queued.

@@ -348,13 +348,15 @@ class MemoryProducer:
         if fault is not None and fault.action == "drop":
             raise fault.error
 
-    async def send_many(self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]]) -> int:
+    async def send_many(
+        self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]], partition: int = -1
+    ) -> int:
         queued = 0
         for count, (value, key, timestamp_ms) in enumerate(records):
             if count % 500 == 499:
                 await asyncio.sleep(0)
             try:
-                self.try_send(topic, value, key, timestamp_ms=timestamp_ms)
+                self.try_send(topic, value, key, partition=partition, timestamp_ms=timestamp_ms)
                 queued += 1
             except RecordError as error:
                 self._failures.append(DeliveryFailure(error, key, value))

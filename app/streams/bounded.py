@@ -81,9 +81,9 @@ async def _require_partitions(broker: Broker, topic: str, partitions: int) -> No
 
 
 async def _write(compiled: CompiledTopic, state: PartitionState, topic: str, producer: Producer) -> int:
-    rows = closed_rows(compiled, state)
-    for _, key, value in rows:
-        await producer.send(topic, value, key, partition=state.place.partition)
+    written = 0
+    for rows in closed_rows(compiled, state).values():
+        written += await producer.send_many(topic, rows, state.place.partition)
     for slices in state.slices.values():
         slices.closed.clear()
-    return len(rows)
+    return written

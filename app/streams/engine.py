@@ -20,7 +20,7 @@ from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.graph import Pipeline, Source
 from app.streams.outputs import late_reference
 from app.streams.restore import mark_of, restore
-from app.streams.tables import PartitionState, Slices
+from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 
 COMMIT_INTERVAL_S = 1.0
@@ -82,7 +82,7 @@ class Engine:
         touched = self._process(records)
         for state in touched:
             await self._send_outputs(state)
-        if len(records) < POLL_RECORDS:  # caught up: a change is served at once; behind: with the commit
+        if self._lag(touched) < POLL_RECORDS:  # caught up: a change is served at once; behind: with the commit
             for state in touched:
                 await self._send_tiles(state)
                 if not state.progress_told:  # or a new view would seem stale until the first commit
@@ -90,6 +90,10 @@ class Engine:
         if asyncio.get_running_loop().time() >= self._next_commit_s:
             await self._commit(list(self._states.values()))
             self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
+
+    def _lag(self, states: Sequence[PartitionState]) -> int:
+        """Records that wait in these partitions, as of the last fetch."""
+        return sum(max(0, self._consumer.known_end_offset(state.place) - state.position) for state in states)
 
     def _process(self, records: Sequence[Record]) -> list[PartitionState]:
         now_ms = self._clock.now_ms()
@@ -121,9 +125,8 @@ class Engine:
             await self._send(topic, key, value, headers=headers)
         self.statistics.alerts += len(state.alerts)
         state.alerts.clear()
-        for topic, key, value in closed_rows(self._topics[state.place.topic], state):
-            await self._send(topic, key, value, partition)
-            self.statistics.rows += 1
+        for topic, rows in closed_rows(self._topics[state.place.topic], state).items():
+            self.statistics.rows += await self._producer.send_many(topic, rows, partition)
         for name, record in state.late:
             await self._send(f"{record.topic}.late", record.key, late_reference(name, record), partition)
             self.statistics.late[name] = self.statistics.late.get(name, 0) + 1
@@ -138,11 +141,13 @@ class Engine:
         """Tiles are output and table in one, so they need not wait for a commit."""
         for table in self._topics[state.place.topic].tables.values():
             if table.row is None:
-                await self._send_changes(table, state.slices[table.name], encode_changes(table, state))
+                await self._send_changes(table, state)
 
-    async def _send_changes(self, table: TableCodec, slices: Slices, changes: list[tuple[bytes, bytes]]) -> None:
-        for key, value in changes:
-            await self._send(table.topic, key, value, slices.table.partition)
+    async def _send_changes(self, table: TableCodec, state: PartitionState) -> None:
+        slices, partition = state.slices[table.name], state.place.partition
+        key, value = table.key, table.value
+        changes = [(value(entry), key(start, entity, partition), 0) for start, entity, entry in slices.changes()]
+        await self._producer.send_many(table.topic, changes, partition)
         slices.table_position += len(changes)
 
     async def _commit(self, states: Sequence[PartitionState]) -> None:
@@ -154,7 +159,7 @@ class Engine:
         for state in moved:
             for table in self._topics[state.place.topic].tables.values():
                 if table.row is not None:
-                    await self._send_changes(table, state.slices[table.name], encode_changes(table, state))
+                    await self._send_changes(table, state)
         for state in states:
             await self._send_progress(state)
         await self._flush()
@@ -200,11 +205,10 @@ class Engine:
         for table in self._topics[state.place.topic].tables.values():
             slices = state.slices[table.name]
             while slices.closed and slices.closed[0].closed_at < state.committed:
-                closed = slices.closed.popleft()
-                for entity in closed.entries:
-                    key = table.key(closed.start_ms, entity, state.place.partition)
-                    await self._send(table.topic, key, None, state.place.partition)
-                slices.table_position += len(closed.entries)
+                closed, partition = slices.closed.popleft(), state.place.partition
+                tombstones = [(None, table.key(closed.start_ms, entity, partition), 0) for entity in closed.entries]
+                await self._producer.send_many(table.topic, tombstones, partition)
+                slices.table_position += len(tombstones)
 
     async def on_assigned(self, assignments: Sequence[Assignment]) -> None:
         committed = await self._consumer.committed([assignment.place for assignment in assignments])
@@ -247,23 +251,15 @@ def run_batch(topic: CompiledTopic, state: PartitionState, records: Sequence[Rec
     state.newest_ms = records[-1].timestamp_ms
 
 
-def closed_rows(topic: CompiledTopic, state: PartitionState) -> list[tuple[str, bytes, bytes]]:
-    """Topic, key and value of the final rows of windows that have closed since the last call."""
-    rows: list[tuple[str, bytes, bytes]] = []
+def closed_rows(topic: CompiledTopic, state: PartitionState) -> dict[str, list[tuple[bytes, bytes, int]]]:
+    """By output topic: value, key and time (none) of the rows of windows that have closed since the last call."""
+    rows: dict[str, list[tuple[bytes, bytes, int]]] = {}
     for name, table in topic.tables.items():
         if table.row is None:
             continue
         for closed in state.slices[name].rows:
             for entity, entry in closed.entries.items():
                 key = table.key(closed.start_ms, entity, state.place.partition)
-                rows.append((table.row_topic, key, table.row(closed.start_ms, entity, entry)))
+                rows.setdefault(table.row_topic, []).append((table.row(closed.start_ms, entity, entry), key, 0))
         state.slices[name].rows.clear()
     return rows
-
-
-def encode_changes(table: TableCodec, state: PartitionState) -> list[tuple[bytes, bytes]]:
-    """Key and value of the table entries that have changed since they were last written."""
-    key, value, partition = table.key, table.value, state.place.partition
-    return [
-        (key(start, entity, partition), value(entry)) for start, entity, entry in state.slices[table.name].changes()
-    ]

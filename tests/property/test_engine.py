@@ -19,7 +19,7 @@ from app.streams.engine import Engine
 from app.streams.graph import pipelines_in
 from app.streams.outputs import topics_of
 from app.streams.restore import CommitMark, mark_of
-from app.streams.tables import PartitionState, Slices
+from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 from features import fraud
 from tests.reference import Reading, Slice, SourceRecord, Total, read_all
@@ -255,9 +255,9 @@ def mark_without_time(topic: CompiledTopic, state: PartitionState) -> str:
     return msgspec.json.encode(CommitMark(NEVER_MS, mark.tables)).decode()
 
 
-async def send_nothing(engine: Engine, table: TableCodec, slices: Slices, changes: Any) -> None:
+async def send_nothing(engine: Engine, table: TableCodec, state: PartitionState) -> None:
     if table.row is None:
-        await original_send_changes(engine, table, slices, changes)
+        await original_send_changes(engine, table, state)
 
 
 original_send_changes = Engine._send_changes

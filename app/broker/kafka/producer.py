@@ -138,18 +138,22 @@ class KafkaProducer:
         self._serve()
         await asyncio.sleep(FULL_SECONDS)
 
-    async def send_many(self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]]) -> int:
+    async def send_many(
+        self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]], partition: int = -1
+    ) -> int:
         limits = self._limits.get(topic) or await self._learn(topic)
         source = iter(records)
         queued = 0
         while chunk := list(islice(source, CHUNK_RECORDS)):
             while self._draining:
                 await self._wait_for_room()
-            queued += await self._send_chunk(topic, chunk, limits)
+            queued += await self._send_chunk(topic, chunk, limits, partition)
             await asyncio.sleep(0)
         return queued
 
-    async def _send_chunk(self, topic: str, chunk: list[tuple[bytes | None, bytes | None, int]], limits: Limits) -> int:
+    async def _send_chunk(
+        self, topic: str, chunk: list[tuple[bytes | None, bytes | None, int]], limits: Limits, partition: int
+    ) -> int:
         """The inner loop of publishing: about 0.1 us a record beside the client's own time."""
         counting = self._counting or self._open_counting()
         counting.poll(0)
@@ -162,9 +166,11 @@ class KafkaProducer:
                 if doubtful and not self._fits(limits, topic, value, key, timestamp_ms):
                     continue
                 try:
-                    produce(topic, value, key, -1, report, None, timestamp_ms)
+                    produce(topic, value, key, partition, report, None, timestamp_ms)
                 except BufferError:
-                    await self._produce_when_room(partial(produce, topic, value, key, -1, report, None, timestamp_ms))
+                    await self._produce_when_room(
+                        partial(produce, topic, value, key, partition, report, None, timestamp_ms)
+                    )
                 queued += 1
         except KafkaException as error:
             raise translate(error, topic) from None
