@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import socket
 
 import hiredis
 import pytest
@@ -10,16 +9,11 @@ from redis import exceptions
 
 from app.core.clock import ManualClock
 from app.core.errors import HeadraceError, Rejected, SetupError, Unavailable
+from app.local.process import free_ports
 from app.serving import resp
 from app.serving.redis import MEANINGS, RedisStore, translated
 
 NOON_MS = 1_699_963_200_000
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def library_errors() -> set[type[Exception]]:
@@ -91,7 +85,7 @@ def test_redis_store_address_is_safe_to_show(address: str, shown: str) -> None:
 @pytest.mark.parametrize("scheme", ["redis", "unix"])
 async def test_redis_store_nobody_there_is_unavailable_and_names_the_address(scheme: str) -> None:
     """A server that is not there is told in one line, at once."""
-    place = f":secret@127.0.0.1:{free_port()}/0" if scheme == "redis" else "/nowhere/redis.sock"
+    place = f":secret@127.0.0.1:{free_ports(1)[0]}/0" if scheme == "redis" else "/nowhere/redis.sock"
     store = RedisStore(f"{scheme}://{place}", ManualClock(NOON_MS))
     with pytest.raises(Unavailable) as caught:
         await store.start()
