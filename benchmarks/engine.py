@@ -6,6 +6,7 @@ included. Before a figure counts, the tiles are compared with a plain count of t
 """
 
 import asyncio
+import gc
 import random
 import resource
 import time
@@ -23,6 +24,7 @@ from app.streams.engine import Engine
 from app.streams.expressions import col
 from app.streams.graph import Pipeline, Topic, count, total
 from app.streams.outputs import topics_of
+from app.worker import GC_THRESHOLDS
 from benchmarks import common
 from features.fraud import HighValueOrder
 from features.records import OrderEvent
@@ -68,6 +70,7 @@ async def publish(broker: KafkaBroker, topic: str, events: int, keys: int) -> Co
 
 async def consume(broker: KafkaBroker, topic: Topic, pipelines: dict[str, Pipeline], events: int) -> dict[str, float]:
     """Runs the engine over the topic; CPU and wall seconds from its first event to its last commit."""
+    gc.set_threshold(*GC_THRESHOLDS)
     engine = Engine(broker, [topic.source], pipelines, SystemClock(), f"bench-{topic.source.spec.name}")
     stopping = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
