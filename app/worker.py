@@ -19,7 +19,7 @@ import anyio
 from app.application import STREAMS_GROUP, App
 from app.broker.base import Broker, Producer
 
-# from app.broker.publisher import Publisher
+from app.broker.publisher import Publisher
 from app.core.clock import Clock
 from app.core.errors import SetupError, Unavailable
 from app.core.settings import Settings
@@ -117,7 +117,7 @@ class Worker:
         await self._require_topics()
         await self._producer.start()
         await self._store.start()
-        # self._app.connect(Publisher(self._producer, self._app.topics, self._clock))
+        self._app.connect(Publisher(self._producer, self._app.topics))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, make in self._runs():

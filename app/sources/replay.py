@@ -19,7 +19,7 @@ import msgspec
 
 from app.broker.base import Broker, Producer
 from app.broker.dead_letters import dead_letter
-from app.broker.publisher import Publisher
+from app.broker.publisher import Publisher, TypedPublisher
 from app.broker.topics import TopicRegistry, TopicSpec, dead_letters_of, record_types
 from app.core.clock import Clock
 from app.core.durations import format_duration
@@ -100,16 +100,14 @@ async def replay(
         )
     zone = await anyio.to_thread.run_sync(time_zone, order.timezone) if order.timezone is not None else None
     async with _opened(order.file) as (file, sorter):
-        mapping = plan_mapping(
-            record_type, time_field_of(record_type), file.columns, order.columns, order.constants, order.id_field
-        )
+        mapping = plan_mapping(record_type, file.columns, order.columns, order.constants, order.id_field)
         reader = _Reader(file, mapping, zone)
         survey = await _survey(reader, sorter, on_progress)
         await _refuse_unfit(spec, broker, clock, survey)
         producer = broker.producer()
         await producer.start()
         try:
-            run = _Run(reader, spec, producer, Publisher(producer, topics, clock), record_type)
+            run = _Run(reader, spec, producer, Publisher(producer, topics).typed(record_type))
             await run.publish(sorter, survey.rows, on_progress)
         finally:
             await producer.close()
@@ -122,16 +120,6 @@ async def replay(
         first_ms=survey.first_ms,
         last_ms=survey.last_ms,
     )
-
-
-def time_field_of(record_type: type[msgspec.Struct]) -> str:
-    """The field that holds a record's event time. Raises: SetupError when there is not exactly one of a time."""
-    info = msgspec.inspect.type_info(record_type)
-    assert isinstance(info, msgspec.inspect.StructType)
-    names = [field.name for field in info.fields if isinstance(field.type, msgspec.inspect.DateTimeType)]
-    if len(names) != 1:
-        raise SetupError(record_type.__name__, f"one field of a time is needed, it has {', '.join(names) or 'none'}")
-    return names[0]
 
 
 @asynccontextmanager
@@ -247,12 +235,7 @@ class _Run:
     """The second reading: publishes, and counts what became of the rows."""
 
     def __init__(
-        self,
-        reader: _Reader,
-        spec: TopicSpec,
-        producer: Producer,
-        publisher: Publisher,
-        record_type: type[msgspec.Struct],
+        self, reader: _Reader, spec: TopicSpec, producer: Producer, publisher: TypedPublisher[msgspec.Struct]
     ) -> None:
         self.published = 0
         self.dead = 0
@@ -260,7 +243,6 @@ class _Run:
         self._spec = spec
         self._producer = producer
         self._publisher = publisher
-        self._typed = publisher.typed(record_type)
         self._dead_takes_bytes = dead_letters_of(spec).max_message_bytes
 
     async def publish(self, sorter: Sorter, rows: int, on_progress: Callable[[Progress], None]) -> None:
@@ -273,7 +255,7 @@ class _Run:
 
     async def _publish_row(self, event_ms: int | None, row: Row) -> None:
         try:
-            await self._typed.publish(self._reader.record(event_ms, row))
+            await self._publisher.publish(self._reader.record(event_ms, row))
             self.published += 1
         except (BadRow, RecordError) as error:
             text = row.raw.rstrip(b"\r\n")
@@ -282,7 +264,7 @@ class _Run:
 
     async def _settle(self) -> None:
         """Waits until the broker has taken or refused everything sent so far."""
-        for failure in await self._publisher.flush():
+        for failure in await self._producer.flush():
             self.published -= 1
             await self._bury(failure.key, failure.value, None, failure.error.reason, ())
 
