@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.cli import agents, demo, local, output, replay, streams, worker
+from app.cli import agents, demo, features, local, output, replay, streams, worker
 from app.core.errors import HeadraceError
 
 WRONG_SETUP = 2
@@ -29,6 +29,7 @@ cli.command()(worker.worker)
 cli.command()(replay.replay)
 cli.add_typer(agents.commands, name="agents")
 cli.add_typer(streams.commands, name="streams")
+cli.add_typer(features.commands, name="features")
 cli.add_typer(local.commands, name="local")
 
 
