@@ -100,10 +100,7 @@ class Cluster:
 
     async def require_topics(self, topics: Iterable[str]) -> None:
         """Raises: Unavailable within 10 s when no broker answers; Rejected for a topic that is not there."""
-        known = await self.ask(lambda admin: admin.list_topics(timeout=ANSWER_SECONDS).topics)
-        for topic in topics:
-            if topic not in known or known[topic].error is not None:
-                raise Rejected(f"{topic}: unknown topic; create it with: python -m app topics create")
+        await self.ask(lambda admin: _require_topics(admin, topics))
 
     async def offsets(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """One offset a place: `EARLIEST`, `LATEST`, or of the first record at or after a time in ms; -1 where none has it.
@@ -119,7 +116,11 @@ class Cluster:
             offsets = {}
             for partition, answer in answers.items():
                 place = TopicPartition(partition.topic, partition.partition)
-                offsets[place] = int(result_of(answer, str(place)).offset)
+                try:
+                    offsets[place] = int(result_of(answer, str(place)).offset)
+                except Unavailable:  # what the client says of a topic without leaders, and of one that is not there
+                    _require_topics(admin, [place.topic])
+                    raise
             return offsets
 
         return await self.ask(ask)
@@ -132,6 +133,13 @@ class Cluster:
 
         self._calls.submit(drop)
         self._calls.stop()
+
+
+def _require_topics(admin: AdminClient, topics: Iterable[str]) -> None:
+    known = admin.list_topics(timeout=ANSWER_SECONDS).topics
+    for topic in topics:
+        if topic not in known or known[topic].error is not None:
+            raise Rejected(f"{topic}: unknown topic; create it with: python -m app topics create")
 
 
 def _spec_of(at: int) -> Any:
