@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
+from app.broker.publisher import TIME_FIELD
 from app.core.codec import to_cents
 from app.core.errors import SetupError
 from app.sources.rows import BadRow
@@ -26,12 +27,11 @@ class RecordMapping:
     columns: Mapping[str, str]
     constants: Mapping[str, str]
     id_field: str | None
-    time_field: str
     money_fields: tuple[str, ...]
 
     @property
     def time_column(self) -> str:
-        return self.columns[self.time_field]
+        return self.columns[TIME_FIELD]
 
     def record(self, fields: Mapping[str, Any], moment: datetime, identity: str) -> msgspec.Struct:
         """Args: fields of one row, texts; moment: its event time; identity: for the id field. Raises: BadRow."""
@@ -39,7 +39,7 @@ class RecordMapping:
         for field, column in self.columns.items():
             if column in fields:
                 values[field] = fields[column]
-        values[self.time_field] = moment
+        values[TIME_FIELD] = moment
         if self.id_field is not None:
             values[self.id_field] = identity
         try:
@@ -55,7 +55,6 @@ class RecordMapping:
 
 def plan_mapping(
     record_type: type[msgspec.Struct],
-    time_field: str,
     file_columns: tuple[str, ...] | None,
     mapped: Mapping[str, str],
     constants: Mapping[str, str],
@@ -90,10 +89,10 @@ def plan_mapping(
                 f"is needed: the file has no column {name}, only {', '.join(file_columns)}"
                 f" (or give --constant {name}=VALUE, or --id {name} for ids from file and line)",
             )
-    if time_field not in columns:
-        raise SetupError(f"--map {time_field}=COLUMN", "is needed: event times come from a column")
+    if TIME_FIELD not in columns:
+        raise SetupError(f"--map {TIME_FIELD}=COLUMN", "is needed: event times come from a column")
     money = tuple(field.name for field in fields.values() if _is_money(inspect.type_info(field.type)))
-    return RecordMapping(record_type, columns, dict(constants), id_field, time_field, money)
+    return RecordMapping(record_type, columns, dict(constants), id_field, money)
 
 
 def _is_money(info: inspect.Type) -> bool:

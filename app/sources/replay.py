@@ -93,11 +93,12 @@ async def replay(
     than the topic keeps; Unavailable; Rejected.
     """
     spec = topics.named(order.topic)
-    (record_type,) = record_types(spec.type) or (None,)
-    if record_type is None or spec.key is None or spec.time != "event":
+    types = record_types(spec.type)
+    if len(types) != 1 or spec.key is None or spec.time != "event":
         raise SetupError(
-            spec.name, "is no topic of events: it has no record type and key, or keeps the time of writing"
+            spec.name, "is no topic of events: no single record type, no key, or it keeps the time of writing"
         )
+    (record_type,) = types
     zone = await anyio.to_thread.run_sync(time_zone, order.timezone) if order.timezone is not None else None
     async with _opened(order.file) as (file, sorter):
         mapping = plan_mapping(record_type, file.columns, order.columns, order.constants, order.id_field)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.kafka
 class Note(msgspec.Struct, frozen=True):
     user_id: str
     text: str
-    at: Instant
+    timestamp: Instant
 
 
 @pytest.fixture
@@ -104,7 +104,8 @@ async def test_replay_record_that_only_the_broker_refuses_spares_its_neighbours(
     file = tmp_path / "notes.ndjson"
     now_ms = SystemClock().now_ms()
     lines = [
-        b'{"user_id":"u","text":"%s","at":%d}' % (b"x" * (30_000 if n == 5 else 10), now_ms + n) for n in range(10)
+        b'{"user_id":"u","text":"%s","timestamp":%d}' % (b"x" * (30_000 if n == 5 else 10), now_ms + n)
+        for n in range(10)
     ]
     file.write_bytes(b"\n".join(lines))
     report = await replay(ReplayOrder(file=file, topic=spec.name), kafka, topics, SystemClock())

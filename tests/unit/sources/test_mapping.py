@@ -20,7 +20,6 @@ CDNOW = ("customer_id", "date", "quantity", "amount_usd")
 def plan(**changed: Any) -> Any:
     asked: dict[str, Any] = {
         "record_type": OrderEvent,
-        "time_field": "timestamp",
         "file_columns": CDNOW,
         "mapped": {"user_id": "customer_id", "timestamp": "date"},
         "constants": {"status": "placed"},
@@ -70,10 +69,10 @@ def test_record_mapping_optional_money_is_judged_too() -> None:
 
     class Refund(msgspec.Struct):
         key: str
-        at: datetime
+        timestamp: datetime
         amount: Usd | None = None
 
-    mapping = plan(record_type=Refund, time_field="at", file_columns=None, mapped={}, constants={}, id_field=None)
+    mapping = plan(record_type=Refund, file_columns=None, mapped={}, constants={}, id_field=None)
     assert mapping.record({"key": "k"}, MOMENT, "").amount is None
     with pytest.raises(BadRow):
         mapping.record({"key": "k", "amount": "1.001"}, MOMENT, "")

@@ -26,7 +26,7 @@ class Note(msgspec.Struct, frozen=True):
 
     user_id: Annotated[str, msgspec.Meta(min_length=1)]
     text: str
-    at: Instant
+    timestamp: Instant
 
 
 notes = TopicSpec(name="raw.notes", partitions=1, type=Note, key="user_id", time="event", max_ahead_ms=60_000)
@@ -148,14 +148,14 @@ async def test_replay_what_the_broker_would_refuse_is_dead(shop: Shop, tmp_path:
     """A record that is too large or too far ahead is a dead letter; the others arrive."""
     file = tmp_path / "notes.ndjson"
     rows = [
-        {"user_id": "u", "text": "x" * 1_100_000, "at": NOW_MS},
-        {"user_id": "u", "text": "ahead", "at": NOW_MS + 60_001},
-        {"user_id": "u", "text": "fine", "at": NOW_MS + 60_000},
+        {"user_id": "u", "text": "x" * 1_100_000, "timestamp": NOW_MS},
+        {"user_id": "u", "text": "ahead", "timestamp": NOW_MS + 60_001},
+        {"user_id": "u", "text": "fine", "timestamp": NOW_MS + 60_000},
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     report = await shop.replay(file, "raw.notes")
     assert (3, 1, 2) == (report.rows, report.published, report.dead)
-    assert [b'{"user_id":"u","text":"fine","at":"2026-01-01T00:01:00Z"}'] == [
+    assert [b'{"user_id":"u","text":"fine","timestamp":"2026-01-01T00:01:00Z"}'] == [
         record.value for record in shop.records("raw.notes")
     ]
     large, ahead = shop.records("raw.notes.dead")
