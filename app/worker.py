@@ -18,7 +18,6 @@ import anyio
 
 from app.application import STREAMS_GROUP, App
 from app.broker.base import Broker, Producer
-
 from app.broker.publisher import Publisher
 from app.core.clock import Clock
 from app.core.errors import SetupError, Unavailable
