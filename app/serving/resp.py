@@ -1,8 +1,8 @@
 """One connection to Redis for reads: any number of callers ask at once, answers come in the order of the questions.
 
-redis-py lends a connection to one caller at a time and waits for each answer alone; a read of features costs it three times
-the CPU, and six times under load (`python -m benchmarks.feature_read`). Here a question is one write and one future. A
-caller that is cancelled leaves its place in the line, so its answer is thrown away and never reaches somebody else.
+redis-py lends a connection to one caller at a time and waits for each answer alone; the round trip of a read costs it three
+times the CPU, and five times with many at once (`python -m benchmarks.feature_read`). Here a question is one write and one
+future. A caller that is cancelled keeps its place in the line, so its answer is thrown away and never reaches another.
 """
 
 import asyncio
