@@ -144,12 +144,17 @@ class KafkaProducer:
         limits = self._limits.get(topic) or await self._learn(topic)
         source = iter(records)
         queued = 0
-        while chunk := list(islice(source, CHUNK_RECORDS)):
-            while self._draining:
-                await self._wait_for_room()
-            queued += await self._send_chunk(topic, chunk, limits, partition)
+        while True:
+            chunk: list[tuple[bytes | None, bytes | None, int]] = []
+            try:
+                chunk.extend(islice(source, CHUNK_RECORDS))
+            finally:  # where the source raises, what it gave before is sent
+                while self._draining:
+                    await self._wait_for_room()
+                queued += await self._send_chunk(topic, chunk, limits, partition)
+            if not chunk:
+                return queued
             await asyncio.sleep(0)
-        return queued
 
     async def _send_chunk(
         self, topic: str, chunk: list[tuple[bytes | None, bytes | None, int]], limits: Limits, partition: int
