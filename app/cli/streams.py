@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, settings
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, settings
 
 if TYPE_CHECKING:
     from app.application import App
+    from app.core.settings import Settings
     from app.streams.compiled import CompiledTopic
     from app.streams.graph import Pipeline
 
@@ -139,40 +140,59 @@ async def _run(name: str, pipeline: "Pipeline", to: str, values: object, json: b
 
 
 @commands.command()
-def reset(name: NameArgument, app: AppOption = DEFAULT_APP, broker: BrokerOption = None) -> None:
+def reset(
+    name: NameArgument, app: AppOption = DEFAULT_APP, broker: BrokerOption = None, store: StoreOption = None
+) -> None:
     """Forget the state of a pipeline whose declaration has changed; it counts anew from the next whole window.
 
-    Stop all workers first. Alerts, other pipelines and committed offsets stay as they are.
+    A served view is forgotten in the feature store too. Stop all workers first. Alerts, other pipelines and committed
+    offsets stay as they are.
 
     Example: `python -m app streams reset order_rate`
     """
     import asyncio
 
-    from app.application import STREAMS_GROUP
-    from app.connections import open_broker
-    from app.core.clock import SystemClock
-    from app.streams.reset import reset as reset_pipeline
-
     loaded = load_app(app)
     pipeline = named(loaded, name)
-
-    async def reset_it() -> int:
-        opened = open_broker(settings(broker=broker), SystemClock())
-        try:
-            return await reset_pipeline(opened, STREAMS_GROUP, compiled(loaded, pipeline), name, sorted(loaded.sources))
-        finally:
-            await opened.close()
-
-    partitions = asyncio.run(reset_it())
+    partitions = asyncio.run(_reset(loaded, pipeline, settings(broker=broker, store=store)))
     output.note(f"{name}: forgotten in {partitions} partitions; it joins anew when a worker starts")
 
 
-def named(app: "App", name: str) -> "Pipeline":
-    from app.core.errors import SetupError
+async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
+    from app.application import STREAMS_GROUP
+    from app.connections import open_broker
+    from app.core.clock import SystemClock
+    from app.serving.stores import open_store
+    from app.streams.graph import LivePipeline
+    from app.streams.reset import empty
+    from app.streams.reset import reset as reset_pipeline
 
-    if name not in app.pipelines:
+    clock = SystemClock()
+    name = next(name for name, declared in app.pipelines.items() if declared is pipeline)
+    broker, store = open_broker(values, clock), open_store(values.store, clock)
+    try:
+        if isinstance(pipeline, LivePipeline):
+            await store.start()  # first: a store that is away must not leave half of it done
+        partitions = await reset_pipeline(broker, STREAMS_GROUP, compiled(app, pipeline), name, sorted(app.sources))
+        if isinstance(pipeline, LivePipeline):
+            await empty(broker, app.topics.named(pipeline.topic))
+            await store.clear(app.views[pipeline.view])
+        return partitions
+    finally:
+        await store.close()
+        await broker.close()
+
+
+def named(app: "App", name: str) -> "Pipeline":
+    """The pipeline of that name, or the one that serves the view of that name. Raises: SetupError listing them."""
+    from app.core.errors import SetupError
+    from app.streams.graph import LivePipeline
+
+    views = {pipeline.view: pipeline for pipeline in app.pipelines.values() if isinstance(pipeline, LivePipeline)}
+    found = app.pipelines.get(name) or views.get(name)
+    if found is None:
         raise SetupError(name, f"no pipeline is called that; there are {', '.join(app.pipelines)}")
-    return app.pipelines[name]
+    return found
 
 
 def compiled(app: "App", pipeline: "Pipeline") -> "CompiledTopic":

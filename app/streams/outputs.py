@@ -73,7 +73,11 @@ def topics_of(
         partitions = pipeline.stream.source.spec.partitions
         if isinstance(pipeline, LivePipeline):
             specs[pipeline.topic] = TopicSpec(
-                name=pipeline.topic, partitions=partitions, cleanup="compact,delete", retention_ms=DAY_MS
+                name=pipeline.topic,
+                partitions=partitions,
+                cleanup="compact,delete",
+                retention_ms=DAY_MS,
+                min_compaction_lag_ms=3_600_000,
             )
         elif isinstance(pipeline, TumblingPipeline):
             specs[pipeline.topic] = TopicSpec(name=pipeline.topic, partitions=partitions, retention_ms=30 * DAY_MS)

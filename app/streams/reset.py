@@ -1,13 +1,15 @@
 """The way out of a changed declaration: a pipeline forgets its state and joins anew.
 
-The group's commits lose what they say of the pipeline, its table is emptied; everything else stays. At the next start it
-counts from the first window (or tile) of which nothing has passed, and a view says `missing` until a whole window has.
+The group's commits lose what they say of the pipeline; everything else stays. At the next start it counts from the first
+window (or tile) of which nothing has passed, and a view says `missing` until a whole window has. A table of windows may keep
+its old entries, since the next commits say from where it is read; a view's topic is read from its beginning: see `empty`.
 """
 
 import asyncio
 from collections.abc import Sequence
 
 from app.broker.base import Assignment, Broker, CommittedOffset, Consumer
+from app.broker.topics import TopicSpec
 from app.core.errors import SetupError
 from app.core.record import TopicPartition
 from app.streams.compiled import CompiledTopic
@@ -66,3 +68,16 @@ async def reset(broker: Broker, group: str, topic: CompiledTopic, name: str, top
         return len(changed)
     finally:
         await consumer.close()
+
+
+async def empty(broker: Broker, spec: TopicSpec) -> None:
+    """Makes a topic anew: what another declaration wrote there would be read as this one's whenever a store is filled.
+
+    Interrupted, it may leave no topic; doing it again makes it. Raises: Unavailable, Rejected.
+    """
+    admin = broker.admin()
+    try:
+        await admin.delete([spec.name])
+        await admin.create([spec])
+    finally:
+        await admin.close()
