@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.broker.base import RebalanceListener
 from app.broker.memory import MemoryBroker, MemoryConsumer, MemoryProducer
 from app.core.clock import Clock, ManualClock, run_virtual
-from app.core.record import Headers, TopicPartition
+from app.core.record import Headers, Record, TopicPartition
 from app.streams import engine as engine_module
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.engine import Engine
@@ -22,7 +22,8 @@ from app.streams.restore import CommitMark, mark_of
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 from features import fraud
-from tests.reference import Reading, Slice, SourceRecord, Total, read_all
+from tests.reference import SourceRecord, read_all
+from tests.streams_kit import check_outputs
 
 START_MS = 1_800_000_000_000
 PIPELINES = pipelines_in(fraud)
@@ -146,57 +147,8 @@ async def run_engine(broker: KilledBroker, clock: Clock, records: list[SourceRec
             assert index < len(kills)
 
 
-def read_back(broker: MemoryBroker, topic: str) -> list[Any]:
+def records_of(broker: MemoryBroker, topic: str) -> list[Record]:
     return [record for place, log in broker.logs.items() if place.topic == topic for record in log]
-
-
-def check(broker: MemoryBroker, reading: Reading) -> None:
-    seen: dict[bytes, bytes | None] = {}
-    for record in read_back(broker, "processed.alerts"):
-        origin = dict(record.headers)["origin"]
-        assert seen.setdefault(origin, record.value) == record.value, "one record, one alert"
-    expected = {f"raw.orders/{alert.partition}/{alert.offset}".encode(): alert for alert in reading.alerts}
-    assert expected.keys() == seen.keys()
-    for origin, value in seen.items():
-        alert = msgspec.json.decode(value or b"", type=fraud.HighValueOrder)
-        assert (expected[origin].alert_id, expected[origin].cents) == (alert.alert_id, int(alert.amount_usd * 100))
-    for record in read_back(broker, "processed.alerts"):
-        headers = dict(record.headers)
-        assert ("user_features" in expected[headers["origin"]].late_for) == (
-            headers.get("late_for") == b"user_features"
-        )
-
-    rows: dict[Slice, tuple[int, int]] = {}
-    for record in read_back(broker, "features.order_rate_5m"):
-        row = msgspec.json.decode(record.value)
-        where = Slice(row["user_id"], row["window_start"], record.partition)
-        totals = (row["order_count_5m"], round(row["order_value_5m"] * 100))
-        assert rows.setdefault(where, totals) == totals, "never two values for one key"
-    assert {where: (total.orders, total.cents) for where, total in reading.final_rows.items()} == rows
-
-    tiles: dict[Slice, Total] = {}
-    for record in read_back(broker, "features.user_features"):
-        key, value = msgspec.json.decode(record.key), msgspec.json.decode(record.value)
-        if "progress" in key:
-            continue
-        where = Slice(key["user_id"], key["tile"], key["partition"])
-        tile = Total(value["order_count_5m"], round(value["order_value_5m"] * 100), value["version"])
-        if where not in tiles or tile.version > tiles[where].version:
-            tiles[where] = tile
-        else:
-            assert tile.version < tiles[where].version or tile == tiles[where]
-    assert reading.tiles == tiles
-
-    late = {
-        (value["pipeline"], value["partition"], value["offset"], value["event_time_ms"])
-        for value in (msgspec.json.decode(record.value) for record in read_back(broker, "raw.orders.late"))
-    }
-    assert {tuple(reference) for reference in reading.late_references} == late
-    dead = {
-        (record.partition, dict(record.headers)["offset"]): record.value
-        for record in read_back(broker, "raw.orders.dead")
-    }
-    assert {(record.partition, b"%d" % record.offset): record.value for record in reading.malformed} == dead
 
 
 def run_case(plan: Plan, kills: list[int]) -> None:
@@ -206,7 +158,7 @@ def run_case(plan: Plan, kills: list[int]) -> None:
         broker = KilledBroker(ManualClock(START_MS + 10**9))
         await broker.admin().create(topics_of([fraud.orders.source], PIPELINES))
         await run_engine(broker, clock, records, kills)
-        check(broker, read_all(records))
+        check_outputs(lambda topic: records_of(broker, topic), read_all(records))
         committed = broker.groups["test.streams"].committed
         for partition in range(2):
             end = sum(record.partition == partition for record in records)
