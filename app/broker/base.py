@@ -262,6 +262,10 @@ class Admin(Protocol):
 
     async def describe(self, names: Sequence[str]) -> dict[str, TopicDescription | None]: ...
 
+    async def configure(self, name: str, config: Mapping[str, str]) -> None:
+        """Changes these settings of a topic that exists, and leaves its others. Raises: Unavailable, Rejected."""
+        ...
+
     async def list(self) -> list[str]:
         """Names of all topics but the broker's own."""
         ...

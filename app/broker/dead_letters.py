@@ -3,14 +3,20 @@
 After a crash a letter may be written again; topic, partition, offset and group in its headers make it recognizable.
 """
 
+from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import NamedTuple
 
-from app.broker.base import Confirmation, Producer
+import msgspec
+
+from app.broker.base import Confirmation, Producer, Reader
 from app.broker.topics import DEAD_EXTRA_BYTES
-from app.core.record import Headers, Record
+from app.core.errors import RecordTooLarge
+from app.core.record import Headers, Record, TopicPartition
 
 MAX_REASON_CHARACTERS = 1_000
+SUFFIX = ".dead"
+KNOWN_HEADERS = ("reason", "topic", "partition", "offset", "group", "timestamp_ms", "length", "sha256")
 
 
 class DeadLetter(NamedTuple):
@@ -39,7 +45,7 @@ def dead_letter(record: Record, reason: str, group: str, *, takes_bytes: int | N
     if takes_bytes is not None and value is not None and len(value) + DEAD_EXTRA_BYTES // 2 > takes_bytes:
         cut = (("length", b"%d" % len(value)), ("sha256", sha256(value).hexdigest().encode()))
         value, headers = value[:DEAD_EXTRA_BYTES], headers + cut
-    return DeadLetter(f"{record.topic}.dead", record.key, value, headers)
+    return DeadLetter(f"{record.topic}{SUFFIX}", record.key, value, headers)
 
 
 class DeadLetters:
@@ -51,10 +57,96 @@ class DeadLetters:
         self.written = 0
 
     async def write(self, record: Record, reason: str) -> Confirmation:
-        """To the record's own partition number. On cancellation the letter may or may not be written."""
-        letter = dead_letter(record, reason, self._group)
-        confirmation = await self._producer.confirm(
-            letter.topic, letter.value, letter.key, partition=record.partition, headers=letter.headers
-        )
+        """To the record's own partition number; a value that the topic does not take is cut.
+
+        On cancellation the letter may or may not be written. Raises: Unavailable, Rejected.
+        """
+        try:
+            confirmation = await self._confirm(dead_letter(record, reason, self._group), record.partition)
+        except RecordTooLarge:
+            cut = dead_letter(record, reason, self._group, takes_bytes=0)
+            confirmation = await self._confirm(cut, record.partition)
         self.written += 1
         return confirmation
+
+    async def _confirm(self, letter: DeadLetter, partition: int) -> Confirmation:
+        return await self._producer.confirm(
+            letter.topic, letter.value, letter.key, partition=partition, headers=letter.headers
+        )
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True):
+    """A dead letter as it is read back.
+
+    lies_at: where the letter itself is. topic, partition, offset: of the original record, -1 where it never had one.
+    length, sha256: of the original value where only its first 64 KiB were kept, else None. more: headers beside these.
+    """
+
+    lies_at: tuple[str, int, int]
+    written_ms: int
+    reason: str
+    topic: str
+    partition: int
+    offset: int
+    group: str
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    length: int | None = None
+    sha256: str | None = None
+    more: dict[str, str] = {}
+
+    @property
+    def identity(self) -> tuple[str, int, int, str]:
+        """Equal for letters about one record by one group; a letter without an original place stands for itself."""
+        if self.offset < 0:
+            return (*self.lies_at, self.group)
+        return self.topic, self.partition, self.offset, self.group
+
+
+def letter_of(record: Record) -> Letter:
+    """The letter that a record of a dead-letter topic holds; headers that are missing or odd are shown as empty."""
+    headers = {name: text.decode(errors="replace") for name, text in record.headers}
+    known = {name: headers.pop(name, "") for name in KNOWN_HEADERS}
+    return Letter(
+        lies_at=(record.topic, record.partition, record.offset),
+        written_ms=record.timestamp_ms,
+        reason=known["reason"],
+        topic=known["topic"] or record.topic.removesuffix(SUFFIX),
+        partition=_number(known["partition"]),
+        offset=_number(known["offset"]),
+        group=known["group"],
+        timestamp_ms=_number(known["timestamp_ms"]),
+        key=record.key,
+        value=record.value,
+        length=_number(known["length"]) if known["length"] else None,
+        sha256=known["sha256"] or None,
+        more=headers,
+    )
+
+
+async def read_letters(reader: Reader, topic: str, partitions: int, newest: int) -> AsyncIterator[Letter]:
+    """The `newest` letters of each partition of a dead-letter topic, oldest first; of several letters about one record by
+    one group, the last.
+
+    Raises: Unavailable, Rejected.
+    """
+    places = [TopicPartition(topic, partition) for partition in range(partitions)]
+    ends = await reader.end_offsets(places)
+    for place in places:
+        letters: dict[tuple[str, int, int, str], Letter] = {}
+        async for records in reader.read(place, 0, ends[place]):
+            for record in records:
+                letter = letter_of(record)
+                letters.pop(letter.identity, None)
+                letters[letter.identity] = letter
+                if len(letters) > newest:
+                    del letters[next(iter(letters))]
+        for letter in letters.values():
+            yield letter
+
+
+def _number(text: str) -> int:
+    """A whole number, or -1 for what is none."""
+    digits = text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() else -1

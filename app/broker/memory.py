@@ -56,6 +56,7 @@ class MemoryBroker:
         self.address = "memory://"
         self.clock = clock
         self.specs: dict[str, TopicSpec] = {}
+        self.configs: dict[str, dict[str, str]] = {}
         self.logs: dict[TopicPartition, list[Record]] = {}
         self.groups: dict[str, _Group] = {}
         self._faults: deque[Fault] = deque()
@@ -443,8 +444,14 @@ class MemoryAdmin:
         found: dict[str, TopicDescription | None] = {}
         for name in names:
             spec = self._broker.specs.get(name)
-            found[name] = TopicDescription(name, spec.partitions, 1, spec.config()) if spec else None
+            changed = self._broker.configs.get(name, {})
+            found[name] = TopicDescription(name, spec.partitions, 1, spec.config() | changed) if spec else None
         return found
+
+    async def configure(self, name: str, config: Mapping[str, str]) -> None:
+        if name not in self._broker.specs:
+            raise Rejected(f"{name}: unknown topic; create it with: python -m app topics create")
+        self._broker.configs[name] = {**self._broker.configs.get(name, {}), **config}
 
     async def list(self) -> list[str]:
         return sorted(self._broker.specs)
@@ -452,6 +459,7 @@ class MemoryAdmin:
     async def delete(self, names: Sequence[str]) -> None:
         for name in names:
             spec = self._broker.specs.pop(name, None)
+            self._broker.configs.pop(name, None)
             for partition in range(spec.partitions if spec else 0):
                 del self._broker.logs[TopicPartition(name, partition)]
 

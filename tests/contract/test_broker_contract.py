@@ -48,7 +48,7 @@ async def test_consumer_poll_returns_no_more_than_asked(cluster: Cluster) -> Non
     topic = await cluster.topic()
     await cluster.fill(topic, 50)
     member = await cluster.join(cluster.unique("group"), topic)
-    sizes = []
+    sizes: list[int] = []
     async with asyncio.timeout(30):
         while sum(sizes) < 50:
             records = await member.consumer.poll(max_records=7)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.broker.base import DeliveryFailure, Producer, Reader
+from app.broker.base import Producer, Reader
 from app.broker.sizes import batch_bytes
 from app.broker.topics import TopicSpec, partition_of
 from app.core.clock import SystemClock
@@ -277,7 +277,13 @@ async def test_admin_topic_is_created_described_listed_and_deleted(cluster: Clus
     await admin.close()
 
 
-async def test_delivery_failure_names_its_record() -> None:
-    """A failure carries the record's key and value."""
-    failure = DeliveryFailure(RecordTooLarge("too large", topic="t"), b"k", b"v")
-    assert ("too large", b"k", b"v") == (failure.error.reason, failure.key, failure.value)
+async def test_admin_configure_changes_one_setting(cluster: Cluster) -> None:
+    """A topic that exists takes another retention and keeps its other settings."""
+    admin = cluster.broker.admin()
+    topic = await cluster.topic(max_message_bytes=20_000)
+    await admin.configure(topic, {"retention.ms": "-1"})
+    described = (await admin.describe([topic]))[topic]
+    assert described is not None
+    assert ("-1", "20000") == (described.config["retention.ms"], described.config["max.message.bytes"])
+    with pytest.raises(Rejected):
+        await admin.configure(cluster.unique("nowhere"), {"retention.ms": "-1"})

@@ -5,7 +5,14 @@ import time
 from collections.abc import Mapping, Sequence
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 from app.broker.base import TopicDescription
 from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster, result_of
@@ -58,6 +65,17 @@ class KafkaAdmin:
 
     async def describe(self, names: Sequence[str]) -> dict[str, TopicDescription | None]:
         return await self._cluster.ask(lambda admin: _describe(admin, names))
+
+    async def configure(self, name: str, config: Mapping[str, str]) -> None:
+        def call(admin: AdminClient) -> None:
+            entries = [
+                ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in config.items()
+            ]
+            resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+            (answer,) = admin.incremental_alter_configs([resource], request_timeout=ANSWER_SECONDS).values()
+            result_of(answer, name)
+
+        await self._cluster.ask(call)
 
     async def list(self) -> list[str]:
         topics = await self._cluster.ask(lambda admin: admin.list_topics(timeout=ANSWER_SECONDS).topics)
