@@ -22,17 +22,15 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.008
 
 
 class Origin(NamedTuple):
-    """The event that an alert comes from: its place in the source topic, its time, and the views it was late for.
-
-    key: of the event, which is the entity that it counts for; None when unknown.
-    """
+    """The event that an alert comes from: its place in the source topic, its time, the views it was late for, and its key,
+    which is the entity that it counts for."""
 
     topic: str
     partition: int
     offset: int
     event_ms: int
-    late_for: frozenset[str] = frozenset()
-    key: str | None = None
+    late_for: frozenset[str]
+    key: str
 
 
 def answer(
@@ -113,9 +111,7 @@ class FeatureReader:
 
 def _own_event_unseen(view: View, entity: str, origin: Origin) -> OwnEvent:
     """What can be said before looking: NOT_SEEN means that looking helps."""
-    if origin.topic != view.source_topic or not view.comparable:
-        return OwnEvent.NOT_COMPARABLE
-    if origin.key != entity if origin.key is not None else view.partition_of(entity) != origin.partition:
+    if origin.topic != view.source_topic or origin.key != entity or not view.comparable:
         return OwnEvent.NOT_COMPARABLE
     return OwnEvent.LATE if view.name in origin.late_for else OwnEvent.NOT_SEEN
 

@@ -29,10 +29,9 @@ def origin(
     topic: str = "raw.orders",
     event_ms: int = NOW_MS,
     late_for: Sequence[str] = (),
-    key: str | None = "u-17",
-    partition: int = PARTITION,
+    key: str = "u-17",
 ) -> Origin:
-    return Origin(topic, partition, offset, event_ms, frozenset(late_for), key)
+    return Origin(topic, PARTITION, offset, event_ms, frozenset(late_for), key)
 
 
 def change(version: int, start_ms: int = NOW_MS, partition: int = PARTITION) -> TileChange:
@@ -156,11 +155,10 @@ def test_reader_own_event_that_does_not_come_is_not_seen_in_time(wait_ms: int) -
         ("user_features", origin(topic="raw.payments"), OwnEvent.NOT_COMPARABLE),
         ("user_features", origin(topic="raw.payments", late_for=["user_features"]), OwnEvent.NOT_COMPARABLE),
         ("user_features", origin(key="u-18"), OwnEvent.NOT_COMPARABLE),
-        ("user_features", origin(key=None, partition=PARTITION + 1), OwnEvent.NOT_COMPARABLE),
         ("user_features", origin(event_ms=NOW_MS - 330_000), OwnEvent.NOT_SEEN),
         ("big", origin(), OwnEvent.NOT_COMPARABLE),
     ],
-    ids=["late", "other topic", "other topic and late", "other entity", "other partition", "too old", "filtered"],
+    ids=["late", "other topic", "other topic and late", "other entity", "too old", "filtered"],
 )
 def test_reader_event_that_cannot_come_is_not_waited_for(view: str, asked: Origin, expected: OwnEvent) -> None:
     """Where waiting cannot help, the answer comes at once and says why."""
