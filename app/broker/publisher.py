@@ -29,14 +29,16 @@ class TypedPublisher(Generic[E]):
 
     def __init__(self, producer: Producer, spec: TopicSpec, record_type: type[E]) -> None:
         """Raises: SetupError when the type lacks the topic's key field, or a time."""
+        if spec.key is None:
+            raise SetupError(spec.name, "has no key field; only what its own writer knows can be put there")
         fields = {field.name for field in msgspec.structs.fields(record_type)}
         for needed in (spec.key, TIME_FIELD):
-            if needed is None or needed not in fields:
+            if needed not in fields:
                 raise SetupError(spec.name, f"{record_type.__name__} has no field {needed!r} to publish it by")
         self.topic = spec.name
         self._spec = spec
         self._producer = producer
-        self._record = _recorder(record_type, str(spec.key))
+        self._record = _recorder(record_type, spec.key)
 
     async def publish(self, event: E) -> None:
         """Queues one event; waits while the queue is full. On cancellation it was not queued.

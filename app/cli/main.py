@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.cli import agents, demo, features, local, output, replay, streams, worker
+from app.cli import agents, dead, demo, features, local, output, replay, send, streams, topics, worker
 from app.core.errors import HeadraceError
 
 WRONG_SETUP = 2
@@ -27,9 +27,12 @@ cli = typer.Typer(
 cli.command()(demo.demo)
 cli.command()(worker.worker)
 cli.command()(replay.replay)
+cli.command()(send.send)
 cli.add_typer(agents.commands, name="agents")
 cli.add_typer(streams.commands, name="streams")
 cli.add_typer(features.commands, name="features")
+cli.add_typer(topics.commands, name="topics")
+cli.add_typer(dead.commands, name="dead")
 cli.add_typer(local.commands, name="local")
 
 

@@ -44,7 +44,7 @@ class KafkaAdmin:
             return {}
         replication = min(self._replication, _brokers(admin))
         if replication < self._replication:
-            logger.warning(
+            logger.info(
                 "%s has %d brokers: topics get %d copies instead of %d",
                 self._cluster.address, replication, replication, self._replication,
             )  # fmt: skip
@@ -74,6 +74,9 @@ class KafkaAdmin:
             resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
             (answer,) = admin.incremental_alter_configs([resource], request_timeout=ANSWER_SECONDS).values()
             result_of(answer, name)
+            deadline = time.monotonic() + ANSWER_SECONDS  # acknowledged is a moment before visible
+            while not config.items() <= topic_configs(admin, [name])[name].items() and time.monotonic() < deadline:
+                time.sleep(0.02)
 
         await self._cluster.ask(call)
 

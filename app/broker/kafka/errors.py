@@ -229,6 +229,7 @@ _CLASSES: Mapping[str, type[HeadraceError]] = {
     **dict.fromkeys(REJECTED, Rejected),
 }
 
+NO_ANSWER_CODES = frozenset({KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE})
 UNKNOWN_TOPIC_CODES = frozenset(
     {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
 )
@@ -253,6 +254,8 @@ def translate(failure: KafkaError | KafkaException, place: str) -> HeadraceError
     code, reason = error.code(), " ".join(error.str().split())
     if code in UNKNOWN_TOPIC_CODES:
         return Rejected(f"{place}: unknown topic or partition; create it with: python -m app topics create")
+    if code in NO_ANSWER_CODES:
+        return Unavailable(f"{place}: no broker answers ({reason})")
     kind = Rejected if error.fatal() else _CODES.get(code) or (Unavailable if error.retriable() else Rejected)
     if issubclass(kind, RecordError):
         return kind(reason, topic=place)

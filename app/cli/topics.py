@@ -1,0 +1,213 @@
+"""`topics create|list|plan`: the topics of an application, on its cluster."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli import output
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, settings
+
+if TYPE_CHECKING:
+    from app.broker.base import Broker, TopicDescription
+    from app.broker.topics import TopicRegistry, TopicSpec
+
+NOT_AS_PLANNED = 1
+"""Exit code of `plan` where a topic has too few partitions."""
+
+commands = typer.Typer(no_args_is_help=True, help="The topics an application reads and writes.")
+
+RetentionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--retention",
+        metavar="TOPIC=DURATION",
+        help="How long a topic keeps its records, such as `raw.orders=30d` or `raw.orders=forever`. May be repeated.",
+    ),
+]
+
+
+@commands.command()
+def create(
+    app: AppOption = DEFAULT_APP,
+    broker: BrokerOption = None,
+    retention: RetentionOption = None,
+    json: output.JsonOption = False,
+) -> None:
+    """Create the topics that are missing; give those that exist the `--retention` asked for.
+
+    Copies: `HEADRACE_REPLICATION`, 3 unless set, and fewer only on a cluster of fewer brokers.
+
+    Example: `python -m app topics create --retention raw.orders=forever`
+    """
+    import asyncio
+
+    registry = load_app(app).topics
+    asked = retentions(retention or [], registry)
+    with_broker = open_cluster(broker)
+    rows = asyncio.run(_create(with_broker, registry, asked))
+    copies = [int(str(row["replication"])) for row in rows]
+    wanted = settings(broker=broker).replication
+    for row in rows:
+        if json:
+            output.json_line(row)
+    if not json:
+        output.table(
+            ("topic", "partitions", "copies", "keeps", "done"),
+            [(row["topic"], row["partitions"], row["replication"], row["retention"], row["done"]) for row in rows],
+        )
+    fewest = min(copies, default=wanted)
+    if fewest < wanted:
+        output.note(f"note: {fewest} instead of {wanted} copies of each partition; losing a broker may lose records")
+
+
+async def _create(
+    broker: "Broker", registry: "TopicRegistry", asked: "Mapping[str, int | None]"
+) -> list[dict[str, object]]:
+    from msgspec.structs import replace
+
+    specs = [replace(s, retention_ms=asked[s.name]) if s.name in asked else s for s in registry.all()]
+    admin = broker.admin()
+    try:
+        created = await admin.create(specs)
+        found = await admin.describe([spec.name for spec in specs])
+        rows = []
+        for spec in specs:
+            done = "created" if created[spec.name] else "exists"
+            described = found[spec.name]
+            if spec.name in asked and not created[spec.name] and _retention_of(described) != spec.retention_ms:
+                await admin.configure(spec.name, {"retention.ms": spec.config()["retention.ms"]})
+                done = "retention changed"
+                described = (await admin.describe([spec.name]))[spec.name]
+            rows.append(_row(spec, described) | {"done": done})
+        return rows
+    finally:
+        await admin.close()
+        await broker.close()
+
+
+@commands.command("list")
+def list_topics(app: AppOption = DEFAULT_APP, broker: BrokerOption = None, json: output.JsonOption = False) -> None:
+    """List the application's topics and how they are on the cluster.
+
+    Example: `python -m app topics list --json`
+    """
+    import asyncio
+
+    registry = load_app(app).topics
+    found = asyncio.run(_describe(open_cluster(broker), registry))
+    rows = [_row(spec, found[spec.name]) for spec in registry.all()]
+    for row in rows:
+        if json:
+            output.json_line(row)
+    if not json:
+        columns = ("topic", "state", "partitions", "replication", "cleanup", "retention", "time")
+        output.table(columns, [[row[column] for column in columns] for row in rows])
+
+
+@commands.command()
+def plan(
+    app: AppOption = DEFAULT_APP,
+    broker: BrokerOption = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Consumer threads of a group, all workers together: one for each worker process.")
+    ] = 6,
+    json: output.JsonOption = False,
+) -> None:
+    """Say which topics have too few or too many partitions: the rule is 1 to 2 for each consumer thread.
+
+    Nothing is grown in place: somebody relies on where the keys of each of these topics lie. The exit code is 1 where a
+    topic has too few.
+
+    Example: `python -m app topics plan --threads 12`
+    """
+    import asyncio
+
+    from app.broker.planning import advise, is_read_by_many
+
+    registry = load_app(app).topics
+    found = asyncio.run(_describe(open_cluster(broker), registry))
+    advice = []
+    for spec in registry.all():
+        described = found[spec.name]
+        if is_read_by_many(spec):
+            advice.append(advise(spec, described.partitions if described else None, threads))
+    for each in advice:
+        if json:
+            wanted = {"least": each.wanted[0], "most": each.wanted[1]}
+            row = {"topic": each.topic, "partitions": each.partitions, **wanted, "verdict": each.verdict}
+            output.json_line({**row, "action": each.action})
+    if not json:
+        least, most = advice[0].wanted if advice else (threads, 2 * threads)
+        output.note(f"{threads} consumer threads: {least} to {most} partitions")
+        output.table(
+            ("topic", "partitions", "verdict", "what to do"),
+            [(each.topic, each.partitions, each.verdict, each.action) for each in advice],
+        )
+    if any(each.verdict == "too few" for each in advice):
+        raise typer.Exit(NOT_AS_PLANNED)
+
+
+def open_cluster(address: str | None) -> "Broker":
+    """The cluster that options and settings name.
+
+    Raises: SetupError for memory://, which no other process can see.
+    """
+    from app.connections import open_broker
+    from app.core.clock import SystemClock
+    from app.core.errors import SetupError
+
+    found = settings(broker=address)
+    if found.broker.startswith("memory://"):
+        raise SetupError("broker", "memory:// lives and dies with one process; name the cluster, kafka://host:port")
+    return open_broker(found, SystemClock())
+
+
+def retentions(texts: list[str], registry: "TopicRegistry") -> dict[str, int | None]:
+    """`raw.orders=30d` -> milliseconds, None for forever.
+
+    Raises: SetupError for another form, an unknown topic or a wrong duration.
+    """
+    from app.core.errors import SetupError
+    from app.streams.graph import parse_retention_ms
+
+    asked = {}
+    for text in texts:
+        name, separator, duration = text.partition("=")
+        if not separator:
+            raise SetupError("--retention", f"{text!r} is not TOPIC=DURATION, such as raw.orders=30d")
+        asked[registry.named(name).name] = parse_retention_ms(duration, f"--retention {name}")
+    return asked
+
+
+async def _describe(broker: "Broker", registry: "TopicRegistry") -> "dict[str, TopicDescription | None]":
+    admin = broker.admin()
+    try:
+        return await admin.describe([spec.name for spec in registry.all()])
+    finally:
+        await admin.close()
+        await broker.close()
+
+
+def _row(spec: "TopicSpec", found: "TopicDescription | None") -> dict[str, object]:
+    from app.core.durations import format_duration
+
+    config = found.config if found else spec.config()
+    retention_ms = _retention_of(found) if found else spec.retention_ms
+    state = "missing"
+    if found is not None:
+        state = "ready" if found.partitions == spec.partitions else f"declared with {spec.partitions} partitions"
+    return {
+        "topic": spec.name,
+        "state": state,
+        "partitions": found.partitions if found else spec.partitions,
+        "replication": found.replication if found else 0,
+        "cleanup": config["cleanup.policy"],
+        "retention": "forever" if retention_ms is None else format_duration(retention_ms),
+        "time": config["message.timestamp.type"],
+    }
+
+
+def _retention_of(found: "TopicDescription | None") -> int | None:
+    retention_ms = int(found.config["retention.ms"]) if found else -1
+    return None if retention_ms < 0 else retention_ms
