@@ -62,9 +62,10 @@ class Partition:
 
     @property
     def is_relieved(self) -> bool:
-        """Time to resume: well below the bounds, so that a partition does not flutter."""
+        """Time to resume: well below the bounds, so that a partition does not flutter. Of the window a few batches are
+        enough: behind a record that is stuck it does not move, and what fits may still run."""
         return (
             self.waiting <= self._max_waiting // 2
-            and self.tracker.span <= WINDOW // 2
+            and self.tracker.span <= WINDOW * 7 // 8
             and self.unfinished_bytes <= MAX_UNFINISHED_BYTES // 2
         )

@@ -8,10 +8,10 @@ from app.broker.base import CommittedOffset
 from app.broker.memory import Fault
 from app.core.errors import Fenced, Rejected
 from app.core.record import Record
-from app.dispatch import partitions
+from app.dispatch import consumer, offsets, partitions
 from app.dispatch.offsets import OffsetTracker
 from app.dispatch.work import DispatchConfig
-from tests.dispatching import Stage, on_stage, taking, until
+from tests.dispatching import TOPIC, Stage, on_stage, taking, until
 
 
 def test_commits_follow_a_completion_within_half_a_second() -> None:
@@ -143,6 +143,42 @@ def test_commits_refused_though_still_ours_begins_again() -> None:
             await until(stage.all_ended)
             await until(lambda: stage.broker.position() == 3)
         assert [0, 0] == [assignment.partition for assignment in stage.history.assigned]
+
+    on_stage(play)
+
+
+def test_commits_refused_though_still_ours_without_safeguard_stays_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ablation: without beginning it again, nobody would ever read that partition."""
+    monkeypatch.setattr(consumer, "TAKE_BACK_SECONDS", 10**9)
+
+    async def play(stage: Stage) -> None:
+        stage.broker.plan(Fault("commit", "fail", error=Fenced("a stale epoch")))
+        stage.send("u-1")
+        async with stage.running():
+            await asyncio.sleep(1)
+            stage.send("u-2")
+            with pytest.raises(TimeoutError):
+                await until(stage.all_ended, within_seconds=3_600)
+
+    on_stage(play)
+
+
+def test_commits_without_metadata_repeat_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ablation: without what travels beside the offset, a clean restart repeats everything behind the slow record."""
+    monkeypatch.setattr(offsets, "encode_marks", lambda position, marks: "")
+
+    async def play(stage: Stage) -> None:
+        async def handle(record: Record, attempt: int) -> None:
+            if record.offset == 0:
+                await asyncio.sleep(30)
+
+        stage.work.handler = handle
+        stage.send("u-1", "u-2", "u-3")
+        async with stage.running(DispatchConfig(drain_ms=1_000)):
+            await until(lambda: len(stage.history.ends) == 2)
+        async with stage.running():
+            await until(stage.all_ended)
+        assert 2 == stage.history.ends[TOPIC, 0, 1]
 
     on_stage(play)
 
