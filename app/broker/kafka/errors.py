@@ -252,11 +252,13 @@ def translate(failure: KafkaError | KafkaException, place: str) -> HeadraceError
     if not isinstance(error, KafkaError):
         return Rejected(f"{place}: {error}")
     code, reason = error.code(), " ".join(error.str().split())
+    if error.fatal():
+        return Rejected(f"{place}: {reason}")
     if code in UNKNOWN_TOPIC_CODES:
         return Rejected(f"{place}: unknown topic or partition; create it with: python -m app topics create")
     if code in NO_ANSWER_CODES:
         return Unavailable(f"{place}: no broker answers ({reason})")
-    kind = Rejected if error.fatal() else _CODES.get(code) or (Unavailable if error.retriable() else Rejected)
+    kind = _CODES.get(code) or (Unavailable if error.retriable() else Rejected)
     if issubclass(kind, RecordError):
         return kind(reason, topic=place)
     return kind(f"{place}: {reason}")
