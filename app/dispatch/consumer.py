@@ -222,6 +222,8 @@ class Dispatcher:
             try:
                 return await self._consumer.committed(places)
             except Unavailable as error:
+                if self._stopping:  # nothing of them will run, so nothing of them is committed
+                    return dict.fromkeys(places)
                 failures += 1
                 logger.warning("committed offsets are not to be had (%s), tried again: %s", failures, error)
                 await self._back_off(failures)

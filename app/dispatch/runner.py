@@ -44,7 +44,7 @@ class Counts:
 class Runner:
     """Handlers as tasks of one task group. A permit is held only while a handler runs.
 
-    `on_progress` is called after each task that ended, when its partition may have room again.
+    `on_progress` is called after each record that has reached its end: its partition may have room again.
     """
 
     def __init__(
@@ -144,8 +144,6 @@ class Runner:
         partition.tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self.stop()  # an invariant is broken: the task group ends everything
-            return
-        self._on_progress(partition)
         self.start()
 
     async def _run_head(self, partition: Partition, lane: Lane[_Item], item: _Item) -> None:
@@ -161,6 +159,7 @@ class Runner:
                 self.counts.given_up += item.error is not None
             if not lane.gone:
                 self._lanes.finish(lane)
+            self._on_progress(partition)
         elif not lane.gone:
             partition.waiting += 1
             self._lanes.park(lane)

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from app.broker.base import Assignment, CommittedOffset
-from app.broker.memory import Fault
+from app.broker.memory import Fault, MemoryConsumer
 from app.core.errors import Rejected, SetupError, Unavailable
 from app.core.record import Record, TopicPartition
 from app.dispatch import partitions as partitions_module
@@ -359,6 +359,39 @@ def test_dispatcher_cancelled_leaves_no_task_and_its_group() -> None:
         assert {asyncio.current_task()} == asyncio.all_tasks()
         assert 10 == stage.broker.position()
         assert [] == stage.broker.groups[GROUP].members
+
+    on_stage(play)
+
+
+def test_dispatcher_stops_while_the_broker_is_away() -> None:
+    """A broker that never says what is committed does not hold up the shutdown."""
+
+    async def play(stage: Stage) -> None:
+        for _ in range(10_000):
+            stage.broker.plan(Fault("committed", "fail"))
+        async with asyncio.timeout(120):
+            async with stage.running():
+                await asyncio.sleep(60)
+
+    on_stage(play)
+
+
+def test_dispatcher_record_out_of_order_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that breaks its contract ends the dispatcher, also where the record had waited for room."""
+
+    async def play(stage: Stage) -> None:
+        take = MemoryConsumer._take
+
+        def take_twisted(self: MemoryConsumer, max_records: int) -> list[Record]:
+            records = take(self, max_records)
+            return records[:10] + records[15:] + records[10:15]
+
+        monkeypatch.setattr(MemoryConsumer, "_take", take_twisted)
+        stage.work.handler = taking(1)
+        stage.send(*[f"u-{number}" for number in range(20)])
+        with pytest.raises(AssertionError, match="offset 10 after 19"):
+            await stage.dispatcher(DispatchConfig(concurrency=2, max_waiting=2)).run(asyncio.Event())
+        stage.history.violations.clear()
 
     on_stage(play)
 
