@@ -96,7 +96,7 @@ def _prologue(
     for name, _ in windowed:
         text.add(1, f"slices_{name} = part.slices[{name!r}]")
         text.add(1, f"open_{name} = slices_{name}.open", f"changed_{name} = slices_{name}.changed")
-        text.add(1, f"since_{name} = slices_{name}.since_ms")
+        text.add(1, f"since_{name} = slices_{name}.since_ms", f"latest_{name} = entries_{name} = None")
     if alerts:
         text.add(1, "emit = part.alerts.append", "place = part.place_text")
 
@@ -189,12 +189,14 @@ def _window(text: _Text, source: Source, name: str, pipeline: WindowedPipeline, 
         text.add(depth + 1, f"late_{name} = True")
     text.add(depth, f"elif start >= since_{name}:")
     depth += 1
-    text.add(depth, f"entries = open_{name}.get(start)")
-    text.add(depth, "if entries is None:", f"    entries, closing_ms = part.open_slice(slices_{name}, start)")
-    text.add(depth, f"entry = entries.get({key})")
+    text.add(depth, f"if start != latest_{name}:  # most records fall into the slice of the one before")
+    text.add(depth + 1, f"latest_{name}, entries_{name} = start, open_{name}.get(start)")
+    text.add(depth + 1, f"if entries_{name} is None:")
+    text.add(depth + 2, f"entries_{name}, closing_ms = part.open_slice(slices_{name}, start)")
+    text.add(depth, f"entry = entries_{name}.get({key})")
     first, more = _updates(pipeline.aggregates, fields)
     text.add(depth, "if entry is None:")
-    text.add(depth + 1, f"entries[{key}] = entry = [offset, True, {', '.join(first)}]")
+    text.add(depth + 1, f"entries_{name}[{key}] = entry = [offset, True, {', '.join(first)}]")
     text.add(depth + 1, f"changed_{name}.append((start, {key}, entry))")
     text.add(depth, "elif offset > entry[0]:")
     text.add(depth + 1, "entry[0] = offset", *more)
