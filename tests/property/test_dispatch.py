@@ -169,8 +169,9 @@ def alone(stage: Stage, seed: int) -> Any:
             async with stage.running(CONFIG):
                 for _ in range(random.randrange(4)):
                     await asyncio.sleep(random.random() * 5)
-                    if random.random() < 0.5:
-                        stage.broker.expel(stage.broker.consumers[-1])
+                    member = stage.broker.consumers[-1]
+                    if random.random() < 0.5 and not member.expelled:
+                        stage.broker.expel(member)
                 await asyncio.sleep(random.random() * 10)
 
     return perform()
