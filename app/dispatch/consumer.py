@@ -19,7 +19,7 @@ from random import Random
 import anyio
 
 from app.broker.base import Assignment, Broker, CommittedOffset
-from app.core.errors import Fenced, Unavailable
+from app.core.errors import Fenced, Rejected, Unavailable
 from app.core.record import Record, TopicPartition
 from app.dispatch.commits import Commits
 from app.dispatch.partitions import Partition
@@ -238,6 +238,8 @@ class Dispatcher:
             try:
                 await self._work.assigned([partition.assignment], {partition.assignment: partition.start})
                 partition.prepared = True
+            except Rejected:
+                raise  # it will be refused again: whoever runs the dispatcher must know
             except Exception as error:  # noqa: BLE001 - the partition waits, the others go on
                 failures += 1
                 logger.warning("%s: preparing failed (%s), tried again: %s", place, failures, error)

@@ -54,10 +54,10 @@ class Work(Protocol):
         self, assignments: Sequence[Assignment], first_unfinished: Mapping[Assignment, CommittedOffset]
     ) -> None:
         """Before any record of these partitions runs; the place for look-backs. Partitions come one by one, at once,
-        while the others run and polling goes on. When it raises it is called again, with backoff; it is cancelled when
-        the partition goes.
+        while the others run and polling goes on. It is cancelled when the partition goes.
 
         first_unfinished: where records will come from, as committed; offset 0 where nothing was committed yet.
+        Raises: Rejected, which ends the dispatcher. After anything else it is called again, with backoff.
         """
         ...
 

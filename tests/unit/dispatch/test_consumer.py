@@ -243,6 +243,21 @@ def test_dispatcher_prepares_before_any_record_runs() -> None:
     on_stage(play, partitions=2)
 
 
+def test_dispatcher_rejected_look_back_ends_it() -> None:
+    """A look-back that will be refused for ever is not retried in silence."""
+
+    async def play(stage: Stage) -> None:
+        async def prepare(assignment: Assignment) -> None:
+            raise Rejected("no right to read agent.decisions")
+
+        stage.work.prepare = prepare
+        with pytest.raises(Rejected, match="no right"):
+            await stage.dispatcher().run(asyncio.Event())
+        assert stage.history.assigned == stage.history.ended
+
+    on_stage(play)
+
+
 def test_dispatcher_preparing_partition_that_goes_is_forgotten() -> None:
     """A look-back ends with its epoch, and the work is told."""
 
