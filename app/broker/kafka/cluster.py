@@ -65,7 +65,9 @@ class Cluster:
         }
 
     def _log(self, error: KafkaError) -> None:
-        logger.warning("%s: %s", self.address, error.str())
+        """Every failed attempt to connect is one of many; that all brokers are gone is said once by each client."""
+        attempt = error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE)
+        logger.log(logging.DEBUG if attempt else logging.WARNING, "%s: %s", self.address, error.str())
 
     async def ask(self, question: Callable[[AdminClient], T]) -> T:
         """What `question(admin)` returns; it blocks on its own thread.
