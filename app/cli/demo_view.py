@@ -19,7 +19,10 @@ from rich.text import Text
 SCREEN_EVERY_S = 0.125
 LINE_EVERY_S = 1.0
 RATE_OVER_S = 3.0
-LATEST = 6
+LATEST = 4
+"""So many fit below the rest on 24 lines."""
+
+SHOWN_AS_SECONDS_MS = 100_000
 
 COLORS = {"approve": "green", "review": "yellow", "block": "red"}
 
@@ -33,7 +36,7 @@ class HopLatency(msgspec.Struct, frozen=True):
 
 
 class SeenDecision(msgspec.Struct, frozen=True):
-    """One decision as it is shown. `amount` with its currency."""
+    """One decision as it is shown. amount: as `$12,345.67`. reason: policy's where it changed the answer."""
 
     action: str
     entity: str
@@ -220,7 +223,7 @@ def _sum(counts: dict[str, int]) -> str:
 
 
 def _milliseconds(value_ms: float) -> str:
-    return f"{value_ms:,.1f} ms"
+    return f"{value_ms:,.1f} ms" if value_ms < SHOWN_AS_SECONDS_MS else f"{value_ms / 1_000:,.1f} s "
 
 
 def _harmless(text: str) -> str:

@@ -79,10 +79,7 @@ class DemoWatch:
                 self._times[name].append(max(0, getattr(hops, end) - getattr(hops, start)))
         self._times[TOTAL].append(hops.decided_ms - hops.received_ms)
         self._decided_ms[record.alert_id] = hops.decided_ms
-        shown = msgspec.json.decode(record.decision, type=_Shown)
-        alert = msgspec.json.decode(record.alert)
-        amount = f"{alert['amount_usd']:,.2f} USD" if "amount_usd" in alert else ""
-        self._latest.appendleft(SeenDecision(shown.action, record.entity, amount, shown.reason))
+        self._latest.appendleft(seen(record))
 
     def _see_effect(self, record: EffectRecord) -> None:
         decided_ms = self._decided_ms.get(record.alert_id)
@@ -90,6 +87,17 @@ class DemoWatch:
             return
         for effect in record.effects.values():
             self._times[TO_EFFECT].append(max(0, effect.at_ms - decided_ms))
+
+
+def seen(record: DecisionRecord) -> SeenDecision:
+    """A decision as a person sees it."""
+    shown = msgspec.json.decode(record.decision, type=_Shown)
+    alert = msgspec.json.decode(record.alert)
+    amount = f"${alert['amount_usd']:,.2f}" if "amount_usd" in alert else ""
+    reason = shown.reason
+    if record.policy is not None and record.policy.answered != shown.action:
+        reason = f"{', '.join(record.policy.reasons)}, else {record.policy.answered}"
+    return SeenDecision(shown.action, record.entity, amount, reason)
 
 
 def _latency(name: str, times_ms: Sequence[int]) -> HopLatency:

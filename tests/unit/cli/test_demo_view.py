@@ -5,12 +5,11 @@ import io
 import msgspec
 from rich.console import Console
 
+from app.cli import demo_watch
 from app.cli.demo_view import DemoSnapshot, DemoView, HopLatency, SeenDecision, screen, summary
+from app.cli.demo_watch import TO_EFFECT, TOTAL
 
-HOPS = tuple(
-    HopLatency(name, 1.25, 12_345.6)
-    for name in ("event to alert", "alert to features", "features to decision", "decision to effect", "event to effect")
-)
+HOPS = tuple(HopLatency(name, 1.25, 12_345.6) for name in (*(name for name, _, _ in demo_watch.HOPS), TO_EFFECT, TOTAL))
 REASON = "a series of orders: 14 orders of 1234567.89 dollars in five minutes, this one 12345.67, and more that is cut"
 FULL = DemoSnapshot(
     elapsed_s=1_234.5,
@@ -56,6 +55,16 @@ def test_screen_full_fits_a_small_terminal() -> None:
         assert expected in text
 
 
+def test_screen_events_from_days_ago_keep_their_columns() -> None:
+    """A hop of minutes is told in seconds, and no figure is cut."""
+    console = terminal()
+    console.print(
+        screen(msgspec.structs.replace(FULL, hops=(HopLatency("event time to engine", 5, 86_400_000),)), FULL)
+    )
+    assert "86,400.0 s" in text_of(console)
+    assert 1 == text_of(console).count("86,400")
+
+
 def test_screen_empty_start_has_no_rate() -> None:
     """Before anything has happened there are zeros and no division by nothing."""
     start = DemoSnapshot(
@@ -93,7 +102,7 @@ def test_demo_view_terminal_draws_at_most_eight_times_a_second() -> None:
 
 def test_demo_view_without_a_terminal_prints_a_line_a_second() -> None:
     """A log file gets one plain line a second, unwrapped, and the summary."""
-    console = Console(file=io.StringIO(), force_terminal=False, width=80)
+    console = Console(file=io.StringIO(), force_terminal=False, width=100)
     with DemoView(console) as view:
         for tick in range(31):
             view.show(msgspec.structs.replace(FULL, elapsed_s=tick / 10))
