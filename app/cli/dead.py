@@ -42,10 +42,12 @@ def list_letters(
         names = [registry.named(f"{topic.removesuffix('.dead')}.dead").name]
     letters = asyncio.run(_read(open_cluster(broker), names, newest))
     letters.sort(key=lambda letter: letter.written_ms)
-    for letter in letters:
-        if json:
+    if json:
+        for letter in letters:
             output.json_line(as_json(letter))
-    if not json:
+    elif not letters:
+        output.note("no dead letters")
+    else:
         output.table(
             ("letter", "record", "group", "reason", "value"),
             [

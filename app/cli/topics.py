@@ -101,8 +101,10 @@ def list_topics(app: AppOption = DEFAULT_APP, broker: BrokerOption = None, json:
         if json:
             output.json_line(row)
     if not json:
-        columns = ("topic", "state", "partitions", "replication", "cleanup", "retention", "time")
-        output.table(columns, [[row[column] for column in columns] for row in rows])
+        columns = ("topic", "state", "partitions", "replication", "retention", "cleanup")
+        output.table(
+            ("topic", "state", "partitions", "copies", "keeps", "cleanup"), [[row[c] for c in columns] for row in rows]
+        )
 
 
 @commands.command()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.capture import CaptureResult
 
 from app.broker.dead_letters import DeadLetters
 from app.broker.memory import MemoryBroker
@@ -57,11 +58,15 @@ class Call:
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
 
+    def said(self) -> "CaptureResult[str]":
+        """What was written since it was last asked."""
+        return self._capsys.readouterr()
+
     def __call__(self, *arguments: str, app: bool = True) -> tuple[object, list[dict[str, Any]], str]:
         options = ["-A", "topics_shop:app"] if app else []
         with pytest.raises(SystemExit) as left:
             run([*arguments, *options, "--json"])
-        said = self._capsys.readouterr()
+        said = self.said()
         return left.value.code, [json.loads(line) for line in said.out.splitlines()], said.err
 
 
@@ -144,6 +149,15 @@ def test_send_wrong_event_is_one_line_and_sends_nothing(
     assert (2, []) == (code, rows)
     assert message in said
     assert [] == [record for log in broker.logs.values() for record in log]
+
+
+def test_dead_list_without_letters_says_so(call: Call) -> None:
+    """No empty table, and no advice about letters that are not there."""
+    call("topics", "create")
+    with pytest.raises(SystemExit):
+        run(["dead", "list", "-A", "topics_shop:app"])
+    said = call.said()
+    assert ("", "no dead letters\n") == (said.out, said.err)
 
 
 def test_dead_list_and_show_give_reason_place_and_original_bytes(call: Call, broker: MemoryBroker) -> None:
