@@ -1,8 +1,9 @@
 """What a model reads: event data as JSON that cannot pose as anything else, and the schema of the answer.
 
 Event text comes from outside. It is encoded, bounded and made visible here, goes to the model as a turn of its own, and
-is never joined to the instructions. Each entry of a context, and each field of an entry, has its own share of the room,
-so that one of them, however long somebody makes it, cannot push another out of the model's sight.
+is never joined to the instructions. What fits is shown whole. Where something does not, each entry of a context, and
+each field of an entry, has its own share of the room, so that one of them, however long somebody makes it, cannot push
+another out of the model's sight.
 """
 
 import functools
@@ -69,20 +70,25 @@ def render_context(context: Mapping[str, Any]) -> str:
 
     Args:    context: by name, what the handler shows; anything msgspec encodes.
     Returns: valid JSON of at most MAX_CONTEXT_CHARACTERS, where names are few and short as an author writes them.
-             It decodes to the same data wherever no mark says that something was cut.
+             It decodes to the same data wherever no mark says that something was cut. Where all of it fits, only texts
+             over MAX_STRING_CHARACTERS and nesting beyond MAX_DEPTH are.
     Raises:  TypeError for a value that has no JSON form.
     """
     if not context:
         return "{}"
-    names = {name: _encoded(name) for name in context}
-    room = (MAX_CONTEXT_CHARACTERS - 2 - sum(len(text) + 2 for text in names.values())) // len(names)
-    entries = []
-    for name, value in context.items():
-        plain = msgspec.to_builtins(
+    plain = {
+        name: msgspec.to_builtins(
             value, builtin_types=(datetime, Decimal), str_keys=True, enc_hook=_no_json_form, order="deterministic"
         )
-        fitted, _ = _fit(plain, room, MAX_DEPTH)
-        entries.append(f"{names[name]}:{_encoded(fitted)}")
+        for name, value in context.items()
+    }
+    wholes = _Wholes()
+    whole = wholes.find(plain, MAX_CONTEXT_CHARACTERS, MAX_DEPTH + 1)
+    if whole is not None:
+        return _encoded(whole[0])
+    names = {name: _encoded(name) for name in plain}
+    room = (MAX_CONTEXT_CHARACTERS - 2 - sum(len(text) + 2 for text in names.values())) // len(names)
+    entries = (f"{names[name]}:{_encoded(_fit(value, room, MAX_DEPTH, wholes)[0])}" for name, value in plain.items())
     return "{" + ",".join(entries) + "}"
 
 
@@ -121,39 +127,91 @@ def _no_json_form(value: Any) -> Any:
     raise TypeError(f"a context cannot show a {type(value).__name__}: msgspec has no JSON form for it")
 
 
-def _fit(value: Any, room: int, depth: int) -> tuple[Any, int]:
-    """What of a value fits into `room` characters of JSON, and how many it takes: a mark at the least.
+class _Wholes:
+    """Finds what fits without its share being looked at: shown whole but for texts and nesting beyond their own limits.
 
-    The work is in proportion to the room, not to the value: outsiders decide how large that is.
+    A part that was encoded once is remembered, since it is asked for again at each level of what holds it and does not
+    fit. So the work is in proportion to the room, not to the value: outsiders decide how large that is.
     """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[Any, int]] = {}
+
+    def find(self, value: Any, room: int, depth: int) -> tuple[Any, int] | None:
+        """The value as it is shown and its size in JSON; None where that is more than `room`.
+
+        The value must live as long as this does.
+        """
+        place = id(value), depth
+        whole = self._known.get(place)
+        if whole is None:
+            whole = self._look(value, room, depth)
+            if whole is None:
+                return None
+            self._known[place] = whole
+        return whole if whole[1] <= room else None
+
+    def _look(self, value: Any, room: int, depth: int) -> tuple[Any, int] | None:
+        if isinstance(value, (dict, list)):
+            if depth == 0:
+                return _mark_of(value)
+            return self._object(value, room, depth) if isinstance(value, dict) else self._array(value, room, depth)
+        leaf = _leaf(value)
+        if isinstance(leaf, str) and len(leaf) + 2 > room:
+            return None
+        return leaf, len(_encoded(leaf))
+
+    def _array(self, items: list[Any], room: int, depth: int) -> tuple[list[Any], int] | None:
+        shown: list[Any] = []
+        used = 1 if items else 2
+        for item in items:
+            whole = self.find(item, room - used - 1, depth - 1)
+            if whole is None:
+                return None
+            shown.append(whole[0])
+            used += whole[1] + 1
+        return shown, used
+
+    def _object(self, fields: dict[str, Any], room: int, depth: int) -> tuple[dict[str, Any], int] | None:
+        shown: dict[str, Any] = {}
+        used = 1 if fields else 2
+        for name, value in fields.items():
+            key = self.find(name, room - used - 2, depth)
+            if key is None or key[0] != name:
+                return None
+            whole = self.find(value, room - used - key[1] - 2, depth - 1)
+            if whole is None:
+                return None
+            shown[name] = whole[0]
+            used += key[1] + whole[1] + 2
+        return shown, used
+
+
+def _fit(value: Any, room: int, depth: int, wholes: _Wholes) -> tuple[Any, int]:
+    """What of a value fits into `room` characters of JSON, and how many it takes: a mark at the least."""
+    if not isinstance(value, (dict, list)):
+        room = max(room, _MARK_ROOM)
+    whole = wholes.find(value, room, depth)
+    if whole is not None:
+        return whole
     if isinstance(value, str):
-        return _fit_text(value, room)
+        shown = _cut(value, min(MAX_STRING_CHARACTERS, (room - _MARK_ROOM) // _LONGEST_ESCAPE))
+        return shown, len(_encoded(shown))
     if isinstance(value, (dict, list)):
-        if depth == 0 or room < _MARK_ROOM + 2:
-            return _mark(f"{len(value)} {'fields' if isinstance(value, dict) else 'items'}")
-        return _fit_object(value, room, depth) if isinstance(value, dict) else _fit_array(value, room, depth)
-    leaf = _leaf(value)
-    size = len(_encoded(leaf))
-    return (leaf, size) if size <= max(room, _MARK_ROOM) else _mark(f"{size} characters")
+        if room < _MARK_ROOM + 2:
+            return _mark_of(value)
+        if isinstance(value, dict):
+            return _fit_object(value, room, depth, wholes)
+        return _fit_array(value, room, depth, wholes)
+    return _mark(f"{len(_encoded(_leaf(value)))} characters")
 
 
-def _fit_text(text: str, room: int) -> tuple[str, int]:
-    shown = _cut(text, MAX_STRING_CHARACTERS)
-    room = max(room, _MARK_ROOM)
-    if len(shown) + 2 <= room:
-        size = len(_encoded(shown))
-        if size <= room:
-            return shown, size
-    shown = _cut(text, min(MAX_STRING_CHARACTERS, (room - _MARK_ROOM) // _LONGEST_ESCAPE))
-    return shown, len(_encoded(shown))
-
-
-def _fit_array(items: list[Any], room: int, depth: int) -> tuple[list[Any], int]:
+def _fit_array(items: list[Any], room: int, depth: int, wholes: _Wholes) -> tuple[list[Any], int]:
     """The first items, each as whole as it can be."""
     shown: list[Any] = []
     used = 2
     for item in items:
-        fitted, size = _fit(item, room - used - _MARK_ROOM - 1, depth - 1)
+        fitted, size = _fit(item, room - used - _MARK_ROOM - 1, depth - 1, wholes)
         if used + size + 1 + _MARK_ROOM > room:
             mark, size = _mark(f"{len(items) - len(shown)} items")
             return [*shown, mark], used + size
@@ -162,7 +220,7 @@ def _fit_array(items: list[Any], room: int, depth: int) -> tuple[list[Any], int]
     return shown, used
 
 
-def _fit_object(fields: dict[str, Any], room: int, depth: int) -> tuple[dict[str, Any], int]:
+def _fit_object(fields: dict[str, Any], room: int, depth: int, wholes: _Wholes) -> tuple[dict[str, Any], int]:
     """Every field has its share of the room, so that a long one does not hide those after it."""
     shown: dict[str, Any] = {}
     used = 2
@@ -173,13 +231,17 @@ def _fit_object(fields: dict[str, Any], room: int, depth: int) -> tuple[dict[str
         key_size = len(_encoded(key)) + 1
         left = room - used - _MARK_ROOM - 1
         share = max(left // (len(fields) - len(shown)), _SMALL_CHARACTERS)
-        fitted, size = _fit(value, min(left, share) - key_size, depth - 1)
+        fitted, size = _fit(value, min(left, share) - key_size, depth - 1, wholes)
         if key_size + size > left:
             shown["…"], size = _mark(f"{len(fields) - len(shown)} fields")
             return shown, used + size + 4
         shown[key] = fitted
         used += key_size + size + 1
     return shown, used
+
+
+def _mark_of(value: dict[str, Any] | list[Any]) -> tuple[str, int]:
+    return _mark(f"{len(value)} {'fields' if isinstance(value, dict) else 'items'}")
 
 
 def _mark(what: str) -> tuple[str, int]:
@@ -193,6 +255,8 @@ def _cut(text: str, max_characters: int) -> str:
 
 
 def _leaf(value: Any) -> Any:
+    if isinstance(value, str):
+        return _cut(value, MAX_STRING_CHARACTERS)
     if isinstance(value, datetime) and value.tzinfo is not None:
         return value.astimezone(UTC)
     if isinstance(value, Decimal) and not value.is_finite():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.core.codec import encode
@@ -111,11 +111,32 @@ def test_escape_unsafe_every_control_and_format_character_of_unicode() -> None:
 
 
 @given(st.dictionaries(names, json_values, max_size=5))
-def test_render_context_decodes_to_the_same_data(context: dict[str, Any]) -> None:
-    """Where nothing was cut, a decoder sees exactly the data, and no raw character that hides."""
+def test_render_context_that_fits_decodes_to_the_same_data(context: dict[str, Any]) -> None:
+    """Where there is room for all of it, a decoder sees exactly the data, and no raw character that hides."""
+    assume(len(escape_unsafe(encode(context).decode())) <= MAX_CONTEXT_CHARACTERS)
     text = render_context(context)
     assert context == json.loads(text)
     assert not {character for character in text if unicodedata.category(character) in HIDING_CATEGORIES}
+
+
+def test_render_context_nested_fields_that_fit_are_whole() -> None:
+    """Shares of shares are small long before anything is: they count only for what does not fit."""
+    nested: Any = {"a": 1, "b": "\x1f" * 30}
+    for _ in range(8):
+        nested = {"a": nested, "b": 1, "c": 2, "d": 3}
+    assert {"alert": nested} == json.loads(render_context({"alert": nested}))
+    beside = json.loads(render_context({"alert": {"a_nested": nested, "b_note": ["x" * 2_000] * 50}}))["alert"]
+    assert nested == beside["a_nested"]
+    assert CUT in beside["b_note"][-1]
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_render_context_is_whole_up_to_the_last_character_of_the_room(missing: int) -> None:
+    """The limit is the limit: what takes just as much is shown whole, and one character more is not."""
+    texts = ["x" * 1_000] * (MAX_CONTEXT_CHARACTERS // 1_003)
+    used = len(encode({"alert": [*texts, ""], "user": {}}))
+    context = {"alert": [*texts, "x" * (MAX_CONTEXT_CHARACTERS - used + missing)], "user": {}}
+    assert bool(missing) == (CUT in render_context(context))
 
 
 @given(st.text(min_size=1, max_size=40), st.integers(1, 4), st.integers(0, 300))
