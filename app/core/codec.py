@@ -16,6 +16,7 @@ MAX_CENTS = 10**12
 
 _ZERO, _HUNDRED = Decimal(0), Decimal(100)
 _MAX_DOLLARS = Decimal(MAX_CENTS // 100)
+_MAX_INTEGER = 2**63 - 1
 _EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
 _multiply, _to_whole = _EXACT.multiply, _EXACT.to_integral_exact
 
@@ -40,6 +41,19 @@ def to_cents(dollars: Decimal) -> int:
     except InvalidOperation:
         raise ValueError(f"{dollars} is not an amount") from None
     raise ValueError(f"{dollars} is not between 0 and {_MAX_DOLLARS}")
+
+
+def sum_to_cents(dollars: Decimal) -> int:
+    """Exact cents of a sum of amounts, of any sign, as our own topics hold it.
+
+    Raises: ValueError for what is non-finite, beyond 64 bits, or finer than a cent.
+    """
+    if not dollars.is_finite() or abs(dollars) > _MAX_INTEGER:  # first: int() of 1e999999 would fill the memory
+        raise ValueError(f"{dollars} is no amount")
+    try:
+        return int(_to_whole(_multiply(dollars, _HUNDRED)))
+    except Inexact:
+        raise ValueError(f"{dollars} has more than two decimals") from None
 
 
 def to_dollars(cents: int) -> Decimal:

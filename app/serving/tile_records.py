@@ -4,19 +4,17 @@
 {"progress":3}  ->  {"as_of":1700000012345,"offset":4712,"reached":1700000012001}      header `fingerprint`
 """
 
-from decimal import Context, Decimal, Inexact
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
+from app.core.codec import sum_to_cents
 from app.core.errors import BadRecord
 from app.core.record import Record
 from app.serving.base import TileChange, View
 from app.streams.expressions import Kind
 from app.streams.windows import Tile
-
-MAX_INTEGER = 2**63 - 1
-_EXACT = Context(prec=28, traps=[Inexact])
 
 
 class ProgressMark(msgspec.Struct, frozen=True):
@@ -83,14 +81,4 @@ class TileRecords:
 
 def _integer(value: int | Decimal) -> int:
     """A count as it is, dollars as cents. Raises: ValueError for an amount that is not a whole number of cents."""
-    if isinstance(value, int):
-        return value
-    if not value.is_finite() or abs(value) > MAX_INTEGER:  # first: int() of 1e999999 would fill the memory
-        raise ValueError(f"{value} is no amount")
-    try:
-        cents = _EXACT.scaleb(value, 2)
-    except Inexact:
-        raise ValueError(f"{value} has more than two decimals") from None
-    if cents != int(cents):
-        raise ValueError(f"{value} has more than two decimals")
-    return int(cents)
+    return value if isinstance(value, int) else sum_to_cents(value)

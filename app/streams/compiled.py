@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from app.core.codec import cents_to_json, encode, to_cents, to_dollars
+from app.core.codec import cents_to_json, encode, sum_to_cents, to_cents, to_dollars
 from app.core.record import Record, TopicPartition
 from app.streams.expressions import Kind
 from app.streams.gate import DECODE_ERRORS, is_heartbeat, reason_of_incomplete
@@ -20,7 +20,10 @@ from app.streams.tables import Entry, OnceMemory, PartitionState, Slices
 
 @dataclass(frozen=True)
 class TableCodec:
-    """Bytes of one pipeline's table: `key(start_ms, key, partition)`, `value(entry)`, `row(start_ms, key, entry)`."""
+    """Bytes of one pipeline's table: `key(start_ms, key, partition)`, `value(entry)`, `row(start_ms, key, entry)`.
+
+    `parse_key` and `parse_value` raise one of `DECODE_ERRORS`, or ValueError, for what those did not write.
+    """
 
     name: str
     topic: str
@@ -100,7 +103,7 @@ def _table(name: str, pipeline: WindowedPipeline, namespace: Mapping[str, Any]) 
         version, *amounts = msgspec.structs.astuple(decode_value(data))
         entry: Entry = [version, False]
         for output, amount in zip(pipeline.outputs, amounts, strict=True):
-            entry.append(int(amount * 100) if output.kind is Kind.MONEY else amount)
+            entry.append(sum_to_cents(amount) if output.kind is Kind.MONEY else amount)
         return entry
 
     return TableCodec(

@@ -4,14 +4,20 @@ A commit's metadata is exactly as old as its offset: the event time reached, and
 declaration's fingerprint, since when it counts, and from where in its table a restore must read.
 """
 
+import logging
+from collections.abc import AsyncIterator
+
 import msgspec
 
 from app.broker.base import MAX_METADATA_CHARACTERS, CommittedOffset, Reader
 from app.core.errors import SetupError
-from app.core.record import TopicPartition
+from app.core.record import Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec
-from app.streams.tables import ClosedSlice, PartitionState, Slices
+from app.streams.gate import DECODE_ERRORS
+from app.streams.tables import ClosedSlice, Entry, PartitionState, Slices
 from app.streams.windows import NEVER_MS
+
+logger = logging.getLogger(__name__)
 
 
 class TableMark(msgspec.Struct, array_like=True):
@@ -97,18 +103,7 @@ async def _restore_table(
             )
         slices.since_ms = known.since_ms
         start = max(start, known.position)
-    newest: dict[tuple[int, str], list[int]] = {}
-    async for records in reader.read(slices.table, start, end):
-        for record in records:
-            if record.key is None or record.key.startswith(b'{"progress":'):
-                continue
-            key = table.parse_key(record.key)
-            if record.value is None:
-                newest.pop(key, None)
-                continue
-            entry = table.parse_value(record.value)
-            if key not in newest or entry[0] > newest[key][0]:
-                newest[key] = entry
+    newest = await _newest_entries(table, reader.read(slices.table, start, end))
     over_ms = state.reached_ms - state.out_of_orderness_ms
     for (slice_ms, key_text), entry in newest.items():
         if slice_ms + slices.size_ms > over_ms:
@@ -116,6 +111,32 @@ async def _restore_table(
             slices.opened_at[slice_ms] = start
         elif slices.emits_rows:  # its row is out, only its tombstone was not: see tables.ClosedSlice
             slices.closed.append(ClosedSlice(-1, slice_ms, {key_text: entry}, start))
+
+
+async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]]) -> dict[tuple[int, str], Entry]:
+    """The entry of highest version of each key. What somebody else wrote into the table is passed over, and said once."""
+    newest: dict[tuple[int, str], Entry] = {}
+    told = False
+    async for records in batches:
+        for record in records:
+            if record.key is None or record.key.startswith(b'{"progress":'):
+                continue
+            try:
+                key = table.parse_key(record.key)
+                entry = None if record.value is None else table.parse_value(record.value)
+            except (*DECODE_ERRORS, ValueError) as error:
+                if not told:
+                    told = True
+                    logger.warning(
+                        "%s/%d/%d: passed over: not written by %s: %s; further ones of this partition are not told",
+                        *(record.topic, record.partition, record.offset, table.name, error),
+                    )
+                continue
+            if entry is None:
+                newest.pop(key, None)
+            elif key not in newest or entry[0] > newest[key][0]:
+                newest[key] = entry
+    return newest
 
 
 async def _restore_once(topic: CompiledTopic, state: PartitionState, reader: Reader) -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 import msgspec
 import pytest
 
-from app.core.codec import MAX_CENTS, Usd, cents_to_json, compact_key, encode, to_cents, to_dollars
+from app.core.codec import MAX_CENTS, Usd, cents_to_json, compact_key, encode, sum_to_cents, to_cents, to_dollars
 
 
 class Payment(msgspec.Struct):
@@ -74,6 +74,21 @@ def test_to_cents_of_a_huge_exponent_is_quick(dollars: str) -> None:
 def test_cents_to_json_always_has_two_decimals(cents: int, expected: bytes) -> None:
     """The wire form is the same for the same amount."""
     assert expected == cents_to_json(cents)
+
+
+@pytest.mark.parametrize(
+    ("dollars", "expected_cents"), [("-1.50", -150), ("0", 0), ("92233720368547758.07", 2**63 - 1), ("1e3", 100_000)]
+)
+def test_sum_to_cents_takes_sums_beyond_one_amount(dollars: str, expected_cents: int) -> None:
+    """A sum may be negative, and larger than any order."""
+    assert expected_cents == sum_to_cents(Decimal(dollars))
+
+
+@pytest.mark.parametrize("dollars", ["1.005", "NaN", "Infinity", "1e999999", "-1e999999", "1e-999999"])
+def test_sum_to_cents_of_no_sum_is_refused(dollars: str) -> None:
+    """Whatever is no whole number of cents is a ValueError, and quick."""
+    with pytest.raises(ValueError, match=r"no amount|decimals"):
+        sum_to_cents(Decimal(dollars))
 
 
 def test_to_dollars_has_two_decimals() -> None:

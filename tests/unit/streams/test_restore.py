@@ -155,3 +155,36 @@ def test_engine_closed_window_gets_its_tombstone_after_the_commit_that_passed_it
         assert [b'{"user_id":"u1","window_start":%d}' % START_MS] == tombstones
 
     run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (b"garbage", b"{}"),
+        (b"\xff", b"{}"),
+        (b'{"user_id":"u1"}', b"{}"),
+        (b"[" * 100_000, b"{}"),
+        (b'{"user_id":"u1","window_start":1800000000000,"partition":0}', b"garbage"),
+        (b'{"user_id":"u1","window_start":1800000000000,"partition":0}', b'{"version":99,"n":1,"usd":1.005}'),
+        (b'{"user_id":"u1","window_start":1800000000000,"partition":0}', b'{"version":99,"n":1,"usd":1e999999}'),
+        (None, b"garbage"),
+    ],
+)
+def test_engine_foreign_record_in_its_table_is_passed_over(
+    key: bytes | None, value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever writes into a table by mistake does not stop the streams, and no count is lost."""
+
+    async def main(clock: Clock) -> None:
+        broker = await new_broker({"rate": rate()})
+        publish(broker, 1, START_MS)
+        await run(broker, {"rate": rate()}, clock)
+        broker.append("state.rate", value, key, 0, 0, ())
+        publish(broker, 2, START_MS + 1)
+        publish(broker, 3, START_MS + 2 * MINUTE_MS)
+        await run(broker, {"rate": rate()}, clock)
+        assert {0: 2} == rows(broker)
+        told = [line for line in caplog.messages if "state.rate/0/" in line and "passed over" in line]
+        assert (0 if key is None else 1) == len(told)
+
+    run_virtual(main, START_MS)
