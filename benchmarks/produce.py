@@ -20,6 +20,7 @@ import uvloop
 
 from app.broker.base import Producer
 from app.broker.kafka import KafkaBroker
+from app.broker.kafka.producer import LINGER_MS
 from app.broker.publisher import Publisher
 from app.broker.topics import TopicRegistry, TopicSpec
 from app.core.clock import SystemClock
@@ -56,7 +57,7 @@ def bare_client(address: str) -> confluent_kafka.Producer:
             "enable.idempotence": True,
             "acks": "all",
             "partitioner": "murmur2_random",
-            "linger.ms": 1,
+            "linger.ms": LINGER_MS,
             "queue.buffering.max.messages": 100_000,
             "queue.buffering.max.kbytes": 131_072,
             "log_level": 2,
@@ -79,7 +80,7 @@ def bare(client: confluent_kafka.Producer, topic: str, events: list[OrderEvent])
                 poll(0.002)
         if number % 500 == 0:
             poll(0)
-    assert 0 == client.flush()
+    assert client.flush() == 0
 
 
 async def typed(producer: Producer, publisher: Publisher, events: list[OrderEvent]) -> None:

@@ -152,7 +152,9 @@ async def test_read_passes_over_offsets_without_records(cluster: Cluster) -> Non
 
     await asyncio.to_thread(write)
     reader = cluster.broker.reader()
-    assert {place: 8} == await reader.end_offsets([place])
+    async with asyncio.timeout(10):
+        while {place: 8} != await reader.end_offsets([place]):  # the last marker follows its commit
+            pass
 
     async def offsets(start: int, stop: int) -> list[int]:
         return [record.offset for record in await read_range(reader, place, start, stop)]

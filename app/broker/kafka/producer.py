@@ -37,6 +37,10 @@ from app.core.record import Headers
 
 logger = logging.getLogger(__name__)
 
+LINGER_MS = 1
+"""How long `send` may wait for company. 0 saves a millisecond at 1,000 records a second (0.4 instead of 1.6 for a hop) and
+costs a third of the most that can be sent (517,000 instead of 870,000 a second)."""
+
 TICK_SECONDS = 0.005
 FULL_SECONDS = 0.002
 DRAIN_SECONDS = 0.1
@@ -310,7 +314,7 @@ class KafkaProducer:
             raise translate(error, self._cluster.address) from None
 
     def _open_counting(self) -> Client:
-        self._counting = self._open(linger_ms=1, delivery_report_only_error=True)
+        self._counting = self._open(linger_ms=LINGER_MS, delivery_report_only_error=True)
         return self._counting
 
     def _open_lone(self) -> Client:
