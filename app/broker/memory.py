@@ -22,9 +22,9 @@ from app.broker.base import (
     TopicDescription,
 )
 from app.broker.sizes import batch_bytes
-from app.broker.topics import TopicSpec, partition_of
+from app.broker.topics import TopicSpec, partition_of, too_early
 from app.core.clock import Clock
-from app.core.errors import Fenced, HeadraceError, RecordError, RecordTooEarly, RecordTooLarge, Rejected, Unavailable
+from app.core.errors import Fenced, HeadraceError, RecordError, RecordTooLarge, Rejected, Unavailable
 from app.core.record import Headers, Record, TopicPartition
 
 
@@ -105,7 +105,7 @@ class MemoryBroker:
             raise RecordTooLarge(f"record of {size} bytes, the topic takes {spec.max_message_bytes}", topic=topic)
         stamped = spec.time == "written" or not timestamp_ms
         if not stamped and spec.max_ahead_ms is not None and timestamp_ms > now_ms + spec.max_ahead_ms:
-            raise RecordTooEarly(f"record lies {timestamp_ms - now_ms} ms in the future", topic=topic)
+            raise too_early(topic, timestamp_ms - now_ms, spec.max_ahead_ms)
         if partition < 0:
             partition = partition_of(key, spec.partitions) if key is not None else now_ms % spec.partitions
         log = self.log(TopicPartition(topic, partition))

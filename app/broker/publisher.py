@@ -98,17 +98,28 @@ class Publisher:
 
 
 def _recorder(record_type: type[E], key_field: str) -> Callable[[E], tuple[bytes, bytes, int]]:
-    """What makes value, key and record time of an event. One generated function: it runs for every event."""
+    """What makes value, key and record time of an event. One generated function: it runs for every event.
+
+    A time of 0 is refused with those before it: Kafka's clients take it for "now".
+    """
     text = (
         "def record(event):\n"
         "    try:\n"
         f"        since = event.{TIME_FIELD} - epoch\n"
-        f"        return encode(event), event.{key_field}.encode(), "
-        "(since.days * 86400 + since.seconds) * 1000 + since.microseconds // 1000\n"
-        "    except (AttributeError, TypeError, UnicodeError) as error:\n"
-        f"        raise BadRecord(f'{record_type.__name__} cannot be published: {{error}}') from None\n"
+        "        time_ms = (since.days * 86400 + since.seconds) * 1000 + since.microseconds // 1000\n"
+        "        if time_ms <= 0:\n"
+        "            raise ValueError('its time is not after 1970-01-01T00:00:00Z')\n"
+        f"        return encode(event), event.{key_field}.encode(), time_ms\n"
+        "    except (AttributeError, TypeError, ValueError) as error:\n"
+        "        raise refusal(event, error) from None\n"
     )
-    namespace: dict[str, Any] = {"BadRecord": BadRecord, "encode": encode, "epoch": _EPOCH}
+    namespace: dict[str, Any] = {"encode": encode, "epoch": _EPOCH, "refusal": _refusal}
     exec(compile(text, f"<publisher of {record_type.__name__}>", "exec"), namespace)
     record: Callable[[E], tuple[bytes, bytes, int]] = namespace["record"]
     return record
+
+
+def _refusal(event: msgspec.Struct, error: Exception) -> BadRecord:
+    time = getattr(event, TIME_FIELD, None)
+    naive = isinstance(time, datetime) and time.tzinfo is None
+    return BadRecord(f"{type(event).__name__} cannot be published: {'its time names no zone' if naive else error}")

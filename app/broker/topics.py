@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from app.core.errors import SetupError
+from app.core.errors import RecordTooEarly, SetupError
 
 MAX_AHEAD_MS = 60_000
 """How far in the future a `raw.*` record may lie; one early clock makes everybody else late."""
@@ -65,6 +65,14 @@ def dead_letters_of(spec: TopicSpec) -> TopicSpec:
 def late_references_of(spec: TopicSpec) -> TopicSpec:
     """The topic that names the records which came too late for a pipeline."""
     return TopicSpec(name=f"{spec.name}.late", partitions=spec.partitions, retention_ms=30 * 86_400_000)
+
+
+def too_early(topic: str, ahead_ms: int, max_ahead_ms: int) -> RecordTooEarly:
+    """The refusal of a record whose time lies `ahead_ms` in the future."""
+    return RecordTooEarly(
+        f"its time lies {ahead_ms / 1_000:,.0f} s in the future, the topic takes {max_ahead_ms / 1_000:,.0f} s",
+        topic=topic,
+    )
 
 
 def murmur2(data: bytes) -> int:

@@ -23,7 +23,7 @@ from app.broker.kafka.cluster import ANSWER_SECONDS, LATEST, Cluster
 from app.broker.kafka.errors import translate
 from app.broker.kafka.polling import Batch, Item, PollingThread, Rebalance
 from app.broker.kafka.threads import call_loop, run_through
-from app.core.errors import Fenced, HeadraceError, Rejected, Unavailable
+from app.core.errors import Fenced, Rejected, Unavailable
 from app.core.record import Record, TopicPartition
 
 T = TypeVar("T")
@@ -114,9 +114,11 @@ class KafkaConsumer:
                         return records
                     continue
                 self._inbox.popleft()
-                if isinstance(item, HeadraceError):
+                if isinstance(item, Exception):
                     raise item
                 await self._rebalance(item)
+            if self._polling.failure is not None:
+                raise self._polling.failure
             remaining = deadline - loop.time()
             if remaining <= 0:
                 return []

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from app.broker.sizes import LARGEST_OVERHEAD_BYTES, batch_bytes
-from app.broker.topics import DEFAULT_MAX_MESSAGE_BYTES
+from app.broker.topics import DEFAULT_MAX_MESSAGE_BYTES, too_early
 from app.core.clock import Clock
-from app.core.errors import RecordTooEarly, RecordTooLarge
+from app.core.errors import RecordTooLarge
 from app.core.record import Headers
 
 NO_LIMIT_MS = sys.maxsize
@@ -39,7 +39,7 @@ class Limits(NamedTuple):
         if self.max_ahead_ms != NO_LIMIT_MS:
             ahead_ms = timestamp_ms - clock.now_ms()
             if ahead_ms > self.max_ahead_ms:
-                raise RecordTooEarly(f"record lies {ahead_ms} ms in the future", topic=topic)
+                raise too_early(topic, ahead_ms, self.max_ahead_ms)
 
 
 def limits_of(config: Mapping[str, str]) -> Limits:

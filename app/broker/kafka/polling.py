@@ -22,7 +22,7 @@ from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.kafka.errors import translate
 from app.broker.kafka.records import record_of
-from app.core.errors import HeadraceError, Unavailable
+from app.core.errors import Unavailable
 from app.core.record import Record, TopicPartition
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,13 @@ class Rebalance:
         self.finished = True
 
 
-Item = Batch | Rebalance | HeadraceError
+Item = Batch | Rebalance | Exception
 
 
 class PollingThread:
     """Polls `client` from `start` to `stop`.
 
+    failure: what ended the polling for good, None while it goes on. ends: end offsets as of the last fetches.
     deliver: hands an item to the loop; False when the loop is gone. on_lost: called at once, on this thread, for places
     that are another member's already. on_end: called on this thread when it has left the group.
     """
@@ -84,6 +85,7 @@ class PollingThread:
         on_end: Callable[[], object],
     ) -> None:
         self.ends: dict[TopicPartition, int] = {}
+        self.failure: Exception | None = None
         self._client = client
         self._group = group
         self._topics = list(topics)
@@ -162,8 +164,9 @@ class PollingThread:
                 if self._room > 0 and not self._stopping:
                     self._fetch()
                     self._look_up_ends()
-        except KafkaException as error:
-            self._deliver(translate(error, self._group))
+        except Exception as error:  # noqa: BLE001  every poll raises it from now on
+            self.failure = translate(error, self._group) if isinstance(error, KafkaException) else error
+            self._deliver(self.failure)
             while not self._stopping:
                 self._serve_inbox(wait=True)
         finally:

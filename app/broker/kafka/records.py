@@ -7,7 +7,10 @@ from app.core.record import Headers, Record
 
 def record_of(message: Message) -> Record:
     """The record of a message that carries no error."""
-    headers = message.headers()
+    try:
+        headers = message.headers()
+    except UnicodeDecodeError:  # a header's name that is no text: nobody can ask for it, and the record goes on without
+        headers = None
     return Record(
         message.topic(),  # type: ignore[arg-type]  # a consumed message has all of these
         message.partition(),  # type: ignore[arg-type]
