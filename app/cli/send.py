@@ -41,19 +41,28 @@ def send(
 def decode(registry: "TopicRegistry", topic: str, event: str) -> "msgspec.Struct":
     """The event as the topic's type.
 
-    Raises: SetupError for a topic without one; BadRecord for a value that is none.
+    Raises: SetupError for a topic without one; BadRecord for a value that the topic's reader would refuse.
     """
     import msgspec
 
+    from app.core.codec import to_cents
     from app.core.errors import BadRecord, SetupError
+    from app.streams.expressions import Kind, field_kinds
 
     declared: Any = registry.named(topic).type
     if declared is None:
         raise SetupError(topic, "carries no declared record type, so nothing can be sent to it by hand")
     try:
         decoded: msgspec.Struct = msgspec.json.decode(event.encode(), type=declared)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+    except UnicodeEncodeError:
+        raise BadRecord("the value is not UTF-8", topic=topic) from None
+    except msgspec.DecodeError as error:
         raise BadRecord(str(error), topic=topic) from None
+    for name in (name for name, kind in field_kinds(type(decoded)).items() if kind is Kind.MONEY):
+        try:
+            to_cents(getattr(decoded, name))
+        except ValueError as error:
+            raise BadRecord(f"{name}: {error}", topic=topic) from None
     return decoded
 
 

@@ -21,18 +21,24 @@ APP = """
 from types import ModuleType
 import msgspec
 from datetime import datetime
+from decimal import Decimal
 from app.application import App
+from app.core.codec import Usd
 from app.streams.graph import Topic
 
 class Order(msgspec.Struct):
     order_id: str
     user_id: str
     timestamp: datetime
+    amount_usd: Usd = Decimal(0)
 
 features = ModuleType("features")
 features.orders = Topic("shop.orders", Order, key="user_id", out_of_orderness="5s", partitions=4)
 app = App(features=[features])
 """
+
+
+ORDER = '{"order_id": "o-1", "user_id": "u-1", "timestamp": "2026-11-24T10:00:00Z", %s}'
 
 
 @pytest.fixture
@@ -136,6 +142,9 @@ def test_send_valid_event_is_keyed_and_stamped_by_its_fields(call: Call, broker:
     [
         ("shop.orders", "{", "shop.orders: "),
         ("shop.orders", '{"order_id": 1}', "order_id"),
+        ("shop.orders", '{"order_id": "\udcff"}', "not UTF-8"),
+        ("shop.orders", ORDER % '"amount_usd": -1', "amount_usd: -1 is not between"),
+        ("shop.orders", ORDER % '"amount_usd": 1.005', "amount_usd: 1.005 has more than two decimals"),
         ("nowhere", "{}", "no such topic"),
         ("shop.orders.dead", "{}", "no declared record type"),
     ],
