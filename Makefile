@@ -38,7 +38,8 @@ contracts:
 	@.ci/stage contracts $(BIN)/lint-imports --no-logo
 
 quick:
-	@.ci/stage tests $(BIN)/pytest -q tests/unit tests/property tests/architecture $(ARGS)
+	@.ci/stage tests $(BIN)/pytest -q -m "not kafka and not redis" --hypothesis-profile=quick \
+	    tests/unit tests/property tests/architecture $(ARGS)
 
 bench: setup ## Measure publishing, and event to decision (minutes; results in benchmarks/results)
 	@$(BIN)/python -m benchmarks.produce $(ARGS)

@@ -1,7 +1,7 @@
 """Real servers for the tests that need them, started when the first one asks and always taken down.
 
 Where Java, Maven or Redis are missing, those tests are skipped and the run says so at its end; with CI=true that is a
-failure. Blocking calls of `app` on an event loop fail.
+failure. Blocking calls of `app` on an event loop fail. Generated inputs are new in each run, and always the same in CI.
 """
 
 import itertools
@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from app.core.errors import SetupError
 from app.local.services import Addresses, down, own_directory, up
+from tests.examples import FULL, QUICK
 
 MISSING_PROGRAMS = ("java", "mvn", "redis-server")
 IN_CI = os.environ.get("CI") == "true"
+
+# How long an input takes says how busy the machine is; what a test may take is pytest's limit.
+settings.register_profile(FULL, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=IN_CI)
+settings.register_profile(QUICK, settings.get_profile(FULL), max_examples=settings.get_profile(FULL).max_examples // 4)
+settings.load_profile(FULL)
 
 missing_key = pytest.StashKey[dict[str, str]]()
 _numbers = itertools.count(1)

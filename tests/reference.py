@@ -4,7 +4,7 @@ Nothing of `app.streams` is used: the rules of event time (DESIGN.md, "Time") an
 written down here a second time, slowly. Records are read in the order given; state is kept per partition.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -155,6 +155,7 @@ def read_all(records: Iterable[SourceRecord], rules: Rules = Rules()) -> Reading
     reached: dict[int, int] = {}  # partition -> m, the largest event time so far
     sightings: dict[tuple[int, str, str], int] = {}  # partition, user, order -> largest event time
     windows: dict[Slice, Total] = {}
+    places: defaultdict[str, set[Slice]] = defaultdict(set)  # user -> tiles, or each alert would look through all
     for record in records:
         reading.events += 1
         t, partition = record.timestamp_ms, record.partition
@@ -183,13 +184,16 @@ def read_all(records: Iterable[SourceRecord], rules: Rules = Rules()) -> Reading
             if start_ms + size_ms - 1 > m - rules.out_of_orderness_ms - 1:
                 where = Slice(order.user_id, start_ms, partition)
                 slices[where] = slices.get(where, NOTHING).plus(cents, record.offset)
+                if slices is reading.tiles:
+                    places[order.user_id].add(where)
             else:
                 late_for.append(name)
                 reading.late_references.append(LateReference(name, partition, record.offset, t))
 
         if cents > rules.limit_cents:
             alert_id = f"high_value_order:{escaped(order.user_id)}:{escaped(order.order_id)}"
-            features = live_features(reading.tiles, order.user_id, record.at_ms, rules)
+            tiles = {where: reading.tiles[where] for where in places[order.user_id]}
+            features = live_features(tiles, record.at_ms, rules)
             reading.alerts.append(
                 AlertSeen(
                     alert_id,
@@ -234,15 +238,11 @@ def is_heartbeat(record: SourceRecord) -> bool:
         return False
 
 
-def live_features(tiles: dict[Slice, Total], user_id: str, now_ms: int | None, rules: Rules) -> Total | None:
-    """Sums of a user's tiles whose end lies after now - window."""
+def live_features(tiles: dict[Slice, Total], now_ms: int | None, rules: Rules) -> Total | None:
+    """Sums of those of a user's tiles whose end lies after now - window."""
     if now_ms is None:
         return None
-    counting = [
-        total
-        for where, total in tiles.items()
-        if where.user_id == user_id and where.start_ms + rules.tile_ms > now_ms - rules.live_ms
-    ]
+    counting = [total for where, total in tiles.items() if where.start_ms + rules.tile_ms > now_ms - rules.live_ms]
     return Total(
         sum(total.orders for total in counting),
         sum(total.cents for total in counting),

@@ -28,6 +28,7 @@ from tests.decisions_kit import (
     until,
     with_actions,
 )
+from tests.examples import examples
 
 ACTIONS = ("approve", "review", "block")
 SEVERITIES = OrderDecision.severities
@@ -56,7 +57,7 @@ garbage = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(text=garbage.filter(lambda text: not is_approval(text)))
 def test_garbage_answer_never_approves(text: str) -> None:
     """Whatever a model writes that is no valid approval does not become one."""
@@ -87,7 +88,6 @@ faults = st.sampled_from(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(fault=faults, caught=st.booleans())
 def test_failed_model_never_approves(fault: BaseException, caught: bool) -> None:
     """However a call fails, and even where the handler catches it and approves, the alert is not approved."""
@@ -188,7 +188,7 @@ def test_merged_entries_do_not_depend_on_order(log: list[EffectRecord], data: st
     assert restored(log) == restored(data.draw(st.permutations(log)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     modes=st.lists(st.sampled_from(["live", "shadow", "dry-run"]), min_size=1, max_size=6).filter(
         lambda modes: "live" in modes

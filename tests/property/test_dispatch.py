@@ -23,8 +23,9 @@ from app.dispatch.offsets import OffsetTracker
 from app.dispatch.retries import RetryPolicy
 from app.dispatch.work import DispatchConfig
 from tests.dispatching import START_MS, Stage, staged, until
+from tests.examples import examples
 
-SEEDS = range(60)
+SEEDS = range(examples(60))
 ABLATION_SEEDS = range(40)
 PARTITIONS = 3
 CONFIG = DispatchConfig(
@@ -177,7 +178,7 @@ def alone(stage: Stage, seed: int) -> Any:
     return perform()
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(examples(25)))
 def test_dispatch_one_owner_keeps_order_per_key(seed: int) -> None:
     """However often a partition goes and comes back, one owner runs one record of a key at a time."""
     assert [] == violations_of(seed, alone)

@@ -22,6 +22,7 @@ from app.streams.restore import CommitMark, mark_of
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 from features import fraud
+from tests.examples import examples
 from tests.reference import SourceRecord, read_all
 from tests.streams_kit import check_outputs
 
@@ -169,7 +170,7 @@ def run_case(plan: Plan, kills: list[int]) -> None:
 
 
 @given(plan=events, kills=st.lists(st.integers(0, 40), max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 def test_engine_killed_at_any_call_gives_what_brute_force_gives(plan: Plan, kills: list[int]) -> None:
     """Whatever the records and wherever the engine dies, its outputs are those of a plain reading."""
     run_case(plan, kills)

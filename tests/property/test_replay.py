@@ -15,6 +15,7 @@ from app.core.record import Record
 from app.sources.files import open_file
 from app.sources.replay import ReplayOrder, ReplayReport, replay
 from features.records import order_events
+from tests.examples import examples
 from tests.reference import SourceRecord, valid_order
 
 SPEC = msgspec.structs.replace(order_events.source.spec, retention_ms=None, partitions=2)
@@ -53,7 +54,7 @@ def replayed(file: Path) -> tuple[ReplayReport, list[Record], list[Record]]:
     return asyncio.run(main())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(rows=ROWS, ends=st.sampled_from(["\n", "\r\n"]))
 def test_replay_any_csv_published_and_dead_are_all_rows(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], ends: str

@@ -22,6 +22,7 @@ from app.serving.redis import RedisStore
 from app.streams.expressions import Kind
 from app.streams.graph import OutputField
 from app.streams.windows import Tile, slice_start
+from tests.examples import examples
 
 TILE_MS, WINDOW_MS = 30_000, 120_000
 EPOCH_MS = 1_699_999_980_000
@@ -85,7 +86,6 @@ async def check_answers(store: FeatureStore, view: View, batches: Sequence[Seque
             assert {"n": count, "value": Decimal(cents).scaleb(-2)} == values
 
 
-@settings(deadline=None)
 @given(batches=deliveries())
 def test_memory_store_answers_as_the_newest_versions_do(batches: list[list[TileChange]]) -> None:
     """Order, repeats, batches and dropped tiles change no answer of the memory store."""
@@ -93,7 +93,7 @@ def test_memory_store_answers_as_the_newest_versions_do(batches: list[list[TileC
 
 
 @pytest.mark.redis
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(batches=deliveries())
 def test_redis_store_answers_as_the_newest_versions_do(redis_address: str, batches: list[list[TileChange]]) -> None:
     """Nor of Redis; and its named values are the sums of the window that ends with the newest tile."""
@@ -113,7 +113,6 @@ def test_redis_store_answers_as_the_newest_versions_do(redis_address: str, batch
     asyncio.run(main())
 
 
-@settings(deadline=None)
 @given(
     event_times_ms=st.lists(st.integers(EPOCH_MS, EPOCH_MS + 400_000), max_size=50),
     now_ms=st.integers(EPOCH_MS, EPOCH_MS + 700_000),
@@ -127,7 +126,6 @@ def test_live_value_errs_by_at_most_one_tile_upwards(event_times_ms: list[int], 
     assert exact <= counted <= at_most
 
 
-@settings(deadline=None)
 @given(
     event_times_ms=st.lists(st.integers(EPOCH_MS, EPOCH_MS + 400_000), max_size=50),
     moments_ms=st.lists(st.integers(EPOCH_MS, EPOCH_MS + 700_000), min_size=1, max_size=20),
