@@ -3,7 +3,9 @@
 Blocking questions are asked on a thread of its own and end within `ANSWER_SECONDS`.
 """
 
+import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 9.0
 """How long a server may take to answer; the contract says unavailable within 10 s."""
+
+ASK_AGAIN_SECONDS = 0.05
+"""After which a question is repeated that the server could not answer yet."""
 
 SCHEME = "kafka://"
 
@@ -107,25 +112,20 @@ class Cluster:
     async def offsets(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """One offset a place: `EARLIEST`, `LATEST`, or of the first record at or after a time in ms; -1 where none has it.
 
+        A new topic's broker may not know for a moment that it leads a partition, nor does anybody while a leader is
+        elected: then it is asked again, for as long as an answer may take.
         Raises: Unavailable; Rejected.
         """
         if not wanted:
             return {}
-
-        def ask(admin: AdminClient) -> dict[TopicPartition, int]:
-            asked = {ClientPartition(*place): _spec_of(at) for place, at in wanted.items()}
-            answers = admin.list_offsets(asked, request_timeout=ANSWER_SECONDS)
-            offsets = {}
-            for partition, answer in answers.items():
-                place = TopicPartition(partition.topic, partition.partition)
-                try:
-                    offsets[place] = int(result_of(answer, str(place)).offset)
-                except Unavailable:  # what the client says of a topic without leaders, and of one that is not there
-                    _require_topics(admin, [place.topic])
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            try:
+                return await self.ask(lambda admin: _offsets(admin, wanted, deadline))
+            except Unavailable:
+                if time.monotonic() + ASK_AGAIN_SECONDS >= deadline:
                     raise
-            return offsets
-
-        return await self.ask(ask)
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
 
     async def close(self) -> None:
         """Ends the admin client once its calls are done."""
@@ -142,6 +142,19 @@ def _require_topics(admin: AdminClient, topics: Iterable[str]) -> None:
     for topic in topics:
         if topic not in known or known[topic].error is not None:
             raise Rejected(f"{topic}: unknown topic; create it with: python -m app topics create")
+
+
+def _offsets(admin: AdminClient, wanted: Mapping[TopicPartition, int], deadline: float) -> dict[TopicPartition, int]:
+    asked = {ClientPartition(*place): _spec_of(at) for place, at in wanted.items()}
+    offsets = {}
+    for partition, answer in admin.list_offsets(asked, request_timeout=max(deadline - time.monotonic(), 0.1)).items():
+        place = TopicPartition(partition.topic, partition.partition)
+        try:
+            offsets[place] = int(result_of(answer, str(place)).offset)
+        except Unavailable:  # what the client says of a topic without leaders, and of one that is not there
+            _require_topics(admin, [place.topic])
+            raise
+    return offsets
 
 
 def _spec_of(at: int) -> Any:

@@ -1,0 +1,81 @@
+"""Questions to a cluster whose partitions have no leader for a moment, or for good."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import TopicPartition as ClientPartition
+
+from app.broker.kafka import cluster as module
+from app.broker.kafka.cluster import LATEST, Cluster
+from app.core.errors import Rejected, Unavailable
+from app.core.record import TopicPartition
+
+PLACES = [TopicPartition("orders", 0), TopicPartition("orders", 1)]
+
+
+class Leaderless:
+    """An admin client whose broker learns only after `refusals` questions that it leads partition 1."""
+
+    def __init__(self, refusals: float, topics: tuple[str, ...] = ("orders",)) -> None:
+        self.refusals = refusals
+        self.topics = topics
+        self.asked = 0
+
+    def list_offsets(self, wanted: dict[ClientPartition, Any], request_timeout: float) -> dict[ClientPartition, Any]:
+        assert 0 < request_timeout <= module.ANSWER_SECONDS
+        self.asked += 1
+        answers = {}
+        for partition in wanted:
+            answer = answers[partition] = Future[Any]()
+            if partition.partition == 1 and self.asked <= self.refusals:
+                answer.set_exception(KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)))
+            else:
+                answer.set_result(SimpleNamespace(offset=40 + partition.partition))
+        return answers
+
+    def list_topics(self, timeout: float) -> Any:
+        return SimpleNamespace(topics={name: SimpleNamespace(error=None) for name in self.topics})
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster("kafka://127.0.0.1:1", "test")
+    yield cluster
+    cluster._calls.stop()
+    cluster._calls.join()
+
+
+async def test_offsets_partition_without_leader_is_asked_again(cluster: Cluster) -> None:
+    """Right after a topic is made its broker may not know that it leads; the caller does not notice."""
+    admin: Any = Leaderless(refusals=2)
+    cluster._admin = admin
+    assert {PLACES[0]: 40, PLACES[1]: 41} == await cluster.offsets(dict.fromkeys(PLACES, LATEST))
+    assert 3 == admin.asked
+
+
+async def test_offsets_partition_without_leader_for_good_is_unavailable(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking again has an end, and the error names the partition."""
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+    admin: Any = Leaderless(refusals=float("inf"))
+    cluster._admin = admin
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="orders/1"):
+        await cluster.offsets(dict.fromkeys(PLACES, LATEST))
+    assert admin.asked > 1
+    assert time.monotonic() - began < 5
+
+
+async def test_offsets_unknown_topic_is_refused_at_once(cluster: Cluster) -> None:
+    """The client says the same of a topic that is not there; nobody waits for that one."""
+    admin: Any = Leaderless(refusals=float("inf"), topics=())
+    cluster._admin = admin
+    with pytest.raises(Rejected, match="orders: unknown topic"):
+        await cluster.offsets(dict.fromkeys(PLACES, LATEST))
+    assert 1 == admin.asked
