@@ -182,7 +182,7 @@ async def test_read_begins_at_what_retention_left(cluster: Cluster) -> None:
 
 
 async def test_start_unreachable_broker_is_unavailable_within_ten_seconds() -> None:
-    """Consumer, producer and admin name the address that does not answer."""
+    """Consumer, producer, admin and reader name the address that does not answer."""
     address = "kafka://127.0.0.1:1"
 
     async def start(what: str) -> None:
@@ -192,13 +192,15 @@ async def test_start_unreachable_broker_is_unavailable_within_ten_seconds() -> N
                 await Member(broker, "group", ["topic"]).consumer.start()
             elif what == "producer":
                 await broker.producer().start()
-            else:
+            elif what == "admin":
                 await broker.admin().brokers()
+            else:
+                await broker.reader().end_offsets([TopicPartition("topic", 0)])
         finally:
             await broker.close()
 
     async with asyncio.timeout(10):
-        results = await asyncio.gather(*map(start, ("consumer", "producer", "admin")), return_exceptions=True)
+        results = await asyncio.gather(*map(start, ("consumer", "producer", "admin", "reader")), return_exceptions=True)
     for result in results:
         assert isinstance(result, Unavailable)
         assert address in str(result)

@@ -22,8 +22,8 @@ from app.core.record import TopicPartition
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 9.0
-"""How long a server may take to answer; the contract says unavailable within 10 s."""
+ANSWER_SECONDS = 8.0
+"""How long a server may take to answer; the contract says unavailable within 10 s, and a command has to start too."""
 
 ASK_AGAIN_SECONDS = 0.05
 """After which a question is repeated that the server could not answer yet."""
@@ -107,7 +107,7 @@ class Cluster:
 
     async def require_topics(self, topics: Iterable[str]) -> None:
         """Raises: Unavailable within 10 s when no broker answers; Rejected for a topic that is not there."""
-        await self.ask(lambda admin: _require_topics(admin, topics))
+        await self.ask(lambda admin: _require_topics(admin, topics, time.monotonic() + ANSWER_SECONDS))
 
     async def offsets(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """One offset a place: `EARLIEST`, `LATEST`, or of the first record at or after a time in ms; -1 where none has it.
@@ -137,8 +137,8 @@ class Cluster:
         self._calls.stop()
 
 
-def _require_topics(admin: AdminClient, topics: Iterable[str]) -> None:
-    known = admin.list_topics(timeout=ANSWER_SECONDS).topics
+def _require_topics(admin: AdminClient, topics: Iterable[str], deadline: float) -> None:
+    known = admin.list_topics(timeout=_left(deadline)).topics
     for topic in topics:
         if topic not in known or known[topic].error is not None:
             raise Rejected(f"{topic}: unknown topic; create it with: python -m app topics create")
@@ -147,14 +147,18 @@ def _require_topics(admin: AdminClient, topics: Iterable[str]) -> None:
 def _offsets(admin: AdminClient, wanted: Mapping[TopicPartition, int], deadline: float) -> dict[TopicPartition, int]:
     asked = {ClientPartition(*place): _spec_of(at) for place, at in wanted.items()}
     offsets = {}
-    for partition, answer in admin.list_offsets(asked, request_timeout=max(deadline - time.monotonic(), 0.1)).items():
+    for partition, answer in admin.list_offsets(asked, request_timeout=_left(deadline)).items():
         place = TopicPartition(partition.topic, partition.partition)
         try:
             offsets[place] = int(result_of(answer, str(place)).offset)
         except Unavailable:  # what the client says of a topic without leaders, and of one that is not there
-            _require_topics(admin, [place.topic])
+            _require_topics(admin, [place.topic], deadline)
             raise
     return offsets
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.1)
 
 
 def _spec_of(at: int) -> Any:
