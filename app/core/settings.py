@@ -13,6 +13,7 @@ from app.core.errors import SetupError
 
 PREFIX = "HEADRACE_"
 ACTION_URL_PREFIX = "HEADRACE_ACTION_URL_"
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,11 +45,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         _require("model_concurrency", 1 <= self.model_concurrency <= 256, "must be 1 to 256")
         _require("replication", self.replication >= 1, "must be at least 1")
-        _require("model_attempt_ms", 0 < self.model_attempt_ms < self.drain_ms, "must be shorter than drain_ms")
-        _require("drain_ms", self.drain_ms < self.grace_ms, "must be shorter than grace_ms")
+        _require("model_attempt_ms", self.model_attempt_ms > 0, "must be more than 0")
+        _require_shorter("model_attempt_ms", self.model_attempt_ms, "drain_ms", self.drain_ms)
+        _require_shorter("drain_ms", self.drain_ms, "grace_ms", self.grace_ms)
+        _require("log_level", self.log_level in LOG_LEVELS, f"must be one of {', '.join(LOG_LEVELS)}")
         _require("broker", self.broker.startswith(("kafka://", "memory://")), "must begin with kafka:// or memory://")
         store_schemes = ("redis://", "rediss://", "unix://", "memory://")
         _require("store", self.store.startswith(store_schemes), "must begin with redis://, unix:// or memory://")
+        web = ("http://", "https://")
+        _require(
+            "model_url", not self.model_url or self.model_url.startswith(web), "must begin with http:// or https://"
+        )
+        for name, url in self.action_urls.items():
+            _require("action_urls", url.startswith(web), f"that of {name} must begin with http:// or https://")
 
     def redacted(self) -> dict[str, Any]:
         """All settings, with secrets and passwords in addresses replaced by `***`."""
@@ -121,3 +130,7 @@ def load_settings(
 def _require(setting: str, holds: bool, message: str) -> None:
     if not holds:
         raise SetupError(setting, message)
+
+
+def _require_shorter(setting: str, value_ms: int, other: str, other_ms: int) -> None:
+    _require(setting, value_ms < other_ms, f"{value_ms} must be shorter than {other}, which is {other_ms}")

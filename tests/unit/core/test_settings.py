@@ -53,8 +53,16 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
         ({"HEADRACE_MODEL_CONCURRENCY": "257"}, "HEADRACE_MODEL_CONCURRENCY: must be 1 to 256"),
         ({"HEADRACE_BROKER": "localhost:9092"}, "HEADRACE_BROKER: must begin with kafka:// or memory://"),
         ({"HEADRACE_STORE": "6379"}, "HEADRACE_STORE: must begin with redis://, unix:// or memory://"),
-        ({"HEADRACE_MODEL_ATTEMPT_MS": "25000"}, "HEADRACE_MODEL_ATTEMPT_MS: must be shorter than drain_ms"),
-        ({"HEADRACE_DRAIN_MS": "30000"}, "HEADRACE_DRAIN_MS: must be shorter than grace_ms"),
+        ({"HEADRACE_MODEL_ATTEMPT_MS": "25000"}, "HEADRACE_MODEL_ATTEMPT_MS: 25000 must be shorter than drain_ms"),
+        ({"HEADRACE_MODEL_ATTEMPT_MS": "0"}, "HEADRACE_MODEL_ATTEMPT_MS: must be more than 0"),
+        ({"HEADRACE_DRAIN_MS": "30000"}, "HEADRACE_DRAIN_MS: 30000 must be shorter than grace_ms, which is 30000"),
+        ({"HEADRACE_DRAIN_MS": "5000"}, "model_attempt_ms: 8000 must be shorter than drain_ms, which is 5000"),
+        ({"HEADRACE_LOG_LEVEL": "loud"}, "HEADRACE_LOG_LEVEL: must be one of debug, info, warning, error"),
+        ({"HEADRACE_MODEL_URL": "127.0.0.1:8090"}, "HEADRACE_MODEL_URL: must begin with http://"),
+        (
+            {"HEADRACE_ACTION_URL_BLOCK_TRANSACTION": "shop"},
+            "HEADRACE_ACTION_URL_*: that of block_transaction must begin with http://",
+        ),
     ],
 )
 def test_load_settings_wrong_variable_is_named(environment: dict[str, str], expected: str) -> None:
