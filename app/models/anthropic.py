@@ -14,8 +14,9 @@ import httpx2
 import msgspec
 
 from app.core.errors import SetupError
+from app.core.text import one_line
 from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, StopReason
-from app.models.prompt import DATA_RULE, answer_schema, one_line
+from app.models.prompt import DATA_RULE, answer_schema
 from app.models.rates import RateHeaders, parse_rates, parse_retry_after_ms
 
 ADDRESS = "https://api.anthropic.com"
@@ -206,7 +207,7 @@ def _read(body: bytes, model_ms: int) -> ModelAnswer:
         reply = msgspec.json.decode(body, type=_Reply)
     except (ValueError, RecursionError) as error:
         raise ModelFailure(
-            FailureCode.UNAVAILABLE, f"the response is not the Messages API's: {one_line(str(error))}"
+            FailureCode.UNAVAILABLE, f"the response is not the Messages API's: {one_line(error)}"
         ) from None
     usage = reply.usage
     return ModelAnswer(

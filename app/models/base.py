@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from app.core.errors import HeadraceError
-from app.models.prompt import one_line
+from app.core.text import one_line
 
 A = TypeVar("A", bound=msgspec.Struct)
 
@@ -172,4 +172,4 @@ def parse_answer(answer: ModelAnswer, answer_type: type[A]) -> A:
     try:
         return msgspec.json.decode(answer.text, type=answer_type, strict=True)
     except (ValueError, RecursionError) as error:
-        raise ModelFailure(FailureCode.INVALID_ANSWER, one_line(str(error)), answer=answer) from None
+        raise ModelFailure(FailureCode.INVALID_ANSWER, one_line(error), answer=answer) from None

@@ -9,8 +9,8 @@ import msgspec
 
 from app.core.codec import encode
 from app.core.errors import SetupError
+from app.core.text import one_line
 from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, StopReason
-from app.models.prompt import one_line
 
 _P99_DEVIATIONS = 2.326
 """How many standard deviations the 99th percentile of a normal distribution lies above its middle."""

@@ -14,15 +14,13 @@ from hypothesis import strategies as st
 
 from app.core.codec import encode
 from app.core.errors import SetupError
+from app.core.text import CUT, escape_unsafe
 from app.models import prompt
 from app.models.prompt import (
-    CUT,
     MAX_CONTEXT_CHARACTERS,
     MAX_DEPTH,
     MAX_STRING_CHARACTERS,
     answer_schema,
-    escape_unsafe,
-    one_line,
     render_context,
 )
 
@@ -98,16 +96,6 @@ def test_render_context_hiding_character_is_escaped(point: int) -> None:
     text = render_context({"note": f"a{character}b"})
     assert character not in text
     assert {"note": f"a{character}b"} == json.loads(text)
-
-
-def test_escape_unsafe_every_control_and_format_character_of_unicode() -> None:
-    """The list in the code holds every character that Unicode says is control, format, separator or private."""
-    raw = [
-        f"U+{point:04X}"
-        for point in range(0x110000)
-        if unicodedata.category(chr(point)) in HIDING_CATEGORIES and chr(point) in escape_unsafe(chr(point))
-    ]
-    assert [] == raw
 
 
 @given(st.dictionaries(names, json_values, max_size=5))
@@ -262,14 +250,6 @@ def test_render_context_unknown_type_is_an_error() -> None:
     """What has no JSON form is the author's mistake, not a repr in a prompt."""
     with pytest.raises(TypeError, match="cannot show a object"):
         render_context({"thing": object()})
-
-
-def test_one_line_any_text_is_one_short_line() -> None:
-    """Line breaks and hiding characters are gone, and the length is bounded."""
-    line = one_line("first\nsecond\u2028\u202e" + "x" * 500, 50)
-    assert 1 == len(line.splitlines())
-    assert line.startswith("first second \\u202exx")
-    assert CUT in line
 
 
 class Detail(msgspec.Struct):
