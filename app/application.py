@@ -43,7 +43,7 @@ Rule = Callable[..., Decision]
 class Publishing(Protocol):
     """What publishes an event: `broker.publisher.Publisher`."""
 
-    async def publish(self, event: msgspec.Struct) -> object: ...
+    async def confirm(self, event: msgspec.Struct) -> object: ...
 
 
 class App:
@@ -149,10 +149,12 @@ class App:
         self._publisher = publisher
 
     async def publish(self, event: msgspec.Struct) -> None:
-        """Publishes an event to the topic that carries its type, and returns once it is queued.
+        """Publishes an event to the topic that carries its type; returns when the broker has acknowledged it. For many
+        events at once there is `broker.publisher.Publisher.typed`.
 
-        Raises: SetupError outside a worker or for a type without a topic; RecordError for this event alone.
+        Raises: SetupError outside a worker or for a type without a topic; RecordError for this event alone;
+        Unavailable; Rejected. On cancellation the event may or may not be published.
         """
         if self._publisher is None:
             raise SetupError("publish", "nothing is connected; publish inside a worker, or use `python -m app send`")
-        await self._publisher.publish(event)
+        await self._publisher.confirm(event)

@@ -84,6 +84,8 @@ class Worker:
         self.materializer: Materializer | None = None
         self.agents: dict[str, AgentWork] = {}
         self.actions: ActionsWork | None = None
+        if ("features" in parts) != ("agents" in parts) and store.address.startswith("memory://"):
+            raise SetupError("store", "memory:// is seen by one process only; features and agents must both run in it")
         self._require_fitting_times()
         self._require_known_actions()
 
@@ -115,7 +117,8 @@ class Worker:
         gc.set_threshold(*GC_THRESHOLDS)
         await self._require_topics()
         await self._producer.start()
-        await self._store.start()
+        if {"features", "agents"} & set(self._parts):
+            await self._store.start()
         self._app.connect(Publisher(self._producer, self._app.topics))
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -141,16 +144,27 @@ class Worker:
                 await self._reader.close()
 
     async def _require_topics(self) -> None:
+        """Raises: SetupError for what is missing, or has other partitions than declared: keys would be looked for, and
+        decisions written, where they are not."""
+        specs = self._app.topics.all()
         admin = self._broker.admin()
         try:
-            names = [spec.name for spec in self._app.topics.all()]
-            missing = [name for name, found in (await admin.describe(names)).items() if found is None]
+            found = await admin.describe([spec.name for spec in specs])
         finally:
             await admin.close()
+        missing = [spec.name for spec in specs if found[spec.name] is None]
         if missing:
             raise SetupError(
                 "topics", f"{len(missing)} are missing, such as {missing[0]}; create them: python -m app topics create"
             )
+        for spec in specs:
+            topic = found[spec.name]
+            if topic is not None and topic.partitions != spec.partitions:
+                raise SetupError(
+                    spec.name,
+                    f"has {topic.partitions} partitions, {spec.partitions} are declared; declare what there is, or "
+                    "make the topic anew",
+                )
 
     def _runs(self) -> list[tuple[str, Callable[[], Run]]]:
         runs: list[tuple[str, Callable[[], Run]]] = []

@@ -83,11 +83,18 @@ class Publisher:
 
     async def publish(self, event: msgspec.Struct) -> None:
         """As `TypedPublisher.publish`, to the topic that carries the event's type."""
+        await self._for(event).publish(event)
+
+    async def confirm(self, event: msgspec.Struct) -> Confirmation:
+        """As `TypedPublisher.confirm`, to the topic that carries the event's type."""
+        return await self._for(event).confirm(event)
+
+    def _for(self, event: msgspec.Struct) -> TypedPublisher[msgspec.Struct]:
         record_type = type(event)
         publisher = self._typed.get(record_type)
         if publisher is None:
             publisher = self._typed[record_type] = self.typed(record_type)
-        await publisher.publish(event)
+        return publisher
 
     async def flush(self) -> list[DeliveryFailure]:
         """Returns when everything published is acknowledged or has failed: the failures since the last flush.

@@ -6,15 +6,16 @@ go out with the next one. So a crash at any point repeats outputs under the same
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 
 import anyio
 import msgspec
 
 from app.broker.base import Assignment, Broker, CommittedOffset, Consumer, Producer
-from app.broker.dead_letters import dead_letter
+from app.broker.dead_letters import DeadLetter, dead_letter
 from app.core.clock import Clock
-from app.core.errors import Fenced, SetupError, Unavailable
+from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, Unavailable
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.graph import Pipeline, Source
@@ -23,11 +24,13 @@ from app.streams.restore import mark_of, restore
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 
+logger = logging.getLogger(__name__)
+
 COMMIT_INTERVAL_S = 1.0
+LAST_COMMIT_S, CLOSE_S = 10.0, 6.0
+"""Together well within the grace that a platform gives."""
 POLL_RECORDS = 1_000
 POLL_TIMEOUT_MS = 100
-END_KNOWN_WITHIN_MS = 50
-"""How old a known end offset may be: a fetch waits for new records and returns at once with them."""
 
 
 class EngineStatistics(msgspec.Struct):
@@ -38,6 +41,8 @@ class EngineStatistics(msgspec.Struct):
     alerts: int = 0
     rows: int = 0
     commits: int = 0
+    gone: int = 0
+    """Records that the broker deleted before they were read."""
     late: dict[str, int] = msgspec.field(default_factory=dict)
 
 
@@ -70,14 +75,24 @@ class Engine:
             self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
             while not stopping.is_set():
                 await self._step()
-        except BaseException:
-            self._states.clear()  # so that leaving the group commits nothing
-            raise
-        finally:
-            with anyio.CancelScope(shield=True):
+            async with asyncio.timeout(LAST_COMMIT_S):
                 await self._consumer.close()
-                await self._producer.close()
-                await self._reader.close()
+        except TimeoutError:
+            raise Unavailable(
+                f"{self._broker.address}: the last commit was not taken within {LAST_COMMIT_S} s"
+            ) from None
+        finally:
+            self._states.clear()  # so that leaving the group now commits nothing
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Closes every client, whatever becomes of the others."""
+        for close in (self._consumer.close, self._producer.close, self._reader.close):
+            with anyio.move_on_after(CLOSE_S, shield=True):
+                try:
+                    await close()
+                except HeadraceError as error:
+                    logger.warning("streams: while closing: %s", error)
 
     async def _step(self) -> None:
         records = await self._consumer.poll(POLL_RECORDS, POLL_TIMEOUT_MS)
@@ -123,9 +138,12 @@ class Engine:
     async def _send_outputs(self, state: PartitionState) -> None:
         """Alerts, rows of closed windows, late references and dead letters, in that order."""
         partition = state.place.partition
-        for topic, key, value, headers in state.alerts:
-            await self._send(topic, key, value, headers=headers)
-        self.statistics.alerts += len(state.alerts)
+        for record, topic, value, headers in state.alerts:
+            try:
+                await self._send(topic, record.key, value, headers=headers)
+                self.statistics.alerts += 1
+            except RecordTooLarge as error:
+                state.reject(record, f"its alert is too large: {error.reason}")
         state.alerts.clear()
         for topic, rows in closed_rows(self._topics[state.place.topic], state).items():
             self.statistics.rows += await self._producer.send_many(topic, rows, partition)
@@ -134,10 +152,15 @@ class Engine:
             self.statistics.late[name] = self.statistics.late.get(name, 0) + 1
         state.late.clear()
         for record, reason in state.rejected:
-            letter = dead_letter(record, reason, self._group)
-            await self._send(letter.topic, letter.key, letter.value, partition, letter.headers)
+            try:
+                await self._send_letter(dead_letter(record, reason, self._group), partition)
+            except RecordTooLarge:
+                await self._send_letter(dead_letter(record, reason, self._group, takes_bytes=0), partition)
         self.statistics.malformed += len(state.rejected)
         state.rejected.clear()
+
+    async def _send_letter(self, letter: DeadLetter, partition: int) -> None:
+        await self._send(letter.topic, letter.key, letter.value, partition, letter.headers)
 
     async def _send_tiles(self, state: PartitionState) -> None:
         """Tiles are output and table in one, so they need not wait for a commit."""
@@ -154,6 +177,9 @@ class Engine:
 
     async def _commit(self, states: Sequence[PartitionState]) -> None:
         """The order of the module's first paragraph, for some partitions."""
+        if not states:
+            return
+        await self._learn_ends(states)
         moved = [state for state in states if state.position != state.committed]
         for state in moved:
             await self._send_tiles(state)
@@ -180,6 +206,13 @@ class Engine:
             state.committed = state.position
             await self._send_tombstones(state)
 
+    async def _learn_ends(self, states: Iterable[PartitionState]) -> None:
+        """Notes where the source topics end now: whoever has read up to there has seen all that was published before."""
+        asked_ms = self._clock.now_ms()
+        ends = await self._reader.end_offsets([state.place for state in states])
+        for state in states:
+            state.ends.append((asked_ms, ends[state.place]))
+
     async def _flush(self) -> None:
         failures = await self._producer.flush()
         if failures:
@@ -188,9 +221,7 @@ class Engine:
     async def _send_progress(self, state: PartitionState) -> None:
         """For each view: every event published before `as_of` is in its tiles."""
         state.progress_told = True
-        end = self._consumer.known_end_offset(state.place)
-        now_ms = self._clock.now_ms() - END_KNOWN_WITHIN_MS
-        as_of_ms = now_ms if 0 <= end <= state.position else min(state.newest_ms, now_ms)
+        as_of_ms = state.as_of_ms()
         for table in self._topics[state.place.topic].tables.values():
             slices = state.slices[table.name]
             if table.row is not None and state.position == state.committed:
@@ -215,11 +246,23 @@ class Engine:
                 slices.table_position += len(tombstones)
 
     async def on_assigned(self, assignments: Sequence[Assignment]) -> None:
-        committed = await self._consumer.committed([assignment.place for assignment in assignments])
+        places = [assignment.place for assignment in assignments]
+        committed = await self._consumer.committed(places)
+        beginnings = await self._reader.beginning_offsets(places)
         for assignment in assignments:
             place = assignment.place
-            self._states[place] = await restore(self._topics[place.topic], place, committed[place], self._reader)
+            state = await restore(self._topics[place.topic], place, committed[place], self._reader)
+            if state.position < beginnings[place]:
+                gone = beginnings[place] - state.position
+                self.statistics.gone += gone if committed[place] else 0
+                if committed[place]:
+                    logger.warning(
+                        "%s: %d records were deleted before they were read; retention is too short", place, gone
+                    )
+                state.position = beginnings[place]
+            self._states[place] = state
             self._assignments[place] = assignment
+        await self._learn_ends([self._states[place] for place in places])
 
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
         held = [self._states[assignment.place] for assignment in assignments if assignment.place in self._states]
@@ -252,7 +295,6 @@ def run_batch(topic: CompiledTopic, state: PartitionState, records: Sequence[Rec
     """Processes the next records of one partition."""
     topic.process(records, state, now_ms)
     state.position = records[-1].offset + 1
-    state.newest_ms = records[-1].timestamp_ms
 
 
 def closed_rows(topic: CompiledTopic, state: PartitionState) -> dict[str, list[tuple[bytes, bytes, int]]]:

@@ -233,7 +233,7 @@ def _alert(text: _Text, source: Source, name: str, alert: AlertPipeline, views: 
     text.add(depth, ")")
     late = " + ".join(f"({view!r},) * late_{view}" for view in views) or "()"
     text.add(depth, f"headers = alert_headers({alert_tag(alert)!r}, place, offset, t, received_ms, {late})")
-    text.add(depth, f"emit(({alert.topic!r}, key, encode(alert), headers))")
+    text.add(depth, f"emit((record, {alert.topic!r}, encode(alert), headers))")
 
 
 def alert_tag(alert: AlertPipeline) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from app.core.record import Record, TopicPartition
+from app.core.record import Headers, Record, TopicPartition
 from app.streams.windows import NEVER_MS
 
 FOREVER_MS = 2**63 - 1
@@ -125,11 +125,21 @@ class PartitionState:
         self.committed = -1
         self.progress_told = False
         self.reached_ms = NEVER_MS
-        self.newest_ms = 0
+        self.ends: deque[tuple[int, int]] = deque(maxlen=60)
         self.closing_ms = FOREVER_MS
-        self.alerts: list[tuple[str, bytes, bytes, tuple[tuple[str, bytes], ...]]] = []
+        self._as_of_ms = 0
+        self.alerts: list[tuple[Record, str, bytes, Headers]] = []
         self.late: list[tuple[str, Record]] = []
         self.rejected: list[tuple[Record, str]] = []
+
+    def as_of_ms(self) -> int:
+        """Wall time before which everything published has been processed; 0 while that is not known.
+
+        `ends` holds when it was asked where the partition ends, and the answer.
+        """
+        while self.ends and self.position >= self.ends[0][1]:
+            self._as_of_ms = self.ends.popleft()[0]
+        return self._as_of_ms
 
     def reject(self, record: Record, reason: str) -> None:
         self.rejected.append((record, reason))
