@@ -1,0 +1,187 @@
+"""The running process: what it refuses at start, what it starts again, how it stops."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+
+from agents import app
+from app.broker.memory import Fault, MemoryBroker
+from app.broker.topics import TopicSpec
+from app.core.clock import Clock, run_virtual
+from app.core.errors import BadRecord, SetupError, Unavailable
+from app.core.record import TopicPartition
+from app.core.settings import Settings
+from app.models.rules import RulesModel
+from app.serving.memory import MemoryStore
+from app.streams.outputs import instant
+from app.worker import PARTS, Worker
+from features.records import OrderEvent
+
+START_MS = 1_800_000_000_000
+SETTINGS = Settings(broker="memory://", store="memory://", model="rules")
+
+
+@dataclass
+class Process:
+    """A worker over memory, and what it needs."""
+
+    worker: Worker
+    broker: MemoryBroker
+
+
+async def process(
+    clock: Clock, parts: Iterable[str] = PARTS, settings: Settings = SETTINGS, specs: list[TopicSpec] | None = None
+) -> Process:
+    broker = MemoryBroker(clock)
+    await broker.admin().create(app.topics.all() if specs is None else specs)
+    model, store = RulesModel(app.rules), MemoryStore(clock)
+    worker = Worker(app, settings, broker=broker, store=store, model=model, clock=clock, parts=tuple(parts))
+    return Process(worker, broker)
+
+
+def order(clock: Clock, order_id: str, amount: str) -> OrderEvent:
+    return OrderEvent(order_id, "u-1", Decimal(amount), "placed", instant(clock.now_ms()))
+
+
+def decisions(broker: MemoryBroker) -> list[Any]:
+    return [
+        msgspec.json.decode(record.value or b"")
+        for place, log in broker.logs.items()
+        if place.topic == "agent.decisions"
+        for record in log
+    ]
+
+
+def test_worker_published_event_becomes_a_decision() -> None:
+    """`app.publish` inside a worker is acknowledged, and the whole path follows from it."""
+
+    async def main(clock: Clock) -> None:
+        made, stopping, ready = await process(clock), asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(made.worker.run(stopping, ready))
+            await ready.wait()
+            await asyncio.sleep(1)
+            await app.publish(order(clock, "o-1", "12000.00"))
+            await asyncio.sleep(2)
+            stopping.set()
+        assert ["approve"] == [decision["decision"]["action"] for decision in decisions(made.broker)]
+        with pytest.raises(SetupError, match="nothing is connected"):
+            await app.publish(order(clock, "o-2", "1"))
+
+    run_virtual(main, START_MS)
+
+
+def test_worker_publish_that_the_broker_refuses_is_an_error_for_that_event() -> None:
+    """Failures of publishing surface where the event was published."""
+
+    async def main(clock: Clock) -> None:
+        made, stopping, ready = await process(clock), asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(made.worker.run(stopping, ready))
+            await ready.wait()
+            with pytest.raises(BadRecord, match="cannot be published"):
+                await app.publish(OrderEvent("o", "u", Decimal(1), "placed", instant(0).replace(tzinfo=None)))
+            made.broker.plan(Fault("confirm", "fail"))
+            with pytest.raises(Unavailable):
+                await app.publish(order(clock, "o-1", "1"))
+            stopping.set()
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize("call", ["poll", "commit", "flush", "committed"])
+def test_worker_part_that_meets_an_outage_is_started_again(call: Any) -> None:
+    """Nobody has to be called at night because a broker was away for a moment."""
+
+    async def main(clock: Clock) -> None:
+        made, stopping, ready = await process(clock), asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(made.worker.run(stopping, ready))
+            await ready.wait()
+            for number in range(4):
+                made.broker.plan(Fault(call, "fail"))
+                await app.publish(order(clock, f"o-{number}", "12000.00"))
+                await asyncio.sleep(10)
+            await asyncio.sleep(60)
+            stopping.set()
+        assert {f"high_value_order:u-1:o-{n}" for n in range(4)} == {d["alert_id"] for d in decisions(made.broker)}
+        committed = made.broker.groups["headrace.streams"].committed
+        for place, log in made.broker.logs.items():
+            if place.topic == "raw.orders":
+                assert len(log) == committed[place].offset
+
+    run_virtual(main, START_MS)
+
+
+def test_worker_error_that_no_restart_helps_ends_it() -> None:
+    """A half-running worker does not go on in silence."""
+
+    async def main(clock: Clock) -> None:
+        made = await process(clock)
+        made.broker.plan(Fault("poll", "fail", SetupError("streams", "planned")))
+        with pytest.raises(SetupError, match="planned"):
+            await made.worker.run(asyncio.Event())
+
+    run_virtual(main, START_MS)
+
+
+def test_worker_missing_or_other_topics_are_refused_at_start() -> None:
+    """Keys would be looked for, and decisions written, where they are not."""
+
+    async def main(clock: Clock) -> None:
+        specs = app.topics.all()
+        with pytest.raises(SetupError, match="python -m app topics create"):
+            await (await process(clock, specs=specs[1:])).worker.run(asyncio.Event())
+        others = [msgspec.structs.replace(spec, partitions=spec.partitions * 2) for spec in specs]
+        with pytest.raises(SetupError, match="24 partitions, 12 are declared"):
+            await (await process(clock, specs=others)).worker.run(asyncio.Event())
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize(
+    ("parts", "changes", "complaint"),
+    [
+        (["streams", "nothing"], {}, "no part is called nothing"),
+        (["agents"], {}, "one process only"),
+        (PARTS, {"model_attempt_ms": 21_000}, "shorter than the deadline of judge_order"),
+        (PARTS, {"drain_ms": 15_000}, "longer than the deadline of judge_order"),
+        (PARTS, {"action_urls": {"block_everything": "https://example.com"}}, "no action is called block_everything"),
+    ],
+)
+def test_worker_that_cannot_keep_its_promises_is_refused(
+    parts: list[str], changes: dict[str, Any], complaint: str
+) -> None:
+    """Times that do not fit, unknown parts and unknown actions are errors before anything runs."""
+
+    async def main(clock: Clock) -> None:
+        settings = msgspec.structs.replace(SETTINGS, **changes)
+        with pytest.raises(SetupError, match=complaint):
+            await process(clock, parts, settings)
+
+    run_virtual(main, START_MS)
+
+
+def test_worker_cancelled_ends_at_once_and_leaves_its_groups() -> None:
+    """The second signal: nothing more is committed, and nothing stays behind."""
+
+    async def main(clock: Clock) -> None:
+        made, ready = await process(clock), asyncio.Event()
+        running = asyncio.ensure_future(made.worker.run(asyncio.Event(), ready))
+        await ready.wait()
+        await asyncio.sleep(2)
+        before = made.broker.groups["headrace.streams"].committed.copy()
+        made.broker.append("raw.orders", b"{}", b"u", 0, clock.now_ms(), ())
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert before == made.broker.groups["headrace.streams"].committed
+        assert [] == [name for name, group in made.broker.groups.items() if group.members]
+        assert 1 == len(made.broker.logs[TopicPartition("raw.orders", 0)])
+
+    run_virtual(main, START_MS)
