@@ -115,6 +115,7 @@ class Worker:
         Raises: SetupError for missing topics; Unavailable within 10 s when a server does not answer; Rejected.
         """
         gc.set_threshold(*GC_THRESHOLDS)
+        logger.debug("settings %s", self._settings.redacted())
         await self._require_topics()
         await self._producer.start()
         if {"features", "agents"} & set(self._parts):

@@ -1,11 +1,11 @@
 """Event time: which slice holds a record, which records are late, which tiles still count.
 
 Late is decided by a partition's own order and by nothing else: no wall clock and no other partition takes part, so one
-log gives one answer on every engine, at every speed, after every restart.
+log gives one answer on every engine, at every speed, after every restart. (`python` compiles the rule: a slice that ends
+at or before m - B is late, m being the largest event time seen so far and B the declared out-of-orderness.)
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 NEVER_MS = -(2**63)
@@ -19,29 +19,6 @@ def slice_start(timestamp_ms: int, size_ms: int) -> int:
     Source:  Flink TimeWindow.getWindowStartWithOffset, offset 0.
     """
     return timestamp_ms - timestamp_ms % size_ms
-
-
-@dataclass(slots=True)
-class PartitionClock:
-    """The event time that one partition has reached, ms since 1970-01-01 UTC. Never moves back."""
-
-    out_of_orderness_ms: int
-    reached_ms: int = NEVER_MS
-
-    @property
-    def watermark_ms(self) -> int:
-        """Event time up to which nothing on time can still come."""
-        return self.reached_ms - self.out_of_orderness_ms - 1
-
-    def advance(self, event_time_ms: int) -> None:
-        self.reached_ms = max(self.reached_ms, event_time_ms)
-
-    def is_late(self, slice_end_ms: int) -> bool:
-        """Whether a record whose slice ends at `slice_end_ms` (exclusive) has come too late.
-
-        Source: Flink WindowOperator.isWindowLate, maxTimestamp <= watermark, allowed lateness 0.
-        """
-        return slice_end_ms - 1 <= self.watermark_ms
 
 
 class Tile(NamedTuple):
