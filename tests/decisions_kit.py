@@ -147,7 +147,7 @@ class FakeFeatures:
 
     freshness: Freshness = Freshness.FRESH
     own_event: OwnEvent = OwnEvent.SEEN
-    error: Exception | None = None
+    error: BaseException | None = None
     origins: list[Origin | None] = field(default_factory=list)
 
     async def read(self, view: str, entity: str) -> Features:

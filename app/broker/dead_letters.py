@@ -13,6 +13,7 @@ from app.broker.base import Confirmation, Producer, Reader
 from app.broker.topics import DEAD_EXTRA_BYTES
 from app.core.errors import RecordTooLarge
 from app.core.record import Headers, Record, TopicPartition
+from app.core.text import one_line
 
 MAX_REASON_CHARACTERS = 1_000
 SUFFIX = ".dead"
@@ -34,7 +35,7 @@ def dead_letter(record: Record, reason: str, group: str, *, takes_bytes: int | N
     takes_bytes: what the dead-letter topic takes; a larger value keeps its first 64 KiB, with length and hash.
     """
     headers: Headers = (
-        ("reason", " ".join(reason.split())[:MAX_REASON_CHARACTERS].encode()),
+        ("reason", one_line(reason, MAX_REASON_CHARACTERS).encode()),
         ("topic", record.topic.encode()),
         ("partition", b"%d" % record.partition),
         ("offset", b"%d" % record.offset),

@@ -18,6 +18,7 @@ from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
 from app.core.errors import BadRecord, Fenced, Rejected
 from app.core.record import Record
+from app.core.text import one_line
 from app.decisions.agent import Agent
 from app.decisions.decided import CAPACITY, HORIZON_MS, LOOK_BACK_MS, written_ms
 from app.decisions.decision import Decision
@@ -153,7 +154,7 @@ class ActionsWork:
             except Fenced:
                 raise
             except Exception as error:
-                logger.warning("effect %s failed: %s", state.effects[name].key, error, exc_info=True)
+                logger.warning("effect %s failed: %s", state.effects[name].key, one_line(error), exc_info=True)
                 state = self._ledger(standing).get(standing.record.alert_id, standing.agent.name) or state
                 failures.append(error)
         if failures:
@@ -174,7 +175,7 @@ class ActionsWork:
             at = reached(state, name)
             if not at.ended:
                 ended = EffectState.UNKNOWN if at is EffectState.CALLED else EffectState.FAILED
-                state = await self._report(standing, state, name, ended, f"{error} (attempt {attempts})")
+                state = await self._report(standing, state, name, ended, f"{one_line(error)} (attempt {attempts})")
 
     def _decode(self, record: Record) -> Standing:
         value = record.value or b""
@@ -255,11 +256,12 @@ class ActionsWork:
         try:
             await action.handler(standing.decision, effects)
         except Rejected as error:
-            return await self._report(standing, state, name, EffectState.FAILED, str(error))
+            return await self._report(standing, state, name, EffectState.FAILED, one_line(error))
         except Exception as error:
             if not at_most_once:
                 raise
-            return await self._report(standing, state, name, EffectState.UNKNOWN, f"{type(error).__name__}: {error}")
+            detail = f"{type(error).__name__}: {one_line(error)}"
+            return await self._report(standing, state, name, EffectState.UNKNOWN, detail)
         if effects.outcome is None:
             detail = "the handler ended without making its effect"
             return await self._report(standing, state, name, EffectState.FAILED, detail)

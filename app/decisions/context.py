@@ -5,6 +5,8 @@ return await context.decide(PROMPT, alert=alert, user=user)
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -56,6 +58,15 @@ def origin_of(record: Record, alert: Alert) -> AlertOrigin:
     return AlertOrigin(text, origin, event_ms, _number(_header(record, "received_ms")), record.timestamp_ms)
 
 
+@dataclass(eq=False)
+class _Question:
+    """Something that a handler has asked for and not been given, at least not yet. ended: in vain."""
+
+    reason: Reason
+    about: tuple[str, ...]
+    ended: bool = False
+
+
 @dataclass
 class Context:
     """One run of a handler. `deadline` is the loop's time, in seconds."""
@@ -71,8 +82,8 @@ class Context:
     seen: list[Features] = field(default_factory=list)
     models: list[ModelUse] = field(default_factory=list)
     enriched_ms: int = 0
-    failure: ModelFailure | None = None
-    """Why the last `decide` gave no answer, whatever the handler made of that."""
+    _open: list[_Question] = field(default_factory=list)
+    """Each speaks against approving, whatever the handler made of its failure."""
 
     @property
     def remaining_ms(self) -> int:
@@ -85,11 +96,12 @@ class Context:
         Stale, missing and not-seen are answers too: `freshness` and `own_event` say so, and policy sees them.
         Raises: Unavailable; SetupError for a view that is not served.
         """
-        if self.source.origin is None:
-            features = await self.reader.read(view, entity)
-        else:
-            wait_ms = min(OWN_EVENT_WAIT_MS, self.remaining_ms)
-            features = await self.reader.read_with_own_event(view, entity, self.source.origin, wait_ms)
+        with self._asking(Reason.FEATURES_FAILED, (view, entity)):
+            if self.source.origin is None:
+                features = await self.reader.read(view, entity)
+            else:
+                wait_ms = min(OWN_EVENT_WAIT_MS, self.remaining_ms)
+                features = await self.reader.read_with_own_event(view, entity, self.source.origin, wait_ms)
         self.seen.append(features)
         self.enriched_ms = self.clock.now_ms()
         return features
@@ -102,6 +114,10 @@ class Context:
         Raises: ModelFailure. Leave it to propagate: it is retried where that helps, and otherwise ends in the agent's
         fallback, with the reason.
         """
+        with self._asking(Reason.MODEL_FAILED, ()):
+            return await self._decide(instructions, shown)
+
+    async def _decide(self, instructions: str, shown: dict[str, Any]) -> D:
         text = render_context(shown)
         request = ModelRequest(
             agent=self.agent,
@@ -112,25 +128,34 @@ class Context:
             timeout_ms=self.remaining_ms,
         )
         answer: ModelAnswer | None = None
-        self.failure = ModelFailure(FailureCode.TIMEOUT, "the call has not ended")
         try:
             answer = await self.gate.decide(request, self.deadline)
             decision: Any = parse_answer(answer, self.answer_type)
         except ModelFailure as failure:
-            self.failure = failure
             self._note(instructions, text, failure.answer or answer, failure.code.value)
             raise
         except asyncio.CancelledError:
             self._note(instructions, text, None, FailureCode.DEADLINE.value)
             raise
-        self.failure = None
         self._note(instructions, text, answer, "")
         return decision  # type: ignore[no-any-return]
 
     def concerns(self) -> tuple[Reason, ...]:
         """What speaks against approving, whatever the handler says."""
-        failed = (Reason.MODEL_FAILED,) if self.failure is not None else ()
-        return concerns_about(self.seen) + failed
+        return concerns_about(self.seen) + tuple(dict.fromkeys(question.reason for question in self._open))
+
+    @contextmanager
+    def _asking(self, reason: Reason, about: tuple[str, ...]) -> Iterator[None]:
+        """An open question until it is answered. An answer closes those before it about the same, which had ended in
+        vain: a handler may ask again. It says nothing about one that was asked at the same time."""
+        question = _Question(reason, about)
+        again = [one for one in self._open if one.ended and (one.reason, one.about) == (reason, about)]
+        self._open.append(question)
+        try:
+            yield
+        finally:
+            question.ended = True
+        self._open = [one for one in self._open if one is not question and one not in again]
 
     def hops(self, decided_ms: int) -> Hops:
         source = self.source

@@ -51,6 +51,8 @@ class Reason(StrEnum):
     OWN_EVENT_LATE = "own_event_late"
     MODEL_FAILED = "model_failed"
     """The handler went on without the answer it had asked a model for."""
+    FEATURES_FAILED = "features_failed"
+    """The handler went on without features it had asked for."""
     POLICY_RULE = "policy_rule"
     """A rule of the agent's policy changed the action."""
     POLICY_FAILED = "policy_failed"

@@ -17,6 +17,8 @@ from app.broker.base import Producer
 from app.core.clock import Clock
 from app.core.codec import encode
 from app.core.errors import Rejected
+from app.core.text import one_line
+from app.decisions.decision import MAX_REASON_CHARACTERS
 from app.decisions.record import REVIEWS, DecisionRecord, EffectState, ReviewRequest
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ class Effects:
 def review_request(
     record: DecisionRecord, review_id: str, kind: Any, reason: str, decision_offset: int, now_ms: int
 ) -> ReviewRequest:
+    """The reason is a person's to read, whoever wrote it: one line of at most as many characters as a decision's."""
     return ReviewRequest(
         review_id=review_id,
         kind=kind,
@@ -112,7 +115,7 @@ def review_request(
         alert_id=record.alert_id,
         alert_type=record.alert_type,
         entity=record.entity,
-        reason=reason,
+        reason=one_line(reason, MAX_REASON_CHARACTERS),
         decision_offset=decision_offset,
         requested_ms=now_ms,
         alert=record.alert,

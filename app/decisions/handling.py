@@ -19,6 +19,7 @@ from app.core.clock import Clock
 from app.core.codec import encode
 from app.core.errors import BadRecord, Fenced, HeadraceError, RecordTooLarge, Unavailable
 from app.core.record import Record
+from app.core.text import one_line
 from app.decisions.agent import Agent
 from app.decisions.context import Context, FeatureSource, origin_of, raw
 from app.decisions.decided import DecidedAlerts, look_back
@@ -41,7 +42,7 @@ class _Tag(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why the agent's fallback must speak: a reason code, and one line for a person."""
+    """Why the agent's fallback must speak: a reason code, and one line for a person (of `core.text.one_line`)."""
 
     code: str
     detail: str
@@ -201,11 +202,11 @@ class AgentWork:
         except ModelFailure as failure:
             if failure.retriable:
                 raise
-            return Failure(failure.code.value, str(failure))
+            return Failure(failure.code.value, one_line(failure))
         except Unavailable:
             raise
         except HeadraceError as error:
-            return Failure(Reason.HANDLER_FAILED, str(error))
+            return Failure(Reason.HANDLER_FAILED, one_line(error))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -226,7 +227,8 @@ class AgentWork:
         try:
             checked: Decision = msgspec.json.decode(encode(answer), type=decides)
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            return Failure(Reason.WRONG_ANSWER, f"the handler returned no valid {decides.__name__}: {error}")
+            detail = f"the handler returned no valid {decides.__name__}: {one_line(error)}"
+            return Failure(Reason.WRONG_ANSWER, detail)
         return checked
 
     async def _conclude(
@@ -330,7 +332,7 @@ def _bad(record: Record, reason: str) -> BadRecord:
 
 
 def _failure_of(error: Exception, attempts: int) -> Failure:
-    detail = f"{error} (attempt {attempts})"
+    detail = f"{one_line(error)} (attempt {attempts})"
     match error:
         case ModelFailure():
             return Failure(error.code.value, detail)

@@ -21,6 +21,7 @@ import anyio
 from app.broker.base import Assignment, Broker, CommittedOffset
 from app.core.errors import Fenced, Rejected, Unavailable
 from app.core.record import Record, TopicPartition
+from app.core.text import one_line
 from app.dispatch.commits import Commits
 from app.dispatch.partitions import Partition
 from app.dispatch.runner import Runner
@@ -242,7 +243,7 @@ class Dispatcher:
                 raise  # it will be refused again: whoever runs the dispatcher must know
             except Exception as error:  # noqa: BLE001 - the partition waits, the others go on
                 failures += 1
-                logger.warning("%s: preparing failed (%s), tried again: %s", place, failures, error)
+                logger.warning("%s: preparing failed (%s), tried again: %s", place, failures, one_line(error))
                 await self._back_off(failures)
         self._settle(partition)
         self._runner.start()

@@ -9,6 +9,7 @@ from random import Random
 
 from app.core.errors import RecordError, Rejected
 from app.core.record import Record
+from app.core.text import one_line
 from app.dispatch.lanes import Lane, Lanes
 from app.dispatch.partitions import Partition
 from app.dispatch.work import DispatchConfig, Work
@@ -187,7 +188,7 @@ class Runner:
         self.counts.give_up_failures += 1
         item.give_up_failures += 1
         place = f"{item.record.topic}/{item.record.partition}/{item.record.offset}"
-        logger.warning("%s: giving up failed (%s), tried again: %s", place, item.give_up_failures, error)
+        logger.warning("%s: giving up failed (%s), tried again: %s", place, item.give_up_failures, one_line(error))
         return self._retry.delay_ms(item.give_up_failures, self._random)
 
     def _wake_later(self, partition: Partition, lane: Lane[_Item], delay_ms: float) -> None:

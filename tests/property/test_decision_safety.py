@@ -82,22 +82,26 @@ faults = st.sampled_from(
         KeyError("x"),
         RecursionError("deep"),
         TimeoutError("late"),
+        OSError("no file named \udcff"),
         ExceptionGroup("several", [ValueError("x")]),
         asyncio.CancelledError(),
     ]
 )
 
 
-@given(fault=faults, caught=st.booleans())
-def test_failed_model_never_approves(fault: BaseException, caught: bool) -> None:
-    """However a call fails, and even where the handler catches it and approves, the alert is not approved."""
+@given(fault=faults, caught=st.booleans(), of_features=st.booleans())
+def test_failed_question_never_approves(fault: BaseException, caught: bool, of_features: bool) -> None:
+    """However a model or a store fails, and even where the handler catches it and approves, the alert is not approved."""
 
     def text(request: ModelRequest) -> str:
         raise fault
 
     async def handler(alert: LargeOrder, context: Context) -> OrderDecision:
         try:
-            return await context.decide("judge", alert=alert)
+            if of_features:
+                await context.features("user_features", alert.user_id)
+            else:
+                return await context.decide("judge", alert=alert)
         except BaseException:
             if not caught:
                 raise
@@ -105,6 +109,7 @@ def test_failed_model_never_approves(fault: BaseException, caught: bool) -> None
 
     async def main(clock: Clock) -> list[str]:
         world = await World.create(clock, text)
+        world.features.error = fault
         world.send(large_order())
         async with world.running(world.agent_work(make_agent(handler))):
             await until(lambda: bool(world.records("agent.decisions")))

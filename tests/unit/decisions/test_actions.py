@@ -140,9 +140,18 @@ async def breaks(decision: OrderDecision, effects: Effects) -> None:
     raise KeyError("reason")
 
 
+async def breaks_unspeakably(decision: OrderDecision, effects: Effects) -> None:
+    raise OSError("no file\nnamed \udcff")
+
+
 @pytest.mark.parametrize(
     ("handler", "detail"),
-    [(does_nothing, "without making its effect"), (does_two, "second effect"), (breaks, "reason")],
+    [
+        (does_nothing, "without making its effect"),
+        (does_two, "second effect"),
+        (breaks, "reason"),
+        (breaks_unspeakably, "no file named ?"),
+    ],
 )
 def test_action_with_mistake_fails_visibly(handler: Any, detail: str) -> None:
     """A handler's mistake ends as a failed effect with its reason, in front of a person."""

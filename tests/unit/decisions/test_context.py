@@ -1,14 +1,16 @@
 """What a handler may ask, and what is known of its alert."""
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 
 from app.core.clock import Clock, run_virtual
+from app.core.errors import Unavailable
 from app.core.record import Headers, Record
 from app.decisions.context import AlertOrigin, Context, origin_of
 from app.decisions.decision import Reason
-from app.models.base import FailureCode, ModelFailure, ModelRequest
+from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest
 from app.models.gate import ModelGate
 from app.serving.features import Origin
 from tests.decisions_kit import (
@@ -104,6 +106,46 @@ def test_decide_again_after_a_failure_clears_the_concern() -> None:
         decision: OrderDecision = await context.decide("judge more simply", alert=large_order())
         assert ("approve", ()) == (decision.action, context.concerns())
         assert ["refused", ""] == [use.failure for use in context.models]
+
+    run_virtual(main, START_MS)
+
+
+def test_decide_at_once_with_a_failure_leaves_its_concern() -> None:
+    """An answer says nothing about a question that was asked beside it, whichever ends first."""
+
+    async def main(clock: Clock) -> None:
+        class Model(FakeModel):
+            async def decide(self, request: ModelRequest) -> ModelAnswer:
+                if request.instructions == "fails":
+                    await asyncio.sleep(1)
+                    raise ModelFailure(FailureCode.REFUSED, "no")
+                await asyncio.sleep(2)
+                return await super().decide(request)
+
+        context = context_of(clock, Model(answering("approve")), FakeFeatures(), origin(), 20)
+        context.gate = ModelGate(context.gate.model, concurrency=2, attempt_ms=8_000)
+        asked: list[Awaitable[OrderDecision]] = [
+            context.decide(name, alert=large_order()) for name in ("fails", "answers")
+        ]
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert (Reason.MODEL_FAILED,) == context.concerns()
+
+    run_virtual(main, START_MS)
+
+
+def test_features_that_failed_are_a_concern_until_they_are_read() -> None:
+    """Other features do not stand in for those that were asked for."""
+
+    async def main(clock: Clock) -> None:
+        features = FakeFeatures(error=Unavailable("store: away"))
+        context = context_of(clock, FakeModel(answering("approve")), features, origin(), 20)
+        with pytest.raises(Unavailable):
+            await context.features("user_features", "u-1")
+        features.error = None
+        await context.features("user_features", "u-2")
+        assert (Reason.FEATURES_FAILED,) == context.concerns()
+        await context.features("user_features", "u-1")
+        assert () == context.concerns()
 
     run_virtual(main, START_MS)
 

@@ -102,6 +102,10 @@ async def raises(alert: LargeOrder, context: Context) -> OrderDecision:
     raise KeyError("user")
 
 
+async def raises_unspeakably(alert: LargeOrder, context: Context) -> OrderDecision:
+    raise OSError("no file\nnamed \udcff")
+
+
 async def hangs(alert: LargeOrder, context: Context) -> OrderDecision:
     await asyncio.sleep(3_600)
     raise AssertionError
@@ -147,6 +151,7 @@ async def approves_without_answer(alert: LargeOrder, context: Context) -> OrderD
     ("handler", "reasons"),
     [
         (raises, ("handler_failed",)),
+        (raises_unspeakably, ("handler_failed",)),
         (hangs, ("deadline",)),
         (swallows_its_deadline, ("deadline",)),
         (returns_text, ("wrong_answer",)),
@@ -214,7 +219,7 @@ def test_handle_unavailable_features_end_in_fallback() -> None:
     def take_store_away(world: World) -> None:
         world.features.error = Unavailable("redis://127.0.0.1:6379: does not answer")
 
-    assert ("review", ("unavailable",)) == outcome(decide_one(prepare=take_store_away))
+    assert ("review", ("unavailable", "features_failed")) == outcome(decide_one(prepare=take_store_away))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +258,12 @@ def test_handle_without_fallback_failure_is_dead_letter() -> None:
     ((reason, value),) = world.dead()
     assert reason.startswith("wrong_answer: ")
     assert encode(large_order()) == value
+
+
+def test_handle_without_fallback_unspeakable_error_is_dead_letter() -> None:
+    """An error whose text nothing can encode is buried like any other, on one line."""
+    world = decide_one(raises_unspeakably, fallback=None)
+    assert "handler_failed: OSError: no file named ? (attempt 3)" == world.dead()[0][0]
 
 
 def test_handle_without_fallback_unsafe_approval_is_dead_letter() -> None:
