@@ -68,9 +68,14 @@ def counter(text: str) -> Iterator[Callable[[int], None]]:
 
 
 def set_up_logs(level: str) -> None:
-    """Log lines of a running process go to stderr, with time, level and the module that speaks."""
+    """Log lines of a running process go to stderr, with time, level and the module that speaks.
+
+    The HTTP client's line a request counts as debugging.
+    """
     import logging
 
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
+    if level != "debug":
+        logging.getLogger("httpx2").setLevel(logging.WARNING)

@@ -28,6 +28,9 @@ ANSWER_SECONDS = 8.0
 ASK_AGAIN_SECONDS = 0.05
 """After which a question is repeated that the server could not answer yet."""
 
+TELL_AGAIN_SECONDS = 10.0
+"""How often a cluster that is gone is worth a line of the log."""
+
 SCHEME = "kafka://"
 
 EARLIEST, LATEST = -2, -1
@@ -56,6 +59,7 @@ class Cluster:
         self._client_id = client_id
         self._calls = BlockingCalls("kafka-admin")
         self._admin: AdminClient | None = None
+        self._tells_again_s = 0.0
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Settings of a client; underscores in names stand for dots."""
@@ -70,9 +74,14 @@ class Cluster:
         }
 
     def _log(self, error: KafkaError) -> None:
-        """Every failed attempt to connect is one of many; that all brokers are gone is said once by each client."""
-        attempt = error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE)
-        logger.log(logging.DEBUG if attempt else logging.WARNING, "%s: %s", self.address, error.str())
+        """Clients report every failed attempt to connect; that all brokers are gone is said now and then, for all of them."""
+        repeated = error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE)
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            now_s = time.monotonic()
+            repeated = now_s < self._tells_again_s
+            if not repeated:
+                self._tells_again_s = now_s + TELL_AGAIN_SECONDS
+        logger.log(logging.DEBUG if repeated else logging.WARNING, "%s: %s", self.address, error.str())
 
     async def ask(self, question: Callable[[AdminClient], T]) -> T:
         """What `question(admin)` returns; it blocks on its own thread.

@@ -79,3 +79,19 @@ async def test_offsets_unknown_topic_is_refused_at_once(cluster: Cluster) -> Non
     with pytest.raises(Rejected, match="orders: unknown topic"):
         await cluster.offsets(dict.fromkeys(PLACES, LATEST))
     assert 1 == admin.asked
+
+
+def test_log_of_an_absent_cluster_is_one_line_for_all_clients(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its clients says every second that all brokers are down; nobody wants to read that."""
+    now_s = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    tell = cluster.settings()["error_cb"]
+    for _ in range(20):
+        tell(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+        tell(KafkaError(KafkaError._TRANSPORT))
+    assert 1 == len(caplog.messages)
+    now_s += module.TELL_AGAIN_SECONDS
+    tell(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    assert 2 == len(caplog.messages)
