@@ -119,6 +119,17 @@ async def test_send_too_large_record_fails_alone(cluster: Cluster, producer: Pro
     assert [fitting, b"before", b"behind"] == [record.value for record in await cluster.read_all(topic)]
 
 
+async def test_first_record_larger_than_the_usual_limit_arrives(cluster: Cluster, producer: Producer) -> None:
+    """What a topic takes is known before its first record is judged."""
+    topic = await cluster.topic(max_message_bytes=3_000_000)
+    large = b"x" * 2_000_000
+    if not producer.try_send(topic, large, b"key"):
+        await producer.send(topic, large, b"key")
+    assert producer.try_send(topic, large, b"key")
+    assert [] == await producer.flush()
+    assert [large, large] == [record.value for record in await cluster.read_all(topic)]
+
+
 async def test_send_too_early_record_fails_alone(cluster: Cluster, producer: Producer) -> None:
     """A record further ahead than the topic takes is an error for that record only."""
     topic = await cluster.topic(time="event", max_ahead_ms=60_000)

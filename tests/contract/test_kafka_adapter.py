@@ -1,14 +1,16 @@
 """What only a real Kafka can show: refused batches, gaps in offsets, full queues, addresses that do not answer."""
 
 import asyncio
+import ctypes
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import confluent_kafka
 import confluent_kafka.admin
 import pytest
 
-from app.broker.kafka import KafkaBroker
+from app.broker.kafka import KafkaBroker, admin
 from app.broker.kafka.limits import Limits
 from app.broker.kafka.producer import KafkaProducer
 from app.core.clock import SystemClock
@@ -108,6 +110,101 @@ async def test_full_queue_try_send_says_so_and_send_waits(cluster: Cluster, monk
     assert [] == await producer.flush()
     await producer.close()
     assert 1 + taken.count(True) + 100 + 300 + 100 == len(await cluster.read_all(topic))
+
+
+async def test_limits_are_asked_once_a_topic_for_all_who_wait(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first record of a topic waits for its limits, with those behind it; nobody asks again."""
+    topic = await cluster.topic()
+    asked: list[str] = []
+    configs = admin.topic_configs
+
+    def counted(client: Any, names: list[str]) -> Any:
+        asked.extend(names)
+        return configs(client, names)
+
+    monkeypatch.setattr("app.broker.kafka.producer.topic_configs", counted)
+    producer = cluster.broker.producer()
+    await producer.start()
+    await asyncio.gather(*(producer.send(topic, b"v") for _ in range(50)))
+    await producer.confirm(topic, b"v")
+    assert producer.try_send(topic, b"v")
+    assert [] == await producer.flush()
+    await producer.close()
+    assert [topic] == asked
+
+
+async def test_limits_nobody_waits_for_any_more_stop_nothing(cluster: Cluster) -> None:
+    """A cancelled send leaves the question to the others; a closed producer leaves none behind."""
+    topic = await cluster.topic()
+    producer = cluster.broker.producer()
+    await producer.start()
+    first, second = (asyncio.ensure_future(producer.send(topic, b"v")) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    other = asyncio.ensure_future(producer.send(await cluster.topic(), b"v"))
+    await asyncio.sleep(0)
+    other.cancel()
+    await producer.close()
+    assert 1 == producer.statistics().acknowledged
+
+
+def end_client(client: confluent_kafka.Producer) -> None:
+    """What a lost session does to a producing client: a fatal error. The library offers it to tests, in C only."""
+    (library,) = (Path(confluent_kafka.__file__).parent.parent / "confluent_kafka.libs").glob("librdkafka*")
+    raise_fatal = ctypes.CDLL(str(library)).rd_kafka_test_fatal_error
+    raise_fatal.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p]
+    behind_header = ctypes.cast(id(client) + object.__basicsize__, ctypes.POINTER(ctypes.c_void_p))
+    assert 0 == raise_fatal(behind_header[0], confluent_kafka.KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, b"planned")
+
+
+async def test_fatal_error_what_was_sent_fails_and_what_follows_arrives(cluster: Cluster) -> None:
+    """A client that ended is replaced: its records are told as lost, once, and the next ones go to another client."""
+    topic = await cluster.topic()
+    producer = cluster.broker.producer()
+    assert isinstance(producer, KafkaProducer)
+    await producer.start()
+    await producer.confirm(topic, b"first", b"k")
+    await producer.send(topic, b"lost", b"k")
+    assert producer._counting is not None
+    end_client(producer._counting.current)
+    with pytest.raises(Unavailable):
+        await producer.flush()
+    assert producer.try_send(topic, b"sent", b"k")
+    assert [] == await producer.flush()
+    end_client(producer._counting.current)
+    assert 2 == await producer.send_many(topic, [(b"many", b"k", 0), (b"many", b"k", 0)])
+    assert [] == await producer.flush()
+    await producer.close()
+    assert [b"first", b"sent", b"many", b"many"] == [record.value for record in await cluster.read_all(topic)]
+    statistics = producer.statistics()
+    assert (5, 4, 1, 0) == (statistics.sent, statistics.acknowledged, statistics.failed, statistics.queued)
+
+
+async def test_fatal_error_of_the_confirming_client_hangs_nobody(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for an acknowledgement of the client that ended is told; the next one is acknowledged."""
+    topic = await cluster.topic()
+    producer = cluster.broker.producer()
+    assert isinstance(producer, KafkaProducer)
+    settings = producer._cluster.settings
+    monkeypatch.setattr(producer._cluster, "settings", lambda **more: settings(**more) | {"linger.ms": 300})
+    await producer.start()
+    await producer.confirm(topic, b"first", b"k")
+    assert producer._confirming is not None
+    async with asyncio.timeout(20):
+        end_client(producer._confirming._client.current)
+        assert 1 == (await producer.confirm(topic, b"second", b"k")).offset
+        waiting = asyncio.ensure_future(producer.confirm(topic, b"third", b"k"))
+        await asyncio.sleep(0)
+        end_client(producer._confirming._client.current)
+        with pytest.raises(Unavailable):
+            await waiting
+        await producer.confirm(topic, b"fourth", b"k")
+        await producer.close()
 
 
 async def test_flush_ends_under_a_steady_stream(cluster: Cluster) -> None:

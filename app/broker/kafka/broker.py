@@ -17,10 +17,10 @@ class KafkaBroker:
     Raises: SetupError for another form of address; nothing is connected before something is started.
     """
 
-    def __init__(self, address: str, clock: Clock, *, client_id: str = "headrace", replication: int = 3) -> None:
+    def __init__(self, address: str, clock: Clock, *, replication: int = 3) -> None:
         self.address = address
         self._clock = clock
-        self._cluster = Cluster(address, client_id)
+        self._cluster = Cluster(address)
         self._replication = replication
 
     def consumer(self, group: str, topics: Sequence[str], listener: RebalanceListener) -> KafkaConsumer:

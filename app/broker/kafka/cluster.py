@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from app.broker.kafka.errors import translate
 from app.broker.kafka.threads import BlockingCalls
-from app.core.errors import HeadraceError, Rejected, SetupError, Unavailable
+from app.core.errors import Rejected, SetupError, Unavailable
 from app.core.record import TopicPartition
 
 T = TypeVar("T")
@@ -32,6 +32,9 @@ TELL_AGAIN_SECONDS = 10.0
 """How often a cluster that is gone is worth a line of the log."""
 
 SCHEME = "kafka://"
+
+CLIENT_ID = "headrace"
+"""What the broker's logs and quotas call us."""
 
 EARLIEST, LATEST = -2, -1
 """Instead of a time, when asked for an offset."""
@@ -53,10 +56,9 @@ def servers_of(address: str) -> str:
 class Cluster:
     """Shared by all consumers, producers and readers of one `KafkaBroker`."""
 
-    def __init__(self, address: str, client_id: str) -> None:
+    def __init__(self, address: str) -> None:
         self.address = address
         self._servers = servers_of(address)
-        self._client_id = client_id
         self._calls = BlockingCalls("kafka-admin")
         self._admin: AdminClient | None = None
         self._tells_again_s = 0.0
@@ -65,7 +67,7 @@ class Cluster:
         """Settings of a client; underscores in names stand for dots."""
         return {
             "bootstrap.servers": self._servers,
-            "client.id": self._client_id,
+            "client.id": CLIENT_ID,
             "log_level": 2,
             "error_cb": self._log,
             "reconnect.backoff.max.ms": 1_000,
@@ -99,21 +101,6 @@ class Cluster:
 
         return await self._calls.run(call)
 
-    def ask_later(self, question: Callable[[AdminClient], None]) -> None:
-        """Asks without waiting; an error is logged only."""
-
-        def call() -> None:
-            try:
-                if self._admin is None:
-                    self._admin = AdminClient(self.settings())
-                question(self._admin)
-            except KafkaException as error:
-                logger.warning("%s", translate(error, self.address))
-            except HeadraceError as error:
-                logger.warning("%s", error)
-
-        self._calls.submit(call)
-
     async def require_topics(self, topics: Iterable[str]) -> None:
         """Raises: Unavailable within 10 s when no broker answers; Rejected for a topic that is not there."""
         await self.ask(lambda admin: _require_topics(admin, topics, time.monotonic() + ANSWER_SECONDS))
@@ -137,13 +124,14 @@ class Cluster:
             await asyncio.sleep(ASK_AGAIN_SECONDS)
 
     async def close(self) -> None:
-        """Ends the admin client once its calls are done."""
+        """Ends the admin client once its calls are done. May be called twice."""
 
         def drop() -> None:
             self._admin = None
 
-        self._calls.submit(drop)
-        self._calls.stop()
+        if not self._calls.stopped:
+            self._calls.submit(drop)
+            self._calls.stop()
 
 
 def _require_topics(admin: AdminClient, topics: Iterable[str], deadline: float) -> None:

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from confluent_kafka import KafkaError, Message
-from confluent_kafka import Producer as Client
 
+from app.broker.kafka.clients import LastingClient
 from app.broker.kafka.threads import call_loop
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Settled(NamedTuple, Generic[T]):
 class ConfirmingClient(Generic[T]):
     """settle: called on the loop with everything that came back since its last call, in order."""
 
-    def __init__(self, client: Client, settle: Callable[[list[Settled[T]]], None]) -> None:
+    def __init__(self, client: LastingClient, settle: Callable[[list[Settled[T]]], None]) -> None:
         self._client = client
         self._settle = settle
         self._loop = asyncio.get_running_loop()

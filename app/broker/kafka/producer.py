@@ -1,12 +1,9 @@
 """Writes records to Kafka: idempotent, acknowledged by all in-sync replicas, nothing lost without a word.
 
-Three clients, each made when it is first needed:
-
-- the *counting* one takes `send`; only failures call back, and a short timer on the loop collects them;
-- the *confirming* one takes `confirm`; each record calls back, on a thread of its own (see `confirming`);
-- the *lone* one sends every record in a batch of its own. A broker refuses a whole batch for one record that is too large
-  or too early; each record of such a batch is sent once more here, so that its neighbours arrive (behind records that
-  were sent after them).
+Two clients: the *counting* one takes `send`; only failures call back, and a short timer on the loop collects them. The
+*confirming* one takes `confirm`; each record calls back, on a thread of its own (see `confirming`). Both are opened at
+the start, since a client needs up to half a second until it may write. Records of refused batches go out once more: see
+`refused`.
 
 While a flush drains the counting client, `try_send` says that the queue is full: the client knows how much is outstanding
 and not what, so this is how a flush ends under a steady stream.
@@ -22,14 +19,15 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import Producer as Client
-from confluent_kafka.admin import AdminClient
 
 from app.broker.base import Confirmation, DeliveryFailure, ProducerStatistics
 from app.broker.kafka.admin import topic_configs
+from app.broker.kafka.clients import LastingClient
 from app.broker.kafka.cluster import Cluster
 from app.broker.kafka.confirming import ConfirmingClient, Settled
 from app.broker.kafka.errors import WHOLE_BATCH_CODES, translate
 from app.broker.kafka.limits import Limits, limits_of
+from app.broker.kafka.refused import RefusedRecords
 from app.broker.kafka.threads import BlockingCalls
 from app.core.clock import Clock
 from app.core.errors import HeadraceError, RecordError, Unavailable
@@ -64,6 +62,8 @@ class Outgoing(NamedTuple):
 
 
 Answer = asyncio.Future[Confirmation]
+Token = tuple[Outgoing, Answer | None]
+"""A record, and who waits for its own acknowledgement."""
 
 
 class KafkaProducer:
@@ -73,14 +73,13 @@ class KafkaProducer:
         self._cluster = cluster
         self._clock = clock
         self._delivery_timeout_ms = delivery_timeout_ms
-        self._counting: Client | None = None
-        self._lone: Client | None = None
-        self._confirming: ConfirmingClient[tuple[Outgoing, Answer]] | None = None
+        self._counting: LastingClient | None = None
+        self._confirming: ConfirmingClient[Token] | None = None
+        self._refused = RefusedRecords[Token](partial(self._open, linger_ms=0, batch_num_messages=1))
         self._calls = BlockingCalls("kafka-flush")
         self._limits: dict[str, Limits] = {}
+        self._learning: dict[str, asyncio.Task[Limits]] = {}
         self._reports: deque[tuple[Outgoing, KafkaError]] = deque()
-        self._again: deque[tuple[Outgoing, Answer | None]] = deque()
-        self._lone_reports: deque[tuple[Outgoing, Answer | None, KafkaError | None, Message]] = deque()
         self._failures: list[DeliveryFailure] = []
         self._broken: HeadraceError | None = None
         self._sent = 0
@@ -91,6 +90,8 @@ class KafkaProducer:
 
     async def start(self) -> None:
         await self._cluster.require_topics([])
+        self._counting = self._open(linger_ms=LINGER_MS, delivery_report_only_error=True)
+        self._confirming = ConfirmingClient(self._open(linger_ms=0), self._settle_confirmed)
 
     def try_send(
         self,
@@ -102,19 +103,19 @@ class KafkaProducer:
         timestamp_ms: int = 0,
         headers: Headers = (),
     ) -> bool:
-        if self._draining:
-            return False
         limits = self._limits.get(topic)
-        if limits is None:
-            limits = self._learn_later(topic)
+        if self._draining or limits is None:
+            return False
         limits.check(self._clock, topic, value, key, timestamp_ms, headers)
         return self._queue(Outgoing(topic, value, key, partition, timestamp_ms, list(headers) or None))
 
     def _queue(self, record: Outgoing) -> bool:
-        counting = self._counting or self._open_counting()
+        assert self._counting is not None, "not started, or closed"
         topic, value, key, partition, timestamp_ms, headers = record
         try:
-            counting.produce(topic, value, key, partition, partial(self._report, record), None, timestamp_ms, headers)
+            self._counting.produce(
+                topic, value, key, partition, partial(self._report, record), None, timestamp_ms, headers
+            )
         except BufferError:
             return False
         except KafkaException as error:
@@ -164,9 +165,10 @@ class KafkaProducer:
         self, topic: str, chunk: list[tuple[bytes | None, bytes | None, int]], limits: Limits, partition: int
     ) -> int:
         """The inner loop of publishing: about 0.1 us a record beside the client's own time."""
-        counting = self._counting or self._open_counting()
-        counting.poll(0)
-        produce, report = counting.produce, partial(self._report_of_chunk, topic, list(chunk))
+        counting = self._counting
+        assert counting is not None, "not started, or closed"
+        counting.poll()
+        produce, report = counting.current.produce, partial(self._report_of_chunk, topic, list(chunk))
         surely_small, latest_ms = limits.surely_small_bytes, limits.latest_ms(self._clock.now_ms())
         queued = 0
         try:
@@ -176,10 +178,10 @@ class KafkaProducer:
                     continue
                 try:
                     produce(topic, value, key, partition, report, None, timestamp_ms)
-                except BufferError:
-                    await self._produce_when_room(
-                        partial(produce, topic, value, key, partition, report, None, timestamp_ms)
-                    )
+                except (BufferError, KafkaException):  # full, or at its end: `counting` knows what then
+                    again = partial(counting.produce, topic, value, key, partition, report, None, timestamp_ms)
+                    await self._produce_when_room(again)
+                    produce = counting.current.produce
                 queued += 1
         except KafkaException as error:
             raise translate(error, topic) from None
@@ -199,11 +201,10 @@ class KafkaProducer:
 
     async def _produce_when_room(self, produce: Callable[[], None]) -> None:
         while True:
-            await self._wait_for_room()
             try:
                 return produce()
             except BufferError:
-                continue
+                await self._wait_for_room()
 
     async def confirm(
         self,
@@ -217,15 +218,11 @@ class KafkaProducer:
     ) -> Confirmation:
         limits = self._limits.get(topic) or await self._learn(topic)
         limits.check(self._clock, topic, value, key, timestamp_ms, headers)
-        confirming = self._confirming or self._open_confirming()
+        assert self._confirming is not None, "not started, or closed"
         record = Outgoing(topic, value, key, partition, timestamp_ms, list(headers) or None)
         answer: Answer = asyncio.get_running_loop().create_future()
-        produce = partial(confirming.produce, (record, answer), *record)
         try:
-            try:
-                produce()
-            except BufferError:
-                await self._produce_when_room(produce)
+            await self._produce_when_room(partial(self._confirming.produce, (record, answer), *record))
         except KafkaException as error:
             raise translate(error, topic) from None
         self._sent += 1
@@ -248,9 +245,9 @@ class KafkaProducer:
 
     def _drain(self) -> None:
         """On a thread: sends at once what lingers, and waits a moment for the answers."""
-        for client in (self._counting, self._lone):
-            if client is not None and len(client):
-                client.flush(DRAIN_SECONDS)
+        if self._counting is not None:
+            self._counting.flush(DRAIN_SECONDS)
+        self._refused.drain(DRAIN_SECONDS)
 
     def statistics(self) -> ProducerStatistics:
         queued = self._waiting() + (self._confirming.waiting() if self._confirming else 0)
@@ -280,10 +277,12 @@ class KafkaProducer:
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
+        for task in self._learning.values():
+            task.cancel()
         if self._confirming is not None:
             self._confirming.stop()
-        clients = [client for client in (self._counting, self._lone) if client is not None]
-        self._counting = self._lone = self._confirming = None
+        clients = [client for client in (self._counting, self._refused.take_client()) if client is not None]
+        self._counting = self._confirming = None
 
         def drop() -> None:
             while clients:
@@ -292,56 +291,34 @@ class KafkaProducer:
         self._calls.submit(drop)
         self._calls.stop()
 
-    # Clients
-
-    def _open(self, **more: Any) -> Client:
-        assert not self._closed, "closed"
+    def _open(self, **more: Any) -> LastingClient:
+        settings = self._cluster.settings(
+            enable_idempotence=True,
+            acks="all",
+            partitioner="murmur2_random",
+            message_timeout_ms=self._delivery_timeout_ms,
+            message_max_bytes=100_000_000,  # each topic's own limit counts
+            queue_buffering_max_messages=100_000,
+            queue_buffering_max_kbytes=131_072,
+            topic_metadata_propagation_max_ms=5_000,
+            **more,
+        )
         try:
-            return Client(
-                self._cluster.settings(
-                    enable_idempotence=True,
-                    acks="all",
-                    partitioner="murmur2_random",
-                    message_timeout_ms=self._delivery_timeout_ms,
-                    message_max_bytes=100_000_000,  # each topic's own limit counts
-                    queue_buffering_max_messages=100_000,
-                    queue_buffering_max_kbytes=131_072,
-                    topic_metadata_propagation_max_ms=5_000,
-                    **more,
-                )
-            )
+            return LastingClient(self._cluster.address, partial(Client, settings))
         except KafkaException as error:
             raise translate(error, self._cluster.address) from None
 
-    def _open_counting(self) -> Client:
-        self._counting = self._open(linger_ms=LINGER_MS, delivery_report_only_error=True)
-        return self._counting
-
-    def _open_lone(self) -> Client:
-        self._lone = self._open(linger_ms=0, batch_num_messages=1)
-        return self._lone
-
-    def _open_confirming(self) -> ConfirmingClient[tuple[Outgoing, Answer]]:
-        self._confirming = ConfirmingClient(self._open(linger_ms=0), self._settle_confirmed)
-        return self._confirming
-
-    # Limits of topics
-
     async def _learn(self, topic: str) -> Limits:
-        """Raises: Unavailable; Rejected for an unknown topic."""
+        """Asks once a topic, for all who wait. Raises: Unavailable; Rejected for an unknown topic."""
+        asked = self._learning.get(topic)
+        if asked is None:
+            asked = self._learning[topic] = asyncio.create_task(self._ask_limits(topic))
+            asked.add_done_callback(lambda _: self._learning.pop(topic))
+        return await asyncio.shield(asked)
+
+    async def _ask_limits(self, topic: str) -> Limits:
         config = await self._cluster.ask(lambda admin: topic_configs(admin, [topic]))
         self._limits[topic] = limits_of(config[topic])
-        return self._limits[topic]
-
-    def _learn_later(self, topic: str) -> Limits:
-        """Kafka's defaults, until the topic's own limits are known."""
-
-        def learn(admin: AdminClient) -> None:
-            self._limits.pop(topic, None)  # asked again by the next record if this fails
-            self._limits[topic] = limits_of(topic_configs(admin, [topic])[topic])
-
-        self._limits[topic] = Limits()
-        self._cluster.ask_later(learn)
         return self._limits[topic]
 
     # Reports: called by the clients, on the loop or on the flushing thread
@@ -370,15 +347,12 @@ class KafkaProducer:
                 return
         raise AssertionError("the client reported a record that was not sent")
 
-    def _report_lone(self, record: Outgoing, answer: Answer | None, error: KafkaError | None, message: Message) -> None:
-        self._lone_reports.append((record, answer, error, message))
-
     # On the loop
 
     def _waiting(self) -> int:
-        """Records of the counting and the lone client without an answer that was dealt with."""
-        clients = sum(len(client) for client in (self._counting, self._lone) if client is not None)
-        return clients + len(self._reports) + len(self._again) + len(self._lone_reports)
+        """Sent or refused records without an answer that was dealt with."""
+        counting = len(self._counting) if self._counting is not None else 0
+        return counting + len(self._reports) + len(self._refused)
 
     def _tick_soon(self) -> None:
         if self._ticker is None:
@@ -392,46 +366,30 @@ class KafkaProducer:
 
     def _serve(self) -> None:
         """Takes the clients' reports and deals with them."""
-        for client in (self._counting, self._lone):
-            if client is not None:
-                client.poll(0)
+        if self._counting is not None:
+            self._counting.poll()
         while self._reports:
             record, error = self._reports.popleft()
-            if error.code() in WHOLE_BATCH_CODES:
-                self._again.append((record, None))
+            self._settle(record, None, error)
+        for (record, answer), failed, partition, offset in self._refused.serve():
+            if failed is None:
+                _answer(answer, partition, offset)
             else:
-                self._fail(record, None, error)
-        while self._lone_reports:
-            record, answer, failed, message = self._lone_reports.popleft()
-            if failed is not None:
                 self._fail(record, answer, failed)
-            elif answer is not None and not answer.done():
-                answer.set_result(Confirmation(message.partition() or 0, message.offset() or 0))
-        self._send_again()
 
-    def _send_again(self) -> None:
-        while self._again:
-            record, answer = self._again[0]
-            topic, value, key, partition, timestamp_ms, headers = record
-            report = partial(self._report_lone, record, answer)
-            lone = self._lone or self._open_lone()
-            try:
-                lone.produce(topic, value, key, partition, report, None, timestamp_ms, headers)
-            except BufferError:
-                return
-            self._again.popleft()
-            self._tick_soon()
-
-    def _settle_confirmed(self, settled: list[Settled[tuple[Outgoing, Answer]]]) -> None:
+    def _settle_confirmed(self, settled: list[Settled[Token]]) -> None:
         for (record, answer), error, partition, offset in settled:
             if error is None:
-                if not answer.done():
-                    answer.set_result(Confirmation(partition, offset))
-            elif error.code() in WHOLE_BATCH_CODES:
-                self._again.append((record, answer))
-                self._send_again()
+                _answer(answer, partition, offset)
             else:
-                self._fail(record, answer, error)
+                self._settle(record, answer, error)
+
+    def _settle(self, record: Outgoing, answer: Answer | None, error: KafkaError) -> None:
+        if error.code() in WHOLE_BATCH_CODES:
+            self._refused.add((record, answer), record)
+            self._tick_soon()
+        else:
+            self._fail(record, answer, error)
 
     def _fail(self, record: Outgoing, answer: Answer | None, error: KafkaError) -> None:
         failure = translate(error, record.topic)
@@ -443,3 +401,8 @@ class KafkaProducer:
             self._failures.append(DeliveryFailure(failure, record.key, record.value))
         else:
             self._broken = self._broken or failure
+
+
+def _answer(answer: Answer | None, partition: int, offset: int) -> None:
+    if answer is not None and not answer.done():
+        answer.set_result(Confirmation(partition, offset))

@@ -20,20 +20,27 @@ class BlockingCalls:
         self._name = name
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self.stopped = False
 
     async def run(self, call: Callable[[], T]) -> T:
-        """What `call()` returns or raises. On cancellation the call still runs to its end, unobserved."""
+        """What `call()` returns or raises. On cancellation the call still runs to its end, unobserved.
+
+        Raises: RuntimeError after `stop`: nobody would ever answer.
+        """
         return await run_through(self.submit, call)
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Runs `call()` without giving its result to anybody; it must not raise."""
+        """Runs `call()` without giving its result to anybody; it must not raise. Raises: RuntimeError after `stop`."""
+        if self.stopped:
+            raise RuntimeError(f"{self._name} has ended and takes no more calls")
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
             self._thread.start()
         self._queue.put(call)
 
     def stop(self) -> None:
-        """The thread ends after the calls already made."""
+        """The thread ends after the calls already made, and takes no more."""
+        self.stopped = True
         self._queue.put(None)
 
     def join(self) -> None:

@@ -44,7 +44,7 @@ class Leaderless:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    cluster = Cluster("kafka://127.0.0.1:1", "test")
+    cluster = Cluster("kafka://127.0.0.1:1")
     yield cluster
     cluster._calls.stop()
     cluster._calls.join()

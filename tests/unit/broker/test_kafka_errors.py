@@ -67,6 +67,7 @@ def _is_exception(value: object) -> bool:
         ("_TRANSPORT", Unavailable),
         ("_ALL_BROKERS_DOWN", Unavailable),
         ("NOT_ENOUGH_REPLICAS", Unavailable),
+        ("OUT_OF_ORDER_SEQUENCE_NUMBER", Unavailable),
         ("STALE_MEMBER_EPOCH", Fenced),
         ("UNKNOWN_MEMBER_ID", Fenced),
         ("FENCED_MEMBER_EPOCH", Fenced),
