@@ -31,12 +31,16 @@ from app.core.record import Headers, Record, TopicPartition
 @dataclass(frozen=True)
 class Fault:
     """What one coming call does instead. fail: nothing happens and `error` is raised. delay: it happens after
-    `seconds`. drop: it happens, but the answer is lost and `error` is raised."""
+    `seconds`. drop: it happens, but the answer is lost and `error` is raised. full: `try_send` finds the queue full."""
 
-    call: Literal["send", "confirm", "flush", "poll", "commit", "committed"]
-    action: Literal["fail", "delay", "drop"]
+    call: Literal["try_send", "send", "send_many", "confirm", "flush", "poll", "commit", "committed"]
+    action: Literal["fail", "delay", "drop", "full"]
     error: HeadraceError = field(default_factory=lambda: Unavailable("memory broker: planned fault"))
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.action == ("delay" if self.call == "try_send" else "full"):
+            raise ValueError(f"{self.call} cannot meet {self.action!r}")
 
 
 @dataclass
@@ -176,7 +180,7 @@ class MemoryConsumer:
         self._broker.rebalance(group)
 
     async def poll(self, max_records: int = 500, timeout_ms: int = 100) -> list[Record]:
-        await self._meet_fault("poll")
+        _lose_answer(await self._meet_fault("poll"))
         deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
         while True:
             self._wakened.clear()
@@ -270,8 +274,7 @@ class MemoryConsumer:
             if len(committed.metadata) > MAX_METADATA_CHARACTERS:
                 raise Rejected(f"{assignment.place}: commit metadata of {len(committed.metadata)} characters")
             group.committed[assignment.place] = committed
-        if fault is not None and fault.action == "drop":
-            raise fault.error
+        _lose_answer(fault)
 
     def _refuse_ended(self, offsets: Mapping[Assignment, CommittedOffset]) -> None:
         for assignment in offsets:
@@ -279,12 +282,9 @@ class MemoryConsumer:
                 raise Fenced(f"{assignment.place}: epoch {assignment.epoch} has ended")
 
     async def committed(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, CommittedOffset | None]:
-        await self._meet_fault("committed")
+        _lose_answer(await self._meet_fault("committed"))
         group = self._broker.groups[self.group]
         return {place: group.committed.get(place) for place in places}
-
-    async def end_offsets(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        return {place: len(self._broker.log(place)) for place in places}
 
     def known_end_offset(self, place: TopicPartition) -> int:
         return len(self._broker.logs[place]) if place in self._assigned else -1
@@ -329,10 +329,22 @@ class MemoryProducer:
         timestamp_ms: int = 0,
         headers: Headers = (),
     ) -> bool:
-        self._broker.append(topic, value, key, partition, timestamp_ms, headers)
+        fault = self._broker.take_fault("try_send")
+        if fault is not None and fault.action == "full":
+            return False
+        if fault is not None and fault.action == "fail":
+            raise fault.error
+        self._append(topic, value, key, partition, timestamp_ms, headers)
+        _lose_answer(fault)
+        return True
+
+    def _append(
+        self, topic: str, value: bytes | None, key: bytes | None, partition: int, timestamp_ms: int, headers: Headers
+    ) -> Confirmation:
+        confirmation = self._broker.append(topic, value, key, partition, timestamp_ms, headers)
         self._sent += 1
         self._acknowledged += 1
-        return True
+        return confirmation
 
     async def send(
         self,
@@ -345,22 +357,23 @@ class MemoryProducer:
         headers: Headers = (),
     ) -> None:
         fault = await _meet(self._broker.take_fault("send"))
-        self.try_send(topic, value, key, partition=partition, timestamp_ms=timestamp_ms, headers=headers)
-        if fault is not None and fault.action == "drop":
-            raise fault.error
+        self._append(topic, value, key, partition, timestamp_ms, headers)
+        _lose_answer(fault)
 
     async def send_many(
         self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]], partition: int = -1
     ) -> int:
+        fault = await _meet(self._broker.take_fault("send_many"))
         queued = 0
         for count, (value, key, timestamp_ms) in enumerate(records):
             if count % 500 == 499:
                 await asyncio.sleep(0)
             try:
-                self.try_send(topic, value, key, partition=partition, timestamp_ms=timestamp_ms)
+                self._append(topic, value, key, partition, timestamp_ms, ())
                 queued += 1
             except RecordError as error:
                 self._failures.append(DeliveryFailure(error, key, value))
+        _lose_answer(fault)
         return queued
 
     async def confirm(
@@ -374,15 +387,12 @@ class MemoryProducer:
         headers: Headers = (),
     ) -> Confirmation:
         fault = await _meet(self._broker.take_fault("confirm"))
-        confirmation = self._broker.append(topic, value, key, partition, timestamp_ms, headers)
-        self._sent += 1
-        self._acknowledged += 1
-        if fault is not None and fault.action == "drop":
-            raise fault.error
+        confirmation = self._append(topic, value, key, partition, timestamp_ms, headers)
+        _lose_answer(fault)
         return confirmation
 
     async def flush(self) -> list[DeliveryFailure]:
-        await _meet(self._broker.take_fault("flush"))
+        _lose_answer(await _meet(self._broker.take_fault("flush")))
         failures, self._failures = self._failures, []
         return failures
 
@@ -473,3 +483,8 @@ async def _meet(fault: Fault | None) -> Fault | None:
     if fault is not None and fault.action == "delay":
         await asyncio.sleep(fault.seconds)
     return fault
+
+
+def _lose_answer(fault: Fault | None) -> None:
+    if fault is not None and fault.action == "drop":
+        raise fault.error

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.broker.base import RebalanceListener
+from app.broker.base import Confirmation, RebalanceListener
 from app.broker.memory import MemoryBroker, MemoryConsumer, MemoryProducer
 from app.core.clock import Clock, ManualClock, run_virtual
-from app.core.record import Headers, Record, TopicPartition
+from app.core.record import Record, TopicPartition
 from app.streams import engine as engine_module
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.engine import Engine
@@ -61,18 +61,9 @@ class KilledProducer(MemoryProducer):
         super().__init__(broker)
         self._killer = broker
 
-    def try_send(
-        self,
-        topic: str,
-        value: bytes | None,
-        key: bytes | None = None,
-        *,
-        partition: int = -1,
-        timestamp_ms: int = 0,
-        headers: Headers = (),
-    ) -> bool:
+    def _append(self, *record: Any) -> Confirmation:
         self._killer.call()
-        return super().try_send(topic, value, key, partition=partition, timestamp_ms=timestamp_ms, headers=headers)
+        return super()._append(*record)
 
 
 class KilledConsumer(MemoryConsumer):

@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.base import MAX_METADATA_CHARACTERS, Assignment, CommittedOffset, RebalanceListener
-from app.broker.kafka.cluster import ANSWER_SECONDS, LATEST, Cluster
+from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster
 from app.broker.kafka.errors import translate
 from app.broker.kafka.polling import Batch, Item, PollingThread, Rebalance
 from app.broker.kafka.threads import call_loop, run_through
@@ -271,9 +271,6 @@ class KafkaConsumer:
             return {TopicPartition(at.topic, at.partition): _committed_of(at) for at in found}
 
         return await self._ask(ask) if wanted else {}
-
-    async def end_offsets(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        return await self._cluster.offsets(dict.fromkeys(places, LATEST))
 
     def known_end_offset(self, place: TopicPartition) -> int:
         if self._polling is None or place not in self._since:

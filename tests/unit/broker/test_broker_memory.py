@@ -1,6 +1,7 @@
 """The memory broker's faults: one coming call fails, waits, or loses its answer."""
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import pytest
 
@@ -117,3 +118,65 @@ async def test_fault_delay_on_commit_meets_an_epoch_that_ended_meanwhile() -> No
     with pytest.raises(Fenced):
         await commit
     assert {PLACE: None} == await consumer.committed([PLACE])
+
+
+async def test_fault_full_on_try_send_queues_nothing_and_send_still_works() -> None:
+    """A full queue: the caller falls back to `send`, which waits."""
+    broker = await broker_with_topic(ManualClock())
+    producer = broker.producer()
+    broker.plan(Fault("try_send", "full"))
+    assert not producer.try_send("t", b"v")
+    assert [] == broker.logs[PLACE]
+    await producer.send("t", b"v")
+    assert producer.try_send("t", b"v")
+
+
+@pytest.mark.parametrize(("action", "written"), [("fail", 0), ("drop", 2)])
+async def test_fault_on_send_many_writes_all_or_nothing(action: Literal["fail", "drop"], written: int) -> None:
+    """As for every other call: nothing was done, or all of it and nobody knows."""
+    broker = await broker_with_topic(ManualClock())
+    broker.plan(Fault("send_many", action))
+    with pytest.raises(Unavailable):
+        await broker.producer().send_many("t", [(b"1", None, 0), (b"2", None, 0)])
+    assert written == len(broker.logs[PLACE])
+
+
+@pytest.mark.parametrize(("action", "written"), [("fail", 0), ("drop", 1)])
+async def test_fault_on_try_send_raises(action: Literal["fail", "drop"], written: int) -> None:
+    """Without waiting, the same two."""
+    broker = await broker_with_topic(ManualClock())
+    broker.plan(Fault("try_send", action))
+    with pytest.raises(Unavailable):
+        broker.producer().try_send("t", b"v")
+    assert written == len(broker.logs[PLACE])
+
+
+@pytest.mark.parametrize("action", ["fail", "drop"])
+async def test_fault_on_flush_leaves_single_failures_for_the_next_one(action: Literal["fail", "drop"]) -> None:
+    """A flush that raises has told nobody of the records that were refused."""
+    broker = await broker_with_topic(ManualClock())
+    producer = broker.producer()
+    await producer.send_many("t", [(b"x" * 2_000_000, None, 0)])
+    broker.plan(Fault("flush", action))
+    with pytest.raises(Unavailable):
+        await producer.flush()
+    assert 1 == len(await producer.flush())
+
+
+@pytest.mark.parametrize("call", ["poll", "committed"])
+async def test_fault_drop_on_a_reading_call_raises(call: Literal["poll", "committed"]) -> None:
+    """Its answer is lost, and with it nothing else."""
+    broker = await broker_with_topic(ManualClock())
+    consumer = await member(broker)
+    await broker.producer().send("t", b"v")
+    broker.plan(Fault(call, "drop"))
+    with pytest.raises(Unavailable):
+        await (consumer.poll() if call == "poll" else consumer.committed([PLACE]))
+    assert [b"v"] == [record.value for record in await consumer.poll()]
+
+
+@pytest.mark.parametrize(("call", "action"), [("try_send", "delay"), ("send", "full")])
+def test_fault_that_no_call_meets_is_refused(call: Any, action: Any) -> None:
+    """`try_send` cannot wait, and only it says that a queue is full."""
+    with pytest.raises(ValueError, match="cannot meet"):
+        Fault(call, action)
