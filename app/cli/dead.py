@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app
-from app.cli.topics import open_cluster
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
     from app.broker.base import Broker
@@ -40,7 +39,7 @@ def list_letters(
     names = [spec.name for spec in registry.all() if spec.name.endswith(".dead")]
     if topic is not None:
         names = [registry.named(f"{topic.removesuffix('.dead')}.dead").name]
-    letters = asyncio.run(_read(open_cluster(broker), names, newest))
+    letters = asyncio.run(_read(open_cluster(settings(broker=broker)), names, newest))
     letters.sort(key=lambda letter: letter.written_ms)
     if json:
         for letter in letters:
@@ -86,7 +85,7 @@ def show(
     partition, _, offset = numbers.partition("/")
     if not partition.isdigit() or not offset.isdigit():
         raise SetupError("LETTER", f"{place!r} is not TOPIC/PARTITION/OFFSET, such as raw.orders.dead/3/17")
-    letter = asyncio.run(_find(open_cluster(broker), topic, int(partition), int(offset)))
+    letter = asyncio.run(_find(open_cluster(settings(broker=broker)), topic, int(partition), int(offset)))
     if letter is None:
         output.error(f"{place}: no letter lies there (any more)")
         raise typer.Exit(NOT_THERE)
@@ -96,7 +95,11 @@ def show(
         output.json_line(as_json(letter))
     else:
         for name, value in as_json(letter).items():
-            output.line(f"{name:12} {value}")
+            if name == "headers":
+                for header, text in value.items():
+                    output.line(f"header {header}: {text}")
+            else:
+                output.line(f"{name:12} {value}")
 
 
 async def _read(broker: "Broker", names: list[str], newest: int) -> "list[Letter]":
@@ -131,7 +134,8 @@ async def _find(broker: "Broker", topic: str, partition: int, offset: int) -> "L
 
 
 def as_json(letter: "Letter") -> dict[str, Any]:
-    """A letter as JSON. Bytes are text where they are UTF-8; else `value_base64` holds them."""
+    """A letter as JSON. Bytes are text where they are UTF-8; else `value_base64` holds them. headers: those that a letter
+    has beside its own, whoever wrote them."""
     from base64 import b64encode
 
     shown: dict[str, Any] = {
@@ -151,7 +155,7 @@ def as_json(letter: "Letter") -> dict[str, Any]:
             shown[name] = None if data is None else data.decode()
         except UnicodeDecodeError:
             shown[f"{name}_base64"] = b64encode(data or b"").decode()
-    return shown | letter.more
+    return shown | {"headers": letter.more}
 
 
 def shortened(value: bytes | None) -> str:

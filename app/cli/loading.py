@@ -12,6 +12,7 @@ from app.core.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from app.application import App
+    from app.broker.base import Broker
 
 DEFAULT_APP = "agents:app"
 
@@ -60,6 +61,19 @@ def settings(**overrides: Any) -> Settings:
     Raises: SetupError naming the wrong one.
     """
     return load_settings(os.environ, Path.cwd(), overrides)
+
+
+def open_cluster(values: Settings) -> "Broker":
+    """The cluster that the settings name.
+
+    Raises: SetupError for memory://, which no other process can see.
+    """
+    from app.connections import open_broker
+    from app.core.clock import SystemClock
+
+    if values.broker.startswith("memory://"):
+        raise SetupError("broker", "memory:// lives and dies with one process; name the cluster, kafka://host:port")
+    return open_broker(values, SystemClock())
 
 
 def _import(name: str) -> Any:

@@ -1,4 +1,8 @@
-"""How commands speak: data on stdout (JSON a line, or a table for a person), everything else on stderr."""
+"""How commands speak: data on stdout (JSON a line, or a table for a person), everything else on stderr.
+
+What an event holds may end here, so every character that could do something to a terminal, or begin a line that nobody
+wrote, is shown as an escape.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,13 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from app.core.codec import encode
+from app.core.text import escape_unsafe
+
+TALKATIVE = ("httpx2", "httpcore2", "anthropic", "asyncio")
+"""Libraries whose lines below a warning are not ours to show: addresses with passwords and tokens, whole requests."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 
 def line(text: str) -> None:
     """One line of data."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{escape_unsafe(text)}\n")
 
 
 def json_line(value: Any) -> None:
@@ -25,13 +33,12 @@ def json_line(value: Any) -> None:
 
 def note(text: str) -> None:
     """Something for the person at the terminal that is not data."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{escape_unsafe(text)}\n")
 
 
 def error(text: str) -> None:
     """What is wrong and what to do, in one line."""
-    one_line = " ".join(text.split())
-    sys.stderr.write(f"error: {one_line}\n")
+    note(f"error: {' '.join(text.split())}")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -45,7 +52,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for column in columns:
         drawn.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        drawn.add_row(*(Text("" if cell is None else escape_unsafe(str(cell))) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(drawn)
 
@@ -68,14 +75,21 @@ def counter(text: str) -> Iterator[Callable[[int], None]]:
 
 
 def set_up_logs(level: str) -> None:
-    """Log lines of a running process go to stderr, with time, level and the module that speaks.
-
-    The HTTP client's line a request counts as debugging.
-    """
+    """Log lines of a running process go to stderr, with time, level and the module that speaks."""
     import logging
 
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    if level != "debug":
-        logging.getLogger("httpx2").setLevel(logging.WARNING)
+    class Escaping(logging.Formatter):
+        """One record, one line; a traceback's lines are indented, so that none looks like a record."""
+
+        def formatMessage(self, record: logging.LogRecord) -> str:
+            return escape_unsafe(super().formatMessage(record))
+
+        def formatException(self, ei: Any) -> str:
+            return "\n".join(f"  {escape_unsafe(line)}" for line in super().formatException(ei).splitlines())
+
+    shown = logging.getLevelNamesMapping()[level.upper()]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Escaping("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=shown, handlers=[handler])
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(max(shown, logging.WARNING))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, settings
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
     from app.sources.replay import ReplayOrder, ReplayReport
@@ -91,7 +91,6 @@ def run(order: "ReplayOrder", app_name: str, broker_address: str | None) -> "Rep
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    from app.connections import open_broker
     from app.core.clock import SystemClock
     from app.sources.replay import Progress
     from app.sources.replay import replay as replay_file
@@ -104,7 +103,7 @@ def run(order: "ReplayOrder", app_name: str, broker_address: str | None) -> "Rep
 
     async def replay_all() -> "ReplayReport":
         clock = SystemClock()
-        broker = open_broker(values, clock)
+        broker = open_cluster(values)
         bar = bars.add_task("", total=None)
 
         def show(progress: Progress) -> None:

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app
-from app.cli.topics import open_cluster
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
     import msgspec
@@ -31,7 +30,7 @@ def send(
 
     registry = load_app(app).topics
     decoded = decode(registry, topic, event)
-    confirmation = asyncio.run(_confirm(open_cluster(broker), registry, decoded))
+    confirmation = asyncio.run(_confirm(open_cluster(settings(broker=broker)), registry, decoded))
     if json:
         output.json_line({"topic": topic, **confirmation._asdict()})
     else:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, settings
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
     from app.application import App
@@ -53,7 +53,8 @@ def show(
     loaded = load_app(app)
     pipeline = named(loaded, name)
     if python:
-        output.line(compiled(loaded, pipeline).text)
+        for text in compiled(loaded, pipeline).text.splitlines():
+            output.line(text)
         return
     for number, step in enumerate(str(pipeline).split(" -> ")):
         output.line(f"{'   ' * min(number, 1)}{'-> ' if number else ''}{step}")
@@ -101,7 +102,6 @@ def run(
 
 async def _run(name: str, pipeline: "Pipeline", to: str, values: object, json: bool) -> None:
     from app.broker.topics import TopicSpec
-    from app.connections import open_broker
     from app.core.clock import SystemClock
     from app.core.settings import Settings
     from app.streams.bounded import BoundedRun, run_bounded
@@ -110,7 +110,7 @@ async def _run(name: str, pipeline: "Pipeline", to: str, values: object, json: b
     assert isinstance(pipeline, TumblingPipeline)
     assert isinstance(values, Settings)
     clock = SystemClock()
-    opened = open_broker(values, clock)
+    opened = open_cluster(values)
     try:
         admin = opened.admin()
         await admin.create([TopicSpec(name=to, partitions=pipeline.stream.source.spec.partitions)])
@@ -160,7 +160,6 @@ def reset(
 
 async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     from app.application import STREAMS_GROUP
-    from app.connections import open_broker
     from app.core.clock import SystemClock
     from app.serving.stores import open_store
     from app.streams.graph import LivePipeline
@@ -169,7 +168,7 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
 
     clock = SystemClock()
     name = next(name for name, declared in app.pipelines.items() if declared is pipeline)
-    broker, store = open_broker(values, clock), open_store(values.store, clock)
+    broker, store = open_cluster(values), open_store(values.store, clock)
     try:
         if isinstance(pipeline, LivePipeline):
             await store.start()  # first: a store that is away must not leave half of it done

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, settings
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
     from app.broker.base import Broker, TopicDescription
@@ -44,10 +44,10 @@ def create(
 
     registry = load_app(app).topics
     asked = retentions(retention or [], registry)
-    with_broker = open_cluster(broker)
-    rows = asyncio.run(_create(with_broker, registry, asked))
+    values = settings(broker=broker)
+    rows = asyncio.run(_create(open_cluster(values), registry, asked))
     copies = [int(str(row["replication"])) for row in rows]
-    wanted = settings(broker=broker).replication
+    wanted = values.replication
     for row in rows:
         if json:
             output.json_line(row)
@@ -95,7 +95,7 @@ def list_topics(app: AppOption = DEFAULT_APP, broker: BrokerOption = None, json:
     import asyncio
 
     registry = load_app(app).topics
-    found = asyncio.run(_describe(open_cluster(broker), registry))
+    found = asyncio.run(_describe(open_cluster(settings(broker=broker)), registry))
     rows = [_row(spec, found[spec.name]) for spec in registry.all()]
     for row in rows:
         if json:
@@ -128,7 +128,7 @@ def plan(
     from app.broker.planning import advise, is_read_by_many
 
     registry = load_app(app).topics
-    found = asyncio.run(_describe(open_cluster(broker), registry))
+    found = asyncio.run(_describe(open_cluster(settings(broker=broker)), registry))
     advice = []
     for spec in registry.all():
         described = found[spec.name]
@@ -148,21 +148,6 @@ def plan(
         )
     if any(each.verdict == "too few" for each in advice):
         raise typer.Exit(NOT_AS_PLANNED)
-
-
-def open_cluster(address: str | None) -> "Broker":
-    """The cluster that options and settings name.
-
-    Raises: SetupError for memory://, which no other process can see.
-    """
-    from app.connections import open_broker
-    from app.core.clock import SystemClock
-    from app.core.errors import SetupError
-
-    found = settings(broker=address)
-    if found.broker.startswith("memory://"):
-        raise SetupError("broker", "memory:// lives and dies with one process; name the cluster, kafka://host:port")
-    return open_broker(found, SystemClock())
 
 
 def retentions(texts: list[str], registry: "TopicRegistry") -> dict[str, int | None]:

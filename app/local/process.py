@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.core.errors import SetupError
+from app.core.text import escape_unsafe
 
 ROOT = Path(__file__).resolve().parents[2]
 """The clone that this code runs from."""
@@ -30,7 +31,7 @@ KILL_SECONDS = 10.0
 
 def say(text: str) -> None:
     """One line of progress for a person, on stderr: stdout is for data."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{escape_unsafe(text)}\n")
     sys.stderr.flush()
 
 

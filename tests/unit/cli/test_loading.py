@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.loading import load_app, settings
+from app.cli.main import run
 from app.core.errors import SetupError
 
 
@@ -77,3 +78,32 @@ def test_settings_option_overrides_environment(project: Path, monkeypatch: pytes
     monkeypatch.setenv("HEADRACE_STORE", "redis://one:6379/0")
     loaded = settings(broker="kafka://two:9092", store=None)
     assert ("kafka://two:9092", "redis://one:6379/0") == (loaded.broker, loaded.store)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["topics", "create"],
+        ["topics", "list"],
+        ["topics", "plan"],
+        ["dead", "list"],
+        ["dead", "show", "raw.orders.dead/0/0"],
+        [
+            "send",
+            "raw.orders",
+            '{"order_id":"o","user_id":"u","amount_usd":1,"status":"placed","timestamp":"2026-01-01T00:00:00Z"}',
+        ],
+        ["replay", "orders.csv", "--topic", "raw.orders"],
+        ["streams", "run", "order_rate", "--bounded"],
+        ["streams", "reset", "order_rate"],
+    ],
+    ids=" ".join,
+)
+def test_commands_that_need_a_cluster_refuse_memory(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A broker that lives in this process holds nothing that a command could show or change."""
+    with pytest.raises(SystemExit) as left:
+        run([*command, "--broker", "memory://"])
+    assert 2 == left.value.code
+    said = capsys.readouterr()
+    assert ("", 1) == (said.out, said.err.count("\n"))
+    assert said.err.startswith("error: --broker: memory:// ") or said.err.startswith("error: broker: memory:// ")

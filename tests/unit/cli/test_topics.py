@@ -46,7 +46,7 @@ def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryBroker:
     """What the commands find at the address, and an application `topics_shop:app`."""
     broker = MemoryBroker(SystemClock())
     for module in (topics, dead, send):
-        monkeypatch.setattr(module, "open_cluster", lambda address: broker)
+        monkeypatch.setattr(module, "open_cluster", lambda values: broker)
     (tmp_path / "topics_shop.py").write_text(APP)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -181,6 +181,30 @@ def test_dead_list_and_show_give_reason_place_and_original_bytes(call: Call, bro
     _, (shown,), _ = call("dead", "show", listed["letter"], app=False)
     assert listed == shown
     assert "/3s=" == shown["value_base64"]
+
+
+def test_dead_show_header_of_a_known_name_replaces_nothing(call: Call, broker: MemoryBroker) -> None:
+    """Headers are whoever's wrote them; the letter's own fields stay what they are."""
+    call("topics", "create")
+    headers = (("reason", b"bad"), ("value", b"forged"), ("letter", b"forged"))
+    broker.append("shop.orders.dead", b"real", None, 0, 0, headers)
+    _, (shown,), _ = call("dead", "show", "shop.orders.dead/0/0", app=False)
+    assert ("real", "shop.orders.dead/0/0") == (shown["value"], shown["letter"])
+    assert {"value": "forged", "letter": "forged"} == shown["headers"]
+
+
+def test_dead_show_for_a_person_cannot_act_on_the_terminal_but_raw_is_raw(call: Call, broker: MemoryBroker) -> None:
+    """Bytes of an event are shown, not obeyed; `--raw` is for files."""
+    call("topics", "create")
+    broker.append("shop.orders.dead", b"\x1b[2J\n", b"\x1b", 0, 0, (("line", b"3"), ("x", b"\x1b")))
+    for options in ([], ["--raw"]):
+        with pytest.raises(SystemExit):
+            run(["dead", "show", "shop.orders.dead/0/0", *options])
+    shown, raw = call.said().out.split("header x: \\u001b\n")
+    assert "value        \\u001b[2J\\u000a\n" in shown
+    assert "header line: 3\n" in shown
+    assert "\x1b" not in shown
+    assert "\x1b[2J\n" == raw
 
 
 def test_dead_show_where_nothing_lies_is_exit_one(call: Call) -> None:
