@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -35,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     action_token: str = ""
     """Bearer token sent with effects."""
     action_timeout_ms: int = 5_000
+    """Time limit of one such post; shorter than the drain."""
     drain_ms: int = 25_000
     """How long a stopping worker lets running work finish."""
     grace_ms: int = 30_000
@@ -47,17 +49,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require("replication", self.replication >= 1, "must be at least 1")
         _require("model_attempt_ms", self.model_attempt_ms > 0, "must be more than 0")
         _require_shorter("model_attempt_ms", self.model_attempt_ms, "drain_ms", self.drain_ms)
+        _require("action_timeout_ms", self.action_timeout_ms > 0, "must be more than 0")
+        _require_shorter("action_timeout_ms", self.action_timeout_ms, "drain_ms", self.drain_ms)
         _require_shorter("drain_ms", self.drain_ms, "grace_ms", self.grace_ms)
         _require("log_level", self.log_level in LOG_LEVELS, f"must be one of {', '.join(LOG_LEVELS)}")
         _require("broker", self.broker.startswith(("kafka://", "memory://")), "must begin with kafka:// or memory://")
         store_schemes = ("redis://", "rediss://", "unix://", "memory://")
         _require("store", self.store.startswith(store_schemes), "must begin with redis://, unix:// or memory://")
-        web = ("http://", "https://")
-        _require(
-            "model_url", not self.model_url or self.model_url.startswith(web), "must begin with http:// or https://"
-        )
+        form = "must begin with http:// or https:// and name a host"
+        _require("model_url", not self.model_url or _is_web_address(self.model_url), form)
         for name, url in self.action_urls.items():
-            _require("action_urls", url.startswith(web), f"that of {name} must begin with http:// or https://")
+            _require("action_urls", _is_web_address(url), f"that of {name} {form}")
 
     def redacted(self) -> dict[str, Any]:
         """All settings, with secrets and passwords in addresses replaced by `***`."""
@@ -67,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 shown[name] = "***"
             elif isinstance(value, str):
                 shown[name] = without_password(value)
+            elif isinstance(value, dict):
+                shown[name] = {key: without_password(address) for key, address in value.items()}
         assert isinstance(shown, dict)
         return shown
 
@@ -125,6 +129,14 @@ def load_settings(
     except SetupError as error:
         source = sources.get(error.setting, error.setting)
         raise SetupError(source, str(error).removeprefix(f"{error.setting}: ")) from None
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        address = urlsplit(text)
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:  # a port that is no number, brackets that do not match
+        return False
 
 
 def _require(setting: str, holds: bool, message: str) -> None:

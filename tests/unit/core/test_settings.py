@@ -63,6 +63,16 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
             {"HEADRACE_ACTION_URL_BLOCK_TRANSACTION": "shop"},
             "HEADRACE_ACTION_URL_*: that of block_transaction must begin with http://",
         ),
+        (
+            {"HEADRACE_ACTION_URL_BLOCK_TRANSACTION": "https:///path"},
+            "HEADRACE_ACTION_URL_*: that of block_transaction must begin with http://",
+        ),
+        ({"HEADRACE_MODEL_URL": "http://host:port"}, "HEADRACE_MODEL_URL: must begin with http://"),
+        ({"HEADRACE_ACTION_TIMEOUT_MS": "0"}, "HEADRACE_ACTION_TIMEOUT_MS: must be more than 0"),
+        (
+            {"HEADRACE_ACTION_TIMEOUT_MS": "25000"},
+            "HEADRACE_ACTION_TIMEOUT_MS: 25000 must be shorter than drain_ms, which is 25000",
+        ),
     ],
 )
 def test_load_settings_wrong_variable_is_named(environment: dict[str, str], expected: str) -> None:
@@ -99,13 +109,19 @@ def test_settings_do_not_change() -> None:
 
 def test_redacted_hides_secrets_and_passwords() -> None:
     """What is logged can be shown to anyone."""
-    settings = Settings(action_token="s3cret", store="redis://user:pa@ss@store:6379/0", broker="kafka://a:9092")
+    settings = Settings(
+        action_token="s3cret",
+        store="redis://user:pa@ss@store:6379/0",
+        broker="kafka://a:9092",
+        action_urls={"block": "https://shop:s3cret@shop.example/block?key=s3cret"},
+    )
     shown = settings.redacted()
     assert ("***", "redis://***@store:6379/0", "kafka://a:9092") == (
         shown["action_token"],
         shown["store"],
         shown["broker"],
     )
+    assert {"block": "https://***@shop.example/block"} == shown["action_urls"]
     assert "s3cret" not in str(shown)
     assert "ss@" not in str(shown)
 
