@@ -131,14 +131,10 @@ class RecordedWork:
         self.history.ends[place_of(record)] += 1
         self.history.given_up.append((place_of(record), str(error), attempts))
 
-    async def assigned(
-        self, assignments: Sequence[Assignment], first_unfinished: Mapping[Assignment, CommittedOffset]
-    ) -> None:
-        assert list(assignments) == list(first_unfinished)
-        for assignment in assignments:
-            self.history.assigned.append(assignment)
-            if self.prepare is not None:
-                await self.prepare(assignment)
+    async def assigned(self, assignment: Assignment, first_unfinished: int) -> None:
+        self.history.assigned.append(assignment)
+        if self.prepare is not None:
+            await self.prepare(assignment)
 
     async def ended(self, assignments: Sequence[Assignment]) -> None:
         self.history.ended.extend(assignments)

@@ -5,25 +5,27 @@ is passed over. An effect that fails is tried again under the same key until the
 a person is asked on `agent.reviews`, and the lane goes on.
 """
 
+import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from app.broker.base import Assignment, CommittedOffset, Producer, Reader
+from app.broker.base import Assignment, Producer, Reader
 from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
 from app.core.errors import BadRecord, Fenced, Rejected
 from app.core.record import Record
 from app.core.text import one_line
-from app.decisions.agent import Agent
-from app.decisions.decided import CAPACITY, HORIZON_MS, LOOK_BACK_MS, written_ms
+from app.decisions.agent import Action, Agent
+from app.decisions.decided import LOOK_BACK_MS, written_ms
 from app.decisions.decision import Decision
 from app.decisions.effects import Effects, Poster, Receivers, review_request, write_review
-from app.decisions.ledger import Ledger, reached
+from app.decisions.ledger import Ledger, Pair, reached
+from app.decisions.outages import waited_out
 from app.decisions.record import (
     DECISIONS,
     DecisionRecord,
@@ -33,6 +35,7 @@ from app.decisions.record import (
     idempotency_key,
     sha256,
 )
+from app.decisions.remembered import HORIZON_MS, Remembered
 from app.dispatch.retries import RetryPolicy
 from app.streams.graph import Alert
 
@@ -42,6 +45,9 @@ GROUP = "headrace.actions"
 
 RETRY = RetryPolicy(max_attempts=12, first_delay_ms=500, longest_delay_ms=60_000, jitter=0.5)
 """For about four minutes a receiver may be away before its effects become a person's task."""
+
+HANDLER_SECONDS = 15.0
+"""How long a handler may take beyond the time that its receiver has: for its own work, and for writing a review."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,6 @@ class ActionsWork:
         poster: Poster,
         receivers: Receivers,
         clock: Clock,
-        capacity: int = CAPACITY,
     ) -> None:
         self.topics: Sequence[str] = (DECISIONS,)
         self.group = GROUP
@@ -91,9 +96,10 @@ class ActionsWork:
         self._poster = poster
         self._receivers = receivers
         self._clock = clock
-        self._capacity = capacity
         self._dead_letters = DeadLetters(producer, GROUP)
         self._ledgers: dict[int, Ledger] = {}
+        self._ended: Remembered[Pair, int] = Remembered()
+        self._handler_seconds = receivers.timeout_ms / 1000 + HANDLER_SECONDS
 
     def passes_over(self, record: Record) -> bool:
         """Decisions that say in their header that they are not live."""
@@ -106,21 +112,16 @@ class ActionsWork:
         """Decisions about one entity are applied in order."""
         return record.key
 
-    async def assigned(
-        self, assignments: Sequence[Assignment], first_unfinished: Mapping[Assignment, CommittedOffset]
-    ) -> None:
+    async def assigned(self, assignment: Assignment, first_unfinished: int) -> None:
         """Restores what stands and how far its effects are. Raises: Unavailable, Rejected."""
-        for assignment in assignments:
-            partition = assignment.partition
-            committed = first_unfinished.get(assignment)
-            ledger = await self._restored(assignment, committed.offset if committed else 0)
-            self._ledgers[partition] = ledger
+        self._ended.forget(assignment.partition)
+        self._ledgers[assignment.partition] = await self._restored(assignment, first_unfinished)
 
     async def _restored(self, assignment: Assignment, first_unfinished: int) -> Ledger:
         """The ledger of a partition: a day back, and farther where an unfinished decision is older."""
         now_ms = self._clock.now_ms()
         writer = f"{GROUP}/{assignment.partition}/{assignment.epoch}/{now_ms}"
-        ledger = Ledger(self._producer, self._reader, assignment.partition, writer, self._capacity)
+        ledger = Ledger(self._producer, self._reader, self._clock, assignment.partition, writer, self._ended)
         oldest_ms = await written_ms(self._reader, self._clock, assignment.place, first_unfinished)
         await ledger.restore(min(now_ms - HORIZON_MS, oldest_ms - LOOK_BACK_MS))
         return ledger
@@ -129,6 +130,7 @@ class ActionsWork:
         """These partitions are another's: nothing about them is kept."""
         for assignment in assignments:
             self._ledgers.pop(assignment.partition, None)
+            self._ended.forget(assignment.partition)
 
     async def handle(self, record: Record, attempt: int) -> None:
         """Applies one decision where it stands; returns when every effect has come to its end, acknowledged.
@@ -143,7 +145,6 @@ class ActionsWork:
             return
         state = await self._entered(standing)
         if state is None:
-            self.statistics.superseded += 1
             return
         failures: list[Exception] = []
         for name in state.effects:
@@ -202,11 +203,15 @@ class ActionsWork:
         return ledger
 
     async def _entered(self, standing: Standing) -> EffectRecord | None:
-        """The acknowledged entry of this decision; None when an earlier one stands."""
+        """The acknowledged entry of this decision; None when an earlier one stands, or all its effects have ended."""
         ledger = self._ledger(standing)
-        known = ledger.get(standing.record.alert_id, standing.agent.name)
-        if known is not None:
-            return known if known.decision_offset == standing.offset else None
+        pair = standing.record.alert_id, standing.agent.name
+        standing_offset = ledger.standing_offset(*pair)
+        if standing_offset is not None and standing_offset != standing.offset:
+            self.statistics.superseded += 1
+            return None
+        if standing_offset is not None:
+            return ledger.get(*pair)
         now_ms = self._clock.now_ms()
         effects = {
             action.name: EffectStatus(
@@ -254,7 +259,7 @@ class ActionsWork:
             clock=self._clock,
         )
         try:
-            await action.handler(standing.decision, effects)
+            await self._call(action, standing.decision, effects)
         except Rejected as error:
             return await self._report(standing, state, name, EffectState.FAILED, one_line(error))
         except Exception as error:
@@ -267,21 +272,39 @@ class ActionsWork:
             return await self._report(standing, state, name, EffectState.FAILED, detail)
         return await self._end(standing, state, name, effects.outcome, "")
 
+    async def _call(self, action: Action, decision: Decision, effects: Effects) -> None:
+        """Runs a handler. Raises: TimeoutError when it took too long; what it raises."""
+        limit = asyncio.timeout(self._handler_seconds)
+        try:
+            async with limit:
+                await action.handler(decision, effects)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        if limit.expired() and effects.outcome is None:
+            raise TimeoutError(f"the handler did not end within {self._handler_seconds:.0f} s")
+
     async def _report(
         self, standing: Standing, state: EffectRecord, name: str, ended: EffectState, detail: str
     ) -> EffectRecord:
-        """Asks a person, then ends the effect: a crash in between asks once more under the same id."""
+        """Asks a person, then ends the effect: a crash in between asks once more under the same id.
+
+        While the broker is away this waits: what became of an effect is known by now, and a further attempt would not
+        know it.
+        """
         reason = f"effect {name} is {ended.value}: {detail}"
         request = review_request(
             standing.record, state.effects[name].key, "effect", reason, standing.offset, self._clock.now_ms()
         )
-        await write_review(self._producer, request, standing.record)
+        await waited_out(f"a review of effect {name}", lambda: write_review(self._producer, request, standing.record))
         return await self._end(standing, state, name, ended, detail)
 
     async def _end(
         self, standing: Standing, state: EffectRecord, name: str, ended: EffectState, detail: str
     ) -> EffectRecord:
-        further = await self._ledger(standing).advance(state, name, self._status(state, name, ended, detail))
+        """Writes how an effect has ended, however long the broker is away: see `_report`."""
+        ledger, status = self._ledger(standing), self._status(state, name, ended, detail)
+        further = await waited_out(f"the end of effect {name}", lambda: ledger.advance(state, name, status))
         self.statistics.effects[f"{name}:{ended.value}"] += 1
         return further
 

@@ -7,13 +7,13 @@ fallback to end in, is a dead letter. An alert is finished when its decision is 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from app.broker.base import Assignment, CommittedOffset, Producer, Reader
+from app.broker.base import Assignment, Producer, Reader
 from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
 from app.core.codec import encode
@@ -22,11 +22,12 @@ from app.core.record import Record
 from app.core.text import one_line
 from app.decisions.agent import Agent
 from app.decisions.context import Context, FeatureSource, origin_of, raw
-from app.decisions.decided import DecidedAlerts, look_back
+from app.decisions.decided import look_back
 from app.decisions.decision import Decision, Reason
 from app.decisions.log import DecisionLog, Link
 from app.decisions.policy import Judged, change_between, judge
 from app.decisions.record import DECISIONS, DecisionRecord, Mode
+from app.decisions.remembered import Remembered
 from app.models.base import ModelFailure
 from app.models.gate import ModelGate
 from app.streams.graph import Alert
@@ -91,7 +92,7 @@ class AgentWork:
         self._dead_letters = DeadLetters(producer, self.group)
         types = tuple(agent.alert_types.values())
         self._decoder = msgspec.json.Decoder(_union(types))
-        self._decided = DecidedAlerts()
+        self._decided: Remembered[str, bool] = Remembered()
         self._logs: dict[int, DecisionLog] = {}
         self._contexts: dict[tuple[int, int], Context] = {}
         """Of alerts whose last attempt failed, by partition and offset: what was asked and shown is evidence."""
@@ -104,15 +105,14 @@ class AgentWork:
         """Alerts of one key are handled in order."""
         return record.key
 
-    async def assigned(
-        self, assignments: Sequence[Assignment], first_unfinished: Mapping[Assignment, CommittedOffset]
-    ) -> None:
+    async def assigned(self, assignment: Assignment, first_unfinished: int) -> None:
         """Learns what is decided already. Raises: Unavailable, Rejected."""
-        for assignment in assignments:
-            self._forget(assignment.partition)
-            writer = f"{self.agent.name}/{assignment.partition}/{assignment.epoch}/{self._clock.now_ms()}"
-            self._logs[assignment.partition] = DecisionLog(self._producer, writer)
-        await look_back(self._reader, self._clock, self.agent.name, self.mode, first_unfinished, self._decided)
+        self._forget(assignment.partition)
+        writer = f"{self.agent.name}/{assignment.partition}/{assignment.epoch}/{self._clock.now_ms()}"
+        self._logs[assignment.partition] = DecisionLog(self._producer, writer)
+        await look_back(
+            self._reader, self._clock, self.agent.name, self.mode, assignment, first_unfinished, self._decided
+        )
 
     async def ended(self, assignments: Sequence[Assignment]) -> None:
         """These partitions are another's: nothing about them is kept."""
@@ -171,7 +171,7 @@ class AgentWork:
         return alert
 
     def _is_repeated(self, record: Record, alert: Alert) -> bool:
-        repeated = self._decided.holds(record.partition, alert.alert_id)
+        repeated = self._decided.get(record.partition, alert.alert_id) is not None
         self.statistics.repeated += repeated
         return repeated
 
@@ -299,7 +299,7 @@ class AgentWork:
             )
 
         await log.write(make)
-        self._decided.add(record.partition, alert.alert_id, decided_ms)
+        self._decided.put(record.partition, alert.alert_id, True, decided_ms)
         self._contexts.pop((record.partition, record.offset), None)
         self.statistics.decided[judged.decision.action] += 1
         self.statistics.fallbacks.update(reasons)

@@ -8,19 +8,28 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from functools import reduce
+from sys import intern
 
 import msgspec
 
 from app.broker.base import Producer, Reader
+from app.core.clock import Clock
 from app.core.codec import encode
 from app.core.errors import Fenced
-from app.core.record import TopicPartition
+from app.core.record import Record, TopicPartition
+from app.core.text import one_line
 from app.decisions.record import EFFECTS, EffectRecord, EffectState, EffectStatus, effect_key
+from app.decisions.remembered import Remembered
+from app.dispatch.marks import WINDOW
 
 logger = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
 """(alert_id, agent)."""
+
+RESTORE_OFFSETS = 24 * WINDOW
+"""No restore reads more of the topic. What is open is within it: a window of decisions that are unfinished, one of those
+that were when they began, and a dozen states of each."""
 
 
 def merged(known: EffectRecord, other: EffectRecord) -> EffectRecord:
@@ -35,35 +44,54 @@ def merged(known: EffectRecord, other: EffectRecord) -> EffectRecord:
 
 
 class Ledger:
-    """Standing decisions of one partition in one epoch, at most `capacity` of them: the oldest ended ones go first."""
+    """Standing decisions of one partition in one epoch. ended: of those whose effects have ended only the decision's
+    offset is remembered, in one memory for all partitions of the process."""
 
-    def __init__(self, producer: Producer, reader: Reader, partition: int, writer: str, capacity: int) -> None:
+    def __init__(
+        self,
+        producer: Producer,
+        reader: Reader,
+        clock: Clock,
+        partition: int,
+        writer: str,
+        ended: Remembered[Pair, int],
+    ) -> None:
         self._producer = producer
         self._reader = reader
+        self._clock = clock
         self._place = TopicPartition(EFFECTS, partition)
         self.writer = writer
-        self._capacity = capacity
-        self._entries: dict[Pair, EffectRecord] = {}
-        self._seen_to = 0
-        """Every record of the topic before this offset is known here."""
+        self._open: dict[Pair, EffectRecord] = {}
+        self._ended = ended
+        self._next = 0
+        """The offset after the last one that was restored or written here."""
+        self._unread: list[tuple[int, int]] = []
+        """What lies between our own records: others' (an owner that was frozen, or follows one, finds any), and own ones
+        whose acknowledgement was lost."""
         self._following = asyncio.Lock()
         self._foreign: dict[Pair, list[tuple[int, EffectRecord]]] = {}
-        """What others have written since the restore: only an owner that was frozen, or follows one, finds any."""
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     def get(self, alert_id: str, agent: str) -> EffectRecord | None:
-        return self._entries.get((alert_id, agent))
+        """The entry whose effects have not all ended."""
+        return self._open.get((alert_id, agent))
+
+    def standing_offset(self, alert_id: str, agent: str) -> int | None:
+        """Offset of the decision that stands, open or ended; None where none is known."""
+        entry = self._open.get((alert_id, agent))
+        return entry.decision_offset if entry else self._ended.get(self._place.partition, (alert_id, agent))
 
     async def restore(self, since_ms: int) -> None:
-        """Reads back what was written since then. Raises: Unavailable, Rejected."""
+        """Reads back what was written since then, of the last `RESTORE_OFFSETS`. Raises: Unavailable, Rejected."""
         start = (await self._reader.offsets_for_times({self._place: since_ms}))[self._place]
         end = (await self._reader.end_offsets([self._place]))[self._place]
-        async for entry, _ in self._read(start, end):
+        async for entry, record in self._read(max(start, end - RESTORE_OFFSETS), end):
             known = self.get(entry.alert_id, entry.agent)
-            self._keep(entry if known is None else merged(known, entry))
-        self._seen_to = end
+            standing = self.standing_offset(entry.alert_id, entry.agent)
+            if known is not None:
+                self._keep(merged(known, entry), record.timestamp_ms)
+            elif standing is None or entry.decision_offset < standing:
+                self._keep(entry, record.timestamp_ms)
+        self._next = end
 
     async def enter(self, entry: EffectRecord) -> None:
         """Writes a standing decision and the effects it intends.
@@ -88,11 +116,11 @@ class Ledger:
         assert status.state.rank > entry.effects[name].state.rank, f"{name}: {entry.effects[name]} to {status}"
         claimed = self._further(entry, name, status)
         offset = await self._write(claimed)
-        await self._follow(offset)
+        await self._follow()
         pair = (entry.alert_id, entry.agent)
         others = [other for at, other in self._foreign.get(pair, ()) if at < offset]
         if any(name in other.effects and other.effects[name].state.rank >= status.state.rank for other in others):
-            self._keep(reduce(merged, others, claimed))
+            self._keep(reduce(merged, others, claimed), self._clock.now_ms())
             raise Fenced(f"effect {name} of {entry.alert_id}: another worker has begun it")
         return claimed
 
@@ -103,37 +131,45 @@ class Ledger:
         confirmation = await self._producer.confirm(
             EFFECTS, encode(entry), effect_key(entry.alert_id, entry.agent), partition=self._place.partition
         )
-        self._keep(entry)
+        if confirmation.offset > self._next:
+            self._unread.append((self._next, confirmation.offset))
+        self._next = max(self._next, confirmation.offset + 1)
+        self._keep(entry, self._clock.now_ms())
         return confirmation.offset
 
-    async def _follow(self, stop: int) -> None:
-        """Learns what others have written before `stop`. Each record is read once in the life of a ledger."""
+    async def _follow(self) -> None:
+        """Learns what others have written between our own records. As a rule there is nothing to read."""
         async with self._following:
-            async for entry, offset in self._read(self._seen_to, stop):
-                if entry.writer != self.writer:
-                    self._foreign.setdefault((entry.alert_id, entry.agent), []).append((offset, entry))
-            self._seen_to = max(self._seen_to, stop)
+            while self._unread:
+                async for entry, record in self._read(*self._unread[0]):
+                    if entry.writer != self.writer:
+                        self._foreign.setdefault((entry.alert_id, entry.agent), []).append((record.offset, entry))
+                del self._unread[0]
 
-    async def _read(self, start: int, stop: int) -> AsyncIterator[tuple[EffectRecord, int]]:
+    async def _read(self, start: int, stop: int) -> AsyncIterator[tuple[EffectRecord, Record]]:
+        foreign = 0
+        first = ""
         async for batch in self._reader.read(self._place, start, stop):
             for record in batch:
                 if record.value is None:
                     continue
                 try:
                     entry = msgspec.json.decode(record.value, type=EffectRecord)
-                except msgspec.MsgspecError as error:
-                    logger.error(
-                        "%s/%s is no state of effects and is passed over: %s", self._place, record.offset, error
-                    )
+                except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                    foreign += 1
+                    first = first or f"offset {record.offset}: {one_line(error)}"
                     continue
-                yield entry, record.offset
+                yield entry, record
+        if foreign:
+            logger.error("%s: %s records are no states of effects: passed over, first %s", self._place, foreign, first)
 
-    def _keep(self, entry: EffectRecord) -> None:
-        self._entries[entry.alert_id, entry.agent] = entry
-        if len(self._entries) > self._capacity:
-            oldest = next((pair for pair, entry in self._entries.items() if has_ended(entry)), None)
-            if oldest is not None:
-                del self._entries[oldest]
+    def _keep(self, entry: EffectRecord, at_ms: int) -> None:
+        pair = entry.alert_id, intern(entry.agent)
+        if has_ended(entry):
+            self._open.pop(pair, None)
+            self._ended.put(self._place.partition, pair, entry.decision_offset, at_ms)
+        else:
+            self._open[pair] = entry
 
 
 def has_ended(entry: EffectRecord) -> bool:

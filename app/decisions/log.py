@@ -5,21 +5,18 @@ time would cost more and could answer differently.
 """
 
 import asyncio
-import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
 
 from app.broker.base import Confirmation, Producer
 from app.core.codec import encode
-from app.core.errors import RecordTooLarge, Unavailable
+from app.core.errors import RecordTooLarge, Rejected
+from app.decisions.outages import waited_out
 from app.decisions.record import DECISIONS, DecisionRecord, decision_headers, sha256
-
-logger = logging.getLogger(__name__)
-
-FIRST_DELAY_SECONDS = 0.1
-LONGEST_DELAY_SECONDS = 5.0
 
 CUT = "evidence_cut"
 """Reason beside a decision whose texts did not fit the topic; lengths and hashes stayed."""
@@ -34,47 +31,62 @@ class Link(NamedTuple):
 
 
 class DecisionLog:
-    """Writes the decisions of one agent about one partition, in one epoch. One record at a time, so the chain holds."""
+    """Writes the decisions of one agent about one partition, in one epoch, as many at once as come.
+
+    A record takes its place in the chain when it is offered, and keeps it however often it is offered again. So the
+    numbers are the order of the chain; that of the log is the same but for what an outage has delayed.
+    """
 
     def __init__(self, producer: Producer, writer: str) -> None:
         self._producer = producer
         self._name = writer
         self._restarts = 0
-        self._lock = asyncio.Lock()
         self._link = Link(writer, 0, "")
 
     async def write(self, make: Callable[[Link], DecisionRecord]) -> Confirmation:
         """Writes what `make` makes for the next place in the chain, and waits for the acknowledgement.
 
         Unavailable is waited out. On cancellation the record may or may not be written; what follows begins a new
-        chain. Raises: Rejected; RecordTooLarge when not even the bare decision fits.
+        chain. Raises: Rejected; RecordTooLarge when not even the decision without its texts fits.
         """
-        async with self._lock:
-            record = make(self._link)
-            try:
-                try:
-                    value, confirmation = await self._offer(record)
-                except RecordTooLarge:
-                    value, confirmation = await self._offer(without_texts(record))
-            except asyncio.CancelledError:
-                self._restarts += 1
-                self._link = Link(f"{self._name}+{self._restarts}", 0, "")
-                raise
-            self._link = Link(self._link.writer, self._link.number + 1, sha256(value))
-            return confirmation
+        link = self._link
+        try:
+            return await self._offer(make(link))
+        except RecordTooLarge:
+            self._give_back(link)
+        except (Rejected, asyncio.CancelledError):
+            self._begin_anew(link)
+            raise
+        link = self._link
+        try:
+            return await self._offer(without_texts(make(link)))
+        except RecordTooLarge:
+            self._give_back(link)
+            raise
+        except (Rejected, asyncio.CancelledError):
+            self._begin_anew(link)
+            raise
 
-    async def _offer(self, record: DecisionRecord) -> tuple[bytes, Confirmation]:
+    async def _offer(self, record: DecisionRecord) -> Confirmation:
         value, key, headers = encode(record), record.entity.encode(), decision_headers(record)
-        delay = FIRST_DELAY_SECONDS
-        while True:
-            try:
-                return value, await self._producer.confirm(
-                    DECISIONS, value, key, partition=record.alert_partition, headers=headers
-                )
-            except Unavailable as error:
-                logger.warning("a decision of %s waits to be written: %s", record.agent, error)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+        self._link = Link(record.writer, record.number + 1, sha256(value))
+        return await waited_out(
+            f"a decision of {record.agent}",
+            lambda: self._producer.confirm(DECISIONS, value, key, partition=record.alert_partition, headers=headers),
+        )
+
+    def _give_back(self, link: Link) -> None:
+        """The place of a record that was not taken: free for the next one, where none has followed it by now."""
+        if (link.writer, link.number + 1) == self._link[:2]:
+            self._link = link
+        else:
+            self._begin_anew(link)
+
+    def _begin_anew(self, link: Link) -> None:
+        """Nobody follows a record that may be missing; the first to find out ends the chain."""
+        if link.writer == self._link.writer:
+            self._restarts += 1
+            self._link = Link(f"{self._name}+{self._restarts}", 0, "")
 
 
 def without_texts(record: DecisionRecord) -> DecisionRecord:
@@ -87,19 +99,19 @@ def without_texts(record: DecisionRecord) -> DecisionRecord:
 
 
 def broken_links(values: Iterable[bytes]) -> list[str]:
-    """What is wrong with the chains in one partition's decisions, in log order; empty when nothing is.
+    """What is wrong with the chains in one partition's decisions, in any order; empty when nothing is.
 
     A repeated record is no break (a write whose answer was lost), nor is a missing beginning (retention).
     """
+    chains: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
     broken = []
-    last: dict[str, tuple[int, str]] = {}
     for value in values:
         record = msgspec.json.decode(value, type=DecisionRecord)
-        own = sha256(value)
-        known = last.get(record.writer)
-        if known == (record.number, own):
-            continue
-        if known is not None and (record.number != known[0] + 1 or record.previous != known[1]):
-            broken.append(f"{record.writer}: record {record.number} does not follow record {known[0]}")
-        last[record.writer] = (record.number, own)
+        found = (sha256(value), record.previous)
+        if chains[record.writer].setdefault(record.number, found) != found:
+            broken.append(f"{record.writer}: two records have number {record.number}")
+    for writer, chain in chains.items():
+        for before, number in pairwise(sorted(chain)):
+            if number != before + 1 or chain[number][1] != chain[before][0]:
+                broken.append(f"{writer}: record {number} does not follow record {before}")
     return broken

@@ -237,7 +237,7 @@ class Dispatcher:
         while not partition.prepared:
             partition.told = True
             try:
-                await self._work.assigned([partition.assignment], {partition.assignment: partition.start})
+                await self._work.assigned(partition.assignment, partition.start)
                 partition.prepared = True
             except Rejected:
                 raise  # it will be refused again: whoever runs the dispatcher must know

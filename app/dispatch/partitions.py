@@ -19,7 +19,7 @@ class Partition:
 
     def __init__(self, assignment: Assignment, committed: CommittedOffset | None, max_waiting: int) -> None:
         self.assignment = assignment
-        self.start = committed or CommittedOffset(0)
+        self.start = committed.offset if committed else 0
         self.tracker = OffsetTracker(committed)
         self.committed_changes = 0
         """The tracker's `changes` when it was last committed."""

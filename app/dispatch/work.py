@@ -1,11 +1,11 @@
 """What a dispatcher asks of the work it dispatches, how it is configured and what it counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
-from app.broker.base import Assignment, CommittedOffset
+from app.broker.base import Assignment
 from app.core.errors import SetupError
 from app.core.record import Record, TopicPartition
 from app.dispatch.marks import WINDOW
@@ -50,13 +50,11 @@ class Work(Protocol):
         """
         ...
 
-    async def assigned(
-        self, assignments: Sequence[Assignment], first_unfinished: Mapping[Assignment, CommittedOffset]
-    ) -> None:
-        """Before any record of these partitions runs; the place for look-backs. Partitions come one by one, at once,
-        while the others run and polling goes on. It is cancelled when the partition goes.
+    async def assigned(self, assignment: Assignment, first_unfinished: int) -> None:
+        """Before any record of the partition runs; the place for look-backs. Other partitions are prepared and run at
+        the same time, and polling goes on. It is cancelled when the partition goes.
 
-        first_unfinished: where records will come from, as committed; offset 0 where nothing was committed yet.
+        first_unfinished: the offset from which records will come, as committed; 0 where nothing was committed yet.
         Raises: Rejected, which ends the dispatcher. After anything else it is called again, with backoff.
         """
         ...

@@ -3,35 +3,29 @@
 The only module that imports httpx2; its exceptions are translated in `translate`.
 """
 
+import asyncio
 import ssl
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import httpcore2  # noqa: F401 - httpx2 would load it on the loop, in the first client
 import httpx2
 
 from app.core.errors import HeadraceError, Rejected, Unavailable
+from app.core.text import one_line
 
-MAX_ANSWER_BYTES = 65_536
-"""How much of an answer is read; the rest is left unread."""
+CONNECTIONS = 64
+"""Calls at once; more wait for their turn, within their own time."""
 
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
 """Refusals of now and not for ever: timeout, conflict with a call under way, too early, too many."""
 
 
-class HttpAnswer(NamedTuple):
-    """What a server answered, with a status of 200 to 299."""
-
-    status: int
-    body: bytes
-
-
 class HttpClient:
-    """Posts to any address; connections are kept and shared. `async with`, or `close` it."""
+    """Posts to any address. `async with`, or `close` it."""
 
-    def __init__(self, *, connections: int = 64) -> None:
-        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._client = httpx2.AsyncClient(follow_redirects=False, limits=limits)
+    def __init__(self) -> None:
+        limits = httpx2.Limits(max_connections=CONNECTIONS)
+        self._client = httpx2.AsyncClient(follow_redirects=False, limits=limits, timeout=None)
 
     async def __aenter__(self) -> "HttpClient":
         return self
@@ -39,8 +33,9 @@ class HttpClient:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    async def post_json(self, url: str, body: bytes, headers: Mapping[str, str], timeout_ms: int) -> HttpAnswer:
-        """Posts one JSON text. timeout_ms: for each of connecting, writing, and every wait for bytes.
+    async def post_json(self, url: str, body: bytes, headers: Mapping[str, str], timeout_ms: int) -> None:
+        """Posts one JSON text; returns when the receiver has answered with a status of 200 to 299. The rest of its
+        answer is left unread. timeout_ms: for the whole call.
 
         Raises: Unavailable when it may succeed later (no connection, timeout, 5xx, 408, 409, 425, 429);
                 Rejected when it will not (other statuses, a wrong address).
@@ -48,22 +43,17 @@ class HttpClient:
         """
         sent = {"content-type": "application/json", **headers}
         try:
-            async with self._client.stream(
-                "POST", url, content=body, headers=sent, timeout=timeout_ms / 1000
-            ) as response:
-                kept = b""
-                async for part in response.aiter_bytes():
-                    kept += part
-                    if len(kept) >= MAX_ANSWER_BYTES:
-                        break
-                status = response.status_code
+            async with asyncio.timeout(timeout_ms / 1000):  # the library's own is for each wait, and so bounds nothing
+                async with self._client.stream("POST", url, content=body, headers=sent) as response:
+                    status = response.status_code
+        except TimeoutError:
+            raise Unavailable(f"{address_of(url)}: no answer within {timeout_ms} ms") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, httpx2.CookieConflict, ssl.SSLError) as error:
             raise translate(error, url) from error
         if status in _TRY_AGAIN or status >= 500:
             raise Unavailable(f"{address_of(url)}: answered {status}")
         if not 200 <= status < 300:
             raise Rejected(f"{address_of(url)}: answered {status}")
-        return HttpAnswer(status, kept[:MAX_ANSWER_BYTES])
 
     async def close(self) -> None:
         """Gives connections back. Running calls fail."""
@@ -92,8 +82,7 @@ _PASSING = (
 
 def translate(error: Exception, url: str) -> HeadraceError:
     """Our error for one of httpx2's: whether the same call may succeed later."""
-    detail = " ".join(str(error).split())[:200] or type(error).__name__
-    message = f"{address_of(url)}: {type(error).__name__}: {detail}"
+    message = f"{address_of(url)}: {type(error).__name__}: {one_line(error)}"
     if isinstance(error, _LASTING):
         return Rejected(message)
     assert isinstance(error, _PASSING), f"no rule for {type(error).__name__}"

@@ -63,9 +63,7 @@ class CountedWork:
     async def give_up(self, record: Record, error: Exception, attempts: int) -> None:
         self._ends.append((record.partition, record.offset, record.key or b""))
 
-    async def assigned(
-        self, assignments: Sequence[Assignment], first_unfinished: Mapping[Assignment, CommittedOffset]
-    ) -> None:
+    async def assigned(self, assignment: Assignment, first_unfinished: int) -> None:
         """Nothing to look back at."""
 
     async def ended(self, assignments: Sequence[Assignment]) -> None:

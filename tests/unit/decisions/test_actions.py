@@ -1,13 +1,13 @@
 """Standing decisions become effects; what fails is tried again, and what cannot be made is a person's task."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 import pytest
 
-from app.broker.base import Assignment, CommittedOffset
+from app.broker.base import Assignment
 from app.broker.memory import Fault
 from app.core.clock import Clock, run_virtual
 from app.core.errors import BadRecord, Fenced, Rejected, Unavailable
@@ -19,6 +19,7 @@ from tests.decisions_kit import (
     ADDRESSES,
     START_MS,
     OrderDecision,
+    Receiver,
     World,
     answering,
     large_order,
@@ -102,6 +103,52 @@ def test_at_most_once_effect_is_called_before_it_is_done() -> None:
     world = apply_one(with_actions(make_agent(), at_most_once=True))
     states = [one.effects["block_order"].state.value for one in world.effects()]
     assert ["intended", "called", "done"] == list(dict.fromkeys(states))
+
+
+def test_at_most_once_effect_that_was_made_is_done_whatever_the_broker_does() -> None:
+    """Its end is offered again until it is taken; a further attempt would not know what became of it."""
+
+    async def main(clock: Clock) -> World:
+        world = await World.create(clock)
+        agent = with_actions(make_agent(), at_most_once=True)
+
+        class Broken(Receiver):
+            async def post_json(self, url: str, body: bytes, headers: Mapping[str, str], timeout_ms: int) -> object:
+                await super().post_json(url, body, headers, timeout_ms)
+                for _ in range(3):
+                    world.broker.plan(Fault("confirm", "fail"))
+                return None
+
+        world.receiver = Broken()
+        world.send(large_order())
+        async with world.running(world.agent_work(agent), world.actions_work(agent)):
+            await until(lambda: set(world.states().values()) == {"done"})
+        return world
+
+    world = run_virtual(main, START_MS)
+    assert ([], 2) == (world.reviews(), len(world.receiver.calls))
+
+
+async def hangs(decision: OrderDecision, effects: Effects) -> None:
+    await asyncio.sleep(3_600)
+
+
+async def hangs_behind_its_effect(decision: OrderDecision, effects: Effects) -> None:
+    await effects.post({})
+    await asyncio.sleep(3_600)
+
+
+def test_handler_that_hangs_is_ended_and_fails_visibly() -> None:
+    """A handler has its time, like a receiver; then the lane goes on."""
+    world = apply_one(with_action(hangs))
+    assert {"hangs": "failed"} == world.states()
+    assert "did not end within 20 s" in world.reviews()[0].reason
+
+
+def test_handler_that_hangs_behind_its_effect_has_made_it() -> None:
+    """What is made is not made again."""
+    world = apply_one(with_action(hangs_behind_its_effect))
+    assert {"hangs_behind_its_effect": "logged"} == world.states()
 
 
 def test_approval_without_actions_is_entered() -> None:
@@ -238,11 +285,11 @@ def test_entered_effect_that_is_declared_no_more_fails_visibly() -> None:
         assignment = Assignment("agent.decisions", record.partition, 1)
         world.receiver.failures = {url: [AWAY] for url in ADDRESSES.values()}
         before = world.actions_work(old)
-        await before.assigned([assignment], {assignment: CommittedOffset(0)})
+        await before.assigned(assignment, 0)
         with pytest.raises(Unavailable):
             await before.handle(record, 1)
         after = world.actions_work(new)
-        await after.assigned([assignment], {assignment: CommittedOffset(0)})
+        await after.assigned(assignment, 0)
         await after.handle(record, 1)
         assert {"block_order": "done", "notify": "failed"} == world.states()
         assert "declares it no more" in world.reviews()[0].reason
@@ -279,7 +326,7 @@ def test_handle_without_partition_is_fenced() -> None:
         (record,) = world.records("agent.decisions")
         work = world.actions_work(agent)
         assignment = Assignment("agent.decisions", record.partition, 1)
-        await work.assigned([assignment], {assignment: CommittedOffset(0)})
+        await work.assigned(assignment, 0)
         await work.ended([assignment])
         with pytest.raises(Fenced):
             await work.handle(record, 1)
@@ -300,7 +347,7 @@ def test_broker_away_before_the_entry_calls_nobody() -> None:
         (record,) = world.records("agent.decisions")
         work = world.actions_work(agent)
         assignment = Assignment("agent.decisions", record.partition, 1)
-        await work.assigned([assignment], {assignment: CommittedOffset(0)})
+        await work.assigned(assignment, 0)
         world.broker.plan(Fault("confirm", "fail"))
         with pytest.raises(Unavailable):
             await work.handle(record, 1)
@@ -336,7 +383,7 @@ def test_foreign_bytes_on_effects_are_passed_over() -> None:
         world.broker.append("agent.effects", None, b"{}", 1, 0, ())
         work = world.actions_work(agent)
         assignment = Assignment("agent.decisions", 1, 1)
-        await asyncio.wait_for(work.assigned([assignment], {assignment: CommittedOffset(0)}), 10)
+        await asyncio.wait_for(work.assigned(assignment, 0), 10)
 
     run_virtual(main, START_MS)
 

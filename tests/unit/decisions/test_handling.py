@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.broker.base import Assignment, CommittedOffset
+from app.broker.base import Assignment
 from app.broker.memory import Fault
 from app.core.clock import Clock, run_virtual
 from app.core.codec import encode
@@ -356,7 +356,7 @@ def test_assigned_looks_back_and_does_not_decide_again(mode: Any) -> None:
         for epoch in (1, 2):
             work = world.agent_work(agent, mode=mode)
             assignment = Assignment(ALERTS.name, record.partition, epoch)
-            await work.assigned([assignment], {assignment: CommittedOffset(0)})
+            await work.assigned(assignment, 0)
             await work.handle(record, 1)
             await work.ended([assignment])
         return world

@@ -1,13 +1,22 @@
 """The ledger of effects: acknowledged, forward only, bounded."""
 
+from collections.abc import AsyncIterator
+
 import pytest
 
-from app.broker.memory import Fault
+from app.broker.memory import Fault, MemoryReader
 from app.core.clock import Clock, run_virtual
 from app.core.errors import Fenced, Unavailable
+from app.core.record import Record, TopicPartition
+from app.decisions import ledger as ledger_module
 from app.decisions.ledger import Ledger, has_ended
 from app.decisions.record import EffectRecord, EffectState, EffectStatus
+from app.decisions.remembered import Remembered
 from tests.decisions_kit import START_MS, World
+
+
+def len_or_none(value: bytes | None) -> str:
+    return str(len(value or b""))
 
 
 def entry(alert_id: str, state: EffectState = EffectState.INTENDED, writer: str = "first") -> EffectRecord:
@@ -26,8 +35,23 @@ def status(state: EffectState) -> EffectStatus:
     return EffectStatus(state, "k", "at_most_once", 0)
 
 
-def ledger_of(world: World, writer: str = "first", capacity: int = 100) -> Ledger:
-    return Ledger(world.broker.producer(), world.broker.reader(), 0, writer, capacity)
+class CountingReader(MemoryReader):
+    """Notes what is read."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.broker)
+        self.reads: list[tuple[int, int]] = []
+
+    async def read(self, place: TopicPartition, start: int, stop: int) -> AsyncIterator[list[Record]]:
+        self.reads.append((start, stop))
+        async for batch in super().read(place, start, stop):
+            yield batch
+
+
+def ledger_of(world: World, writer: str = "first", reader: MemoryReader | None = None) -> Ledger:
+    return Ledger(
+        world.broker.producer(), reader or world.broker.reader(), world.clock, 0, writer, Remembered(capacity=100)
+    )
 
 
 def test_enter_that_fails_is_not_known() -> None:
@@ -68,9 +92,7 @@ def test_restore_takes_the_furthest_state() -> None:
         await ledger_of(world, "frozen").enter(entry("a:1", writer="frozen"))
         second = ledger_of(world, "second")
         await second.restore(0)
-        restored = second.get("a:1", "judge")
-        assert restored is not None
-        assert EffectState.DONE is restored.effects["stop"].state
+        assert (0, None) == (second.standing_offset("a:1", "judge"), second.get("a:1", "judge"))
 
     run_virtual(main, START_MS)
 
@@ -87,9 +109,7 @@ def test_claim_of_the_second_is_fenced_and_learns_the_first() -> None:
         await first.advance(called, "stop", status(EffectState.DONE))
         with pytest.raises(Fenced):
             await second.claim(entry("a:1", writer="second"), "stop", status(EffectState.CALLED))
-        known = second.get("a:1", "judge")
-        assert known is not None
-        assert EffectState.DONE is known.effects["stop"].state
+        assert (0, None) == (second.standing_offset("a:1", "judge"), second.get("a:1", "judge"))
 
     run_virtual(main, START_MS)
 
@@ -110,17 +130,70 @@ def test_claim_whose_answer_was_lost_is_claimed_again() -> None:
     run_virtual(main, START_MS)
 
 
-def test_capacity_drops_ended_entries_and_no_open_ones() -> None:
-    """The bound costs the oldest ended entry; an effect that is open is never forgotten."""
+def test_claims_of_the_only_writer_read_nothing() -> None:
+    """What lies between our own acknowledged records can only be somebody else's; where nothing does, none is read."""
 
     async def main(clock: Clock) -> None:
-        ledger = ledger_of(await World.create(clock), capacity=2)
-        await ledger.enter(entry("a:open"))
-        await ledger.enter(entry("a:old", EffectState.DONE))
-        await ledger.enter(entry("a:new", EffectState.DONE))
-        assert 2 == len(ledger)
-        assert ledger.get("a:old", "judge") is None
-        assert ledger.get("a:open", "judge") is not None
+        world = await World.create(clock)
+        reader = CountingReader(world)
+        ledger = ledger_of(world, reader=reader)
+        for number in range(5):
+            await ledger.enter(entry(f"a:{number}"))
+            await ledger.claim(entry(f"a:{number}"), "stop", status(EffectState.CALLED))
+        assert [] == reader.reads
+        await ledger_of(world, "second").enter(entry("a:9", writer="second"))
+        await ledger.enter(entry("a:9"))
+        for alert_id in ("a:9", "a:8"):
+            await ledger.enter(entry(alert_id))
+            await ledger.claim(entry(alert_id), "stop", status(EffectState.CALLED))
+        assert [(10, 11)] == reader.reads
+
+    run_virtual(main, START_MS)
+
+
+def test_ended_entries_share_one_bounded_memory() -> None:
+    """The bound costs the oldest ended entry of the process; an effect that is open is never forgotten."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        ended: Remembered[tuple[str, str], int] = Remembered(capacity=1)
+        producer, reader = world.broker.producer(), world.broker.reader()
+        one, other = (Ledger(producer, reader, clock, number, "first", ended) for number in range(2))
+        await one.enter(entry("a:open"))
+        await one.enter(entry("a:old", EffectState.DONE))
+        await other.enter(entry("a:new", EffectState.DONE))
+        assert [0, None] == [one.standing_offset(alert_id, "judge") for alert_id in ("a:open", "a:old")]
+        assert 0 == other.standing_offset("a:new", "judge")
+
+    run_virtual(main, START_MS)
+
+
+def test_restore_reads_a_bounded_part_of_the_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much was written since the time asked for, only the last part is read."""
+    monkeypatch.setattr(ledger_module, "RESTORE_OFFSETS", 3)
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        for number in range(10):
+            await ledger_of(world).enter(entry(f"a:{number}"))
+        reader = CountingReader(world)
+        await ledger_of(world, reader=reader).restore(0)
+        assert [(7, 10)] == reader.reads
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize("value", [b'{"alert_id":"\xff\xfe"}', b"[" * 100_000, b"{}", None], ids=len_or_none)
+def test_restore_foreign_record_is_passed_over(value: bytes | None) -> None:
+    """Whatever somebody writes there keeps no partition closed."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        world.broker.append("agent.effects", value, b"x", 0, 0, ())
+        await ledger_of(world).enter(entry("a:1"))
+        ledger = ledger_of(world)
+        await ledger.restore(0)
+        assert 0 == ledger.standing_offset("a:1", "judge")
 
     run_virtual(main, START_MS)
 

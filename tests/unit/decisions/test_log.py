@@ -9,7 +9,7 @@ from app.broker.base import Confirmation
 from app.broker.memory import Fault
 from app.core.clock import Clock, run_virtual
 from app.core.codec import encode
-from app.core.errors import Rejected
+from app.core.errors import RecordTooLarge, Rejected
 from app.decisions.log import CUT, DecisionLog, Link, broken_links
 from app.decisions.record import Answer, DecisionRecord, Hops, ModelUse, sha256
 from tests.decisions_kit import DECISIONS, START_MS, World
@@ -42,6 +42,11 @@ def record(link: Link, *, context: str = "{}", text: str = "answer") -> Decision
     )
 
 
+def fields_of(value: bytes) -> tuple[str, int, str]:
+    decoded = msgspec.json.decode(value, type=DecisionRecord)
+    return decoded.writer, decoded.number, decoded.previous
+
+
 def values(world: World) -> list[bytes]:
     return [one.value or b"" for one in world.records("agent.decisions")]
 
@@ -61,9 +66,56 @@ def test_write_chains_concurrent_decisions() -> None:
     assert [] == broken_links(written)
 
 
-@pytest.mark.parametrize("damage", ["changed", "removed", "swapped"])
+def test_write_does_not_wait_for_the_record_before() -> None:
+    """Twenty decisions wait for their acknowledgements at the same time."""
+
+    async def main(clock: Clock) -> tuple[int, list[bytes]]:
+        world = await World.create(clock)
+        log = DecisionLog(world.broker.producer(), "judge/1/1/0")
+        for _ in range(20):
+            world.broker.plan(Fault("confirm", "delay", seconds=1))
+        await asyncio.gather(*(log.write(record) for _ in range(20)))
+        return clock.now_ms() - START_MS, values(world)
+
+    took_ms, written = run_virtual(main, START_MS)
+    assert 1_000 == took_ms
+    assert [] == broken_links(written)
+
+
+def test_write_that_is_delayed_keeps_its_place() -> None:
+    """A record that the broker takes late stands behind its followers in the log, and in its place in the chain."""
+
+    async def main(clock: Clock) -> list[bytes]:
+        world = await World.create(clock)
+        log = DecisionLog(world.broker.producer(), "judge/1/1/0")
+        world.broker.plan(Fault("confirm", "fail"))
+        await asyncio.gather(*(log.write(record) for _ in range(3)))
+        return values(world)
+
+    written = run_virtual(main, START_MS)
+    assert [1, 2, 0] == [msgspec.json.decode(value, type=DecisionRecord).number for value in written]
+    assert [] == broken_links(written)
+
+
+def test_write_too_large_for_any_form_leaves_its_place_to_the_next() -> None:
+    """A decision that was never written is no gap in the chain."""
+
+    async def main(clock: Clock) -> list[bytes]:
+        world = await World.create(clock)
+        log = DecisionLog(world.broker.producer(), "judge/1/1/0")
+        long = msgspec.Raw(b'"' + b"x" * DECISIONS.max_message_bytes + b'"')
+        with pytest.raises(RecordTooLarge):
+            await log.write(lambda link: msgspec.structs.replace(record(link), alert=long))
+        await log.write(record)
+        return values(world)
+
+    (written,) = run_virtual(main, START_MS)
+    assert Link("judge/1/1/0", 0, "") == Link(*fields_of(written))
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "replaced"])
 def test_broken_links_finds_damage(damage: str) -> None:
-    """A record that was changed, removed or moved is found by its neighbours."""
+    """A record that was changed, removed or written twice in two forms is found."""
 
     async def main(clock: Clock) -> list[bytes]:
         world = await World.create(clock)
@@ -78,7 +130,7 @@ def test_broken_links_finds_damage(damage: str) -> None:
     elif damage == "removed":
         del written[1]
     else:
-        written[1], written[2] = written[2], written[1]
+        written.append(written[1].replace(b'"block"', b'"allow"'))
     assert broken_links(written)
 
 
