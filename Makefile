@@ -52,6 +52,6 @@ lock: setup ## Pin the requirements again after pyproject.toml changed (newer ve
 	done
 
 clean: ## End local servers and remove everything that can be made again
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m app local down; fi
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m app local down --all; fi
 	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

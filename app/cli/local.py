@@ -45,14 +45,21 @@ def up(only: OnlyOption = None, json: output.JsonOption = False) -> None:
 
 
 @commands.command()
-def down(only: OnlyOption = None, json: output.JsonOption = False) -> None:
+def down(
+    only: OnlyOption = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Those that test runs have left behind or are using, too.")
+    ] = False,
+    json: output.JsonOption = False,
+) -> None:
     """End the servers and remove their data; the downloaded jars stay.
 
     Example: `python -m app local down --only redis`
     """
     from app.local import services
 
-    ended = services.down(services.DEFAULT_DIRECTORY, only or services.SERVICES)
+    directories = services.directories() if all_ else [services.DEFAULT_DIRECTORY]
+    ended = [name for directory in directories for name in services.down(directory, only or services.SERVICES)]
     if json:
         output.json_line({"ended": ended})
     elif not ended:

@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / ".local"
 """Where servers keep what they need; ignored by git."""
 
+_spawned: set[int] = set()
+"""Children of this process that nobody has waited for."""
+
 POLL_SECONDS = 0.05
 KILL_SECONDS = 10.0
 
@@ -59,28 +62,34 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-    """Starts a process in a session of its own, output to `log` (emptied first). Returns its pid.
+def spawn(command: Sequence[str], log: Path, pid_file: Path, environment: Mapping[str, str]) -> int:
+    """Starts a process in a session of its own, output to `log` (emptied first). Returns its pid, which `pid_file` holds.
 
-    posix_spawn rather than Popen: no object is left that must be waited for, the child outlives us.
+    posix_spawn rather than Popen: no object is left that must be waited for, the child outlives us. Ctrl-C waits until
+    the pid is written, or nobody could end the child.
     Raises: SetupError when the program cannot be started.
     """
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     moves = [(os.POSIX_SPAWN_DUP2, nothing, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     try:
-        return os.posix_spawn(command[0], list(command), environment, file_actions=moves, setsid=True)
+        pid = os.posix_spawn(command[0], list(command), environment, file_actions=moves, setsid=True, setsigmask=mask)
+        _spawned.add(pid)
+        pid_file.write_text(str(pid))
+        return pid
     except OSError as error:
         raise SetupError(command[0], f"cannot be started: {error.strerror}") from None
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(output)
         os.close(nothing)
 
 
 def command_line(pid: int) -> str:
     """The arguments of a running process, NUL or space between them; empty when it has ended."""
-    with suppress(ChildProcessError):  # not our child: whoever started it has gone
-        os.waitpid(pid, os.WNOHANG)  # an ended child keeps its number until somebody asks
+    if pid in _spawned and os.waitpid(pid, os.WNOHANG)[0]:  # an ended child keeps its number until somebody asks
+        _spawned.discard(pid)
     if Path("/proc/self/cmdline").exists():
         try:
             return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")

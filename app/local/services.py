@@ -54,7 +54,7 @@ class ServiceStatus(msgspec.Struct, frozen=True):
 def up(directory: Path, services: Sequence[str] = SERVICES) -> Addresses:
     """Starts what does not run yet, waits until everything answers, and returns the addresses of all that runs.
 
-    Called twice it finds the running servers. Interrupted, it may leave servers behind, which `down` ends.
+    Called twice it finds the running servers. Interrupted, it may leave servers running, which `down` ends.
     Raises: SetupError for what is missing, or for a server that does not start, after its last log lines were said.
     """
     directory = directory.absolute()
@@ -105,6 +105,11 @@ def running(directory: Path, services: Sequence[str] = SERVICES) -> Iterator[Add
         down(directory)
 
 
+def directories() -> list[Path]:
+    """Every directory of this clone with servers in it, those of test runs among them."""
+    return sorted(file.parent for file in LOCAL.glob("*/state.json"))
+
+
 def own_directory(purpose: str) -> Path:
     """A directory for servers that end with this process, after those of dead processes have been taken down."""
     for left in LOCAL.glob(f"{purpose}-*"):
@@ -141,8 +146,7 @@ def _launch(server: Server) -> str | None:
     """Starts the process unless it runs, and waits for its answer. Returns why there is none, or None."""
     if _pid(server) is None:
         say(f"{server.name}: starting at {server.address}")
-        pid = process.spawn(server.command(), _log(server), server.environment())
-        _pid_file(server).write_text(str(pid))
+        process.spawn(server.command(), _log(server), _pid_file(server), server.environment())
         process.wait_until(lambda: _pid(server) is not None, SPAWN_SECONDS)
     if not process.wait_until(lambda: server.answers() or _pid(server) is None, server.start_seconds):
         return f"does not answer after {server.start_seconds:.0f} s"

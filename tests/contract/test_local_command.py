@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.main import run
-from app.local.services import Addresses, down, own_directory
+from app.local.services import Addresses, down, own_directory, up
 
 pytestmark = pytest.mark.redis
 
@@ -64,3 +64,18 @@ def test_local_down_names_what_it_ended(directory: Path, capsys: pytest.CaptureF
     assert {"ended": ["redis"]} == json.loads(capsys.readouterr().out)
     assert not directory.exists()
     assert 0 == exit_code("down")
+
+
+def test_local_down_all_ends_every_set_of_servers(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a killed test run has left is ended too; folders without servers stay."""
+    monkeypatch.setattr("app.local.services.LOCAL", tmp_path)
+    (tmp_path / "jars").mkdir()
+    for name in ("one", "two"):
+        up(tmp_path / name, ["redis"])
+    up(directory, ["redis"])
+    assert 0 == exit_code("down", "--all", "--json")
+    assert {"ended": ["redis", "redis"]} == json.loads(capsys.readouterr().out)
+    assert ["jars"] == [folder.name for folder in tmp_path.iterdir()]
+    assert directory.exists()

@@ -1,0 +1,72 @@
+"""Child processes: found by pid file, never lost, and nobody else's touched."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from app.core.errors import SetupError
+from app.local import process
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)", "marker"]
+
+
+@pytest.fixture
+def pid_file(tmp_path: Path) -> Iterator[Path]:
+    """Where a child's pid is written; the child ends with the test."""
+    file = tmp_path / "pid"
+    yield file
+    process.kill(file, "marker")
+
+
+def test_spawn_interrupted_before_it_returns_has_written_the_pid(
+    pid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C waits until whoever comes later can find the child, and the child itself can still be ended."""
+    start = os.posix_spawn
+
+    def interrupted(*arguments: object, **options: object) -> int:
+        pid = start(*arguments, **options)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+        return pid
+
+    monkeypatch.setattr(os, "posix_spawn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        process.spawn(SLEEP, tmp_path / "log", pid_file, os.environ)
+    assert process.wait_until(lambda: process.find(pid_file, "marker") is not None, 10)
+    os.kill(int(pid_file.read_text()), signal.SIGTERM)
+    assert process.wait_until(lambda: process.find(pid_file, "marker") is None, 10)
+
+
+def test_spawn_of_what_is_no_program_is_a_setup_error(tmp_path: Path) -> None:
+    """The message names it, and no pid is left."""
+    with pytest.raises(SetupError, match="nothing-here: cannot be started"):
+        process.spawn([str(tmp_path / "nothing-here")], tmp_path / "log", tmp_path / "pid", os.environ)
+    assert not (tmp_path / "pid").exists()
+
+
+def test_command_line_of_a_child_that_another_part_started_leaves_its_exit_code(tmp_path: Path) -> None:
+    """Only whoever started a process waits for it."""
+    child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+    assert process.wait_until(lambda: process.command_line(child.pid) == "", 10)
+    assert 7 == child.wait()
+
+
+def test_command_line_of_a_child_that_has_ended_is_empty(pid_file: Path, tmp_path: Path) -> None:
+    """A child of our own is asked for, so that its number is free again."""
+    pid = process.spawn([*SLEEP[:2], "", "marker"], tmp_path / "log", pid_file, os.environ)
+
+    def gone() -> bool:
+        if process.command_line(pid):
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            return False
+        return True
+
+    assert process.wait_until(gone, 10)
