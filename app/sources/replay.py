@@ -5,8 +5,9 @@ published, then in the order of those times. Whatever a row cannot become a reco
 `<topic>.dead` with its line and its text, so that published + dead = rows.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from contextlib import ExitStack, aclosing, asynccontextmanager, closing
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,10 +23,11 @@ from app.broker.dead_letters import dead_letter
 from app.broker.publisher import Publisher, TypedPublisher
 from app.broker.topics import TopicRegistry, TopicSpec, dead_letters_of, record_types
 from app.core.clock import Clock
+from app.core.codec import encode
 from app.core.durations import format_duration
 from app.core.errors import RecordError, SetupError
-from app.core.record import Headers, Record
-from app.sources.files import BATCH_ROWS, Sorter, SourceFile, open_file, ordered_rows
+from app.core.record import Record
+from app.sources.files import BATCH_ROWS, Dated, Sorter, SourceFile, open_file, ordered_rows
 from app.sources.mapping import RecordMapping, plan_mapping
 from app.sources.rows import BadRow, Row
 from app.sources.times import NoTimeZone, event_time_ms, time_zone, to_datetime
@@ -251,7 +253,7 @@ class _Run:
             async for batch in batches:
                 for event_ms, row in batch:
                     await self._publish_row(event_ms, row)
-                await self._settle()
+                await self._settle(batch)
                 on_progress(Progress("publishing", self.published + self.dead, rows))
 
     async def _publish_row(self, event_ms: int | None, row: Row) -> None:
@@ -259,21 +261,32 @@ class _Run:
             await self._publisher.publish(self._reader.record(event_ms, row))
             self.published += 1
         except (BadRow, RecordError) as error:
-            text = row.raw.rstrip(b"\r\n")
-            reason = error.reason if isinstance(error, RecordError) else str(error)
-            await self._bury(None, text, event_ms, reason, (("line", b"%d" % row.line),))
+            await self._bury(event_ms, row, error.reason if isinstance(error, RecordError) else str(error))
 
-    async def _settle(self) -> None:
-        """Waits until the broker has taken or refused everything sent so far."""
-        for failure in await self._producer.flush():
+    async def _settle(self, batch: Sequence[Dated]) -> None:
+        """Waits until the broker has taken or refused this batch."""
+        failures = await self._producer.flush()
+        if not failures:
+            return
+        sent = self._rows_by_value(batch)
+        for failure in failures:
             self.published -= 1
-            await self._bury(failure.key, failure.value, None, failure.error.reason, ())
+            event_ms, row = sent[failure.value].popleft()
+            await self._bury(event_ms, row, failure.error.reason)
 
-    async def _bury(
-        self, key: bytes | None, value: bytes | None, event_ms: int | None, reason: str, place: Headers
-    ) -> None:
-        record = Record(self._spec.name, -1, -1, -1 if event_ms is None else event_ms, key, value)
+    def _rows_by_value(self, batch: Sequence[Dated]) -> dict[bytes | None, deque[Dated]]:
+        """The rows again, by the record that each was published as; of equal ones, whichever comes first."""
+        rows: dict[bytes | None, deque[Dated]] = {}
+        for event_ms, row in batch:
+            with suppress(BadRow):
+                rows.setdefault(encode(self._reader.record(event_ms, row)), deque()).append((event_ms, row))
+        return rows
+
+    async def _bury(self, event_ms: int | None, row: Row, reason: str) -> None:
+        text = row.raw.rstrip(b"\r\n")
+        record = Record(self._spec.name, -1, -1, -1 if event_ms is None else event_ms, None, text)
         letter = dead_letter(record, reason, GROUP, takes_bytes=self._dead_takes_bytes)
-        headers = (*letter.headers, ("file", self._reader.file.name.encode()), *place)
+        place = (("file", self._reader.file.name.encode()), ("line", b"%d" % row.line))
+        headers = (*letter.headers, *place)
         await self._producer.confirm(letter.topic, letter.value, letter.key, headers=headers)
         self.dead += 1

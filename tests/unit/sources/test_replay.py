@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from app.broker.memory import MemoryBroker
+from app.broker.base import DeliveryFailure
+from app.broker.memory import MemoryBroker, MemoryProducer
 from app.broker.topics import TopicRegistry, TopicSpec, dead_letters_of
 from app.core.clock import ManualClock
-from app.core.errors import SetupError, Unavailable
+from app.core.errors import RecordTooLarge, SetupError, Unavailable
 from app.core.record import Record
 from app.sources.replay import Progress, ReplayOrder, ReplayReport, replay
 from features.records import Instant, OrderEvent, order_events
@@ -142,6 +143,31 @@ async def test_replay_bad_rows_are_dead_letters_with_line_and_text(shop: Shop, t
         assert expected in reason
     assert {b"orders.csv"} == {record.header("file") for record in dead}
     assert {b"replay"} == {record.header("group") for record in dead}
+
+
+class RefusingLater(MemoryProducer):
+    """A broker that takes every record and says at the flush which it did not."""
+
+    async def send(self, topic: str, value: bytes | None, key: bytes | None = None, **more: Any) -> None:
+        if key == b"u2":
+            self._failures.append(DeliveryFailure(RecordTooLarge("too large", topic=topic), key, value))
+        else:
+            await super().send(topic, value, key, **more)
+
+
+async def test_replay_rows_refused_at_the_flush_keep_their_lines(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a row is refused, its letter says where it stands; equal rows have a letter each."""
+    monkeypatch.setattr(shop.broker, "producer", lambda: RefusingLater(shop.broker))
+    rows = ["u1,1997-01-01,1,1.00", "u2,1997-01-01,1,2.00", "u3,soon,1,1.00", "u2,1997-01-01,1,2.00"]
+    report = await shop.replay(
+        csv_file(tmp_path, *rows), columns=SHOP, constants={**PLACED, "order_id": "o"}, timezone="UTC"
+    )
+    assert (4, 1, 3) == (report.rows, report.published, report.dead)
+    dead = sorted(shop.records("raw.orders.dead"), key=lambda record: record.header("line") or b"")
+    assert [row.encode() for row in rows[1:]] == [record.value for record in dead]
+    assert ["3", "4", "5"] == [line for line, _ in reasons(dead)]
 
 
 async def test_replay_what_the_broker_would_refuse_is_dead(shop: Shop, tmp_path: Path) -> None:
