@@ -1,5 +1,6 @@
 """What a topic is: name, record type, key, partitions, how long it keeps, and where a key is placed."""
 
+import re
 from typing import Any, Literal
 
 import msgspec
@@ -14,6 +15,12 @@ DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 
 DEAD_EXTRA_BYTES = 65_536
 """How much more than its source a dead-letter topic takes, so that reason and place fit beside the original."""
+
+
+MAX_NAME_CHARACTERS = 249
+"""Source: Kafka's Topic.MAX_NAME_LENGTH."""
+
+_NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_CHARACTERS}}}")
 
 
 class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +41,13 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_ahead_ms: int | None = None
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     min_compaction_lag_ms: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises: SetupError for a name that no broker takes."""
+        if not _NAME.fullmatch(self.name) or self.name in (".", ".."):
+            raise SetupError(
+                repr(self.name), f"is no topic name: letters, digits, '.', '_' and '-', up to {MAX_NAME_CHARACTERS}"
+            )
 
     def config(self) -> dict[str, str]:
         """The broker's settings for it."""

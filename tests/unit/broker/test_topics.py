@@ -32,6 +32,13 @@ def test_topic_spec_event_time_keeps_the_publishers() -> None:
     assert "-1" == config["retention.ms"]
 
 
+@pytest.mark.parametrize("name", ["", "a b", "raw:orders", "raw/orders", "größe", "a\n", "x" * 250, ".", ".."])
+def test_topic_spec_name_that_no_broker_takes_is_refused(name: str) -> None:
+    """A wrong name is said where it is declared, not by the broker."""
+    with pytest.raises(SetupError, match="is no topic name"):
+        TopicSpec(name=name, partitions=1)
+
+
 def test_dead_letters_of_topic_takes_more_than_its_source() -> None:
     """Reason and place fit beside the largest original."""
     spec = TopicSpec(name="raw.orders", partitions=12, max_message_bytes=1_000)
