@@ -18,6 +18,7 @@ from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
 from app.core.codec import encode
 from app.core.errors import BadRecord, Fenced, HeadraceError, RecordTooLarge, Unavailable
+from app.core.notices import Notices
 from app.core.record import Record
 from app.core.text import one_line
 from app.decisions.agent import Agent
@@ -93,6 +94,7 @@ class AgentWork:
         types = tuple(agent.alert_types.values())
         self._decoder = msgspec.json.Decoder(_union(types))
         self._decided: Remembered[str, bool] = Remembered()
+        self._notices = Notices(logger, logging.WARNING)
         self._logs: dict[int, DecisionLog] = {}
         self._contexts: dict[tuple[int, int], Context] = {}
         """Of alerts whose last attempt failed, by partition and offset: what was asked and shown is evidence."""
@@ -245,6 +247,10 @@ class AgentWork:
             fallen = agent.fallback.decision(agent.decides, outcome.code, outcome.detail)
             judged = judge(agent.policy, alert, fallen, context.concerns(), agent.fallback, may_lower=False)
             reasons = (outcome.code,)
+            self._notices.tell(
+                outcome.code,
+                f"{agent.name}: its fallback decides {one_line(alert.alert_id)}: {outcome.code}: {outcome.detail}",
+            )
         else:
             await self._bury(record, f"{outcome.code}: {outcome.detail}")
             return

@@ -169,6 +169,13 @@ def test_handle_failing_handler_ends_in_fallback(
     assert ("review", reasons) == outcome(decide_one(handler))
 
 
+def test_handle_fallback_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever runs a worker with a wrong key sees it, and not only a growing queue of reviews."""
+    decide_one(raises)
+    (line,) = [line for line in caplog.messages if "fallback" in line]
+    assert "raises: its fallback decides large_order:u-1:o-1: handler_failed: KeyError: 'user'" in line
+
+
 def test_handle_handler_that_ignores_failed_model_does_not_approve() -> None:
     """A handler may catch the model's failure; its approval is raised all the same."""
     world = decide_one(approves_without_answer, text=lambda request: "not JSON")
