@@ -1,6 +1,6 @@
 """The asyncio engine against the brute-force reading, killed at any of its calls to the broker."""
 
-import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,20 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.broker.base import Confirmation, RebalanceListener
-from app.broker.memory import MemoryBroker, MemoryConsumer, MemoryProducer
-from app.core.clock import Clock, ManualClock, run_virtual
+from app.broker.base import DeliveryFailure
+from app.broker.memory import MemoryBroker
+from app.core.clock import Clock, run_virtual
+from app.core.errors import SetupError
 from app.core.record import Record, TopicPartition
 from app.streams import engine as engine_module
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.engine import Engine
 from app.streams.graph import pipelines_in
-from app.streams.outputs import topics_of
 from app.streams.restore import CommitMark, mark_of
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 from features import fraud
 from tests.examples import examples
+from tests.killed_broker import GROUP, HoldingProducer, KilledBroker, run_killed
 from tests.reference import SourceRecord, read_all
 from tests.streams_kit import check_outputs
 
@@ -33,78 +34,55 @@ PIPELINES = pipelines_in(fraud)
 Plan = list[tuple[int, tuple[bytes | None, bytes | None]]]
 
 
-class Killed(Exception):
-    """The process is gone: no call after this one has any effect."""
-
-
-class KilledBroker(MemoryBroker):
-    """A memory broker whose client dies at its n-th call."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
-        self.calls_left = 10**9
-
-    def call(self) -> None:
-        self.calls_left -= 1
-        if self.calls_left < 0:
-            raise Killed
-
-    def producer(self) -> "KilledProducer":
-        return KilledProducer(self)
-
-    def consumer(self, group: str, topics: Any, listener: RebalanceListener) -> "KilledConsumer":
-        return KilledConsumer(self, group, topics, listener)
-
-
-class KilledProducer(MemoryProducer):
-    def __init__(self, broker: KilledBroker) -> None:
-        super().__init__(broker)
-        self._killer = broker
-
-    def _append(self, *record: Any) -> Confirmation:
-        self._killer.call()
-        return super()._append(*record)
-
-
-class KilledConsumer(MemoryConsumer):
-    def __init__(self, broker: KilledBroker, group: str, topics: Any, listener: RebalanceListener) -> None:
-        super().__init__(broker, group, topics, listener)
-        self._killer = broker
-
-    async def commit(self, offsets: Any) -> None:
-        self._killer.call()
-        await super().commit(offsets)
-
-
-def order_bytes(user: int, order: int, amount: str, time: str = "2026-01-01T00:00:00Z") -> bytes:
-    return (
-        f'{{"order_id":"o{order}","user_id":"u{user}","amount_usd":{amount},"status":"placed","timestamp":"{time}"}}'
-    ).encode()
+def order_bytes(user: str, order: str, amount: str, time: str = "2026-01-01T00:00:00Z") -> bytes:
+    ids = f'"order_id":{json.dumps(order)},"user_id":{json.dumps(user, ensure_ascii=False)}'
+    return f'{{{ids},"amount_usd":{amount},"status":"placed","timestamp":"{time}"}}'.encode()
 
 
 BAD_VALUES = (
     b"{",
     b"\xff\xfe",
     b"[]",
-    order_bytes(1, 1, "-1"),
-    order_bytes(1, 1, "1.005"),
-    order_bytes(1, 1, '"NaN"'),
-    order_bytes(1, 1, "1e999999"),
-    order_bytes(1, 1, "1", "2026-01-01T00:00:00"),
+    order_bytes("u1", "1", "-1"),
+    order_bytes("u1", "1", "1.005"),
+    order_bytes("u1", "1", '"NaN"'),
+    order_bytes("u1", "1", "1e999999"),
+    order_bytes("u1", "1", "1", "2026-01-01T00:00:00"),
 )
 
+ODD = (
+    "a:b",
+    "a",
+    "b:c",
+    "a%3Ab",
+    "%",
+    '"',
+    "\\",
+    '\\"',
+    "\x00\t\r\n\x1f\x7f",
+    "żółw 😀\u2028",
+    "{0}{x}%s%d",
+    "ü" * 200,
+)
 steps_ms = st.one_of(st.integers(0, 3_000), st.integers(-20_000, 0), st.integers(-400_000, 400_000))
+edges_ms = st.sampled_from([0, 0, 1, -1, 5_000, -5_000, 30_000, -30_000, 60_000, 300_000, -300_000])
+ids = st.one_of(st.sampled_from(("u1", "u2", "u3")), st.sampled_from(ODD), st.text(min_size=1, max_size=200))
 valid = st.builds(
-    lambda user, order, amount: (f"u{user}".encode(), order_bytes(user, order, amount)),
-    st.integers(0, 3),
-    st.integers(0, 12),
+    lambda user, order, amount: (user.encode(), order_bytes(user, order, amount)),
+    ids,
+    st.one_of(st.integers(0, 12).map(str), ids),
     st.sampled_from(["1", "0", "10000", "10000.01", "99999.99", "12.5", "7.10"]),
 )
 bad = st.sampled_from(
-    [(b"u1", value) for value in BAD_VALUES] + [(None, b"{}"), (b"u1", None), (b"u2", order_bytes(1, 1, "1"))]
+    [(b"u1", value) for value in BAD_VALUES]
+    + [(None, b"{}"), (b"u1", None), (b"u2", order_bytes("u1", "1", "1")), (b"", order_bytes("", "1", "1"))]
 )
 heartbeat = st.just((None, b'{"heartbeat": true}'))
-events = st.lists(st.tuples(steps_ms, st.one_of(valid, valid, valid, bad, heartbeat)), min_size=1, max_size=60)
+contents = st.one_of(valid, valid, valid, bad, heartbeat)
+events = st.one_of(
+    st.lists(st.tuples(steps_ms, contents), min_size=1, max_size=60),
+    st.lists(st.tuples(edges_ms, contents), min_size=1, max_size=60),  # all at the edges of slices
+)
 
 
 def source_records(plan: Plan) -> list[SourceRecord]:
@@ -118,73 +96,77 @@ def source_records(plan: Plan) -> list[SourceRecord]:
     return records
 
 
-async def run_engine(broker: KilledBroker, clock: Clock, records: list[SourceRecord], kills: list[int]) -> None:
-    """Runs engines one after another, each killed after so many calls, the last one until everything is committed."""
-    producer = MemoryProducer(broker)
-    chunks = max(1, len(kills) + 1)
-    for index in range(chunks):
-        for record in records[index * len(records) // chunks : (index + 1) * len(records) // chunks]:
-            producer.try_send(
-                "raw.orders", record.value, record.key, partition=record.partition, timestamp_ms=record.timestamp_ms
-            )
-        broker.calls_left = kills[index] if index < len(kills) else 10**9
-        stopping = asyncio.Event()
-        engine = Engine(broker, [fraud.orders.source], PIPELINES, clock, "test.streams")
-        task = asyncio.create_task(engine.run(stopping))
-        await asyncio.sleep(3.5)
-        stopping.set()
-        try:
-            await task
-        except Killed:
-            assert index < len(kills)
-
-
 def records_of(broker: MemoryBroker, topic: str) -> list[Record]:
     return [record for place, log in broker.logs.items() if place.topic == topic for record in log]
 
 
-def run_case(plan: Plan, kills: list[int]) -> None:
+def run_case(plan: Plan, kills: list[int], seed: int) -> KilledBroker:
     records = source_records(plan)
 
-    async def main(clock: Clock) -> None:
-        broker = KilledBroker(ManualClock(START_MS + 10**9))
-        await broker.admin().create(topics_of([fraud.orders.source], PIPELINES))
-        await run_engine(broker, clock, records, kills)
+    async def main(clock: Clock) -> KilledBroker:
+        broker = await run_killed(clock, fraud.orders.source, PIPELINES, records, kills, seed)
         check_outputs(lambda topic: records_of(broker, topic), read_all(records))
-        committed = broker.groups["test.streams"].committed
+        committed = broker.groups[GROUP].committed
         for partition in range(2):
             end = sum(record.partition == partition for record in records)
             if end:
                 assert end == committed[TopicPartition("raw.orders", partition)].offset
+        return broker
 
-    run_virtual(main, START_MS)
+    return run_virtual(main, START_MS)
 
 
-@given(plan=events, kills=st.lists(st.integers(0, 40), max_size=4))
+@given(plan=events, kills=st.lists(st.integers(0, 40), max_size=4), seed=st.integers(0, 99))
 @settings(max_examples=examples(150))
-def test_engine_killed_at_any_call_gives_what_brute_force_gives(plan: Plan, kills: list[int]) -> None:
+def test_engine_killed_at_any_call_gives_what_brute_force_gives(plan: Plan, kills: list[int], seed: int) -> None:
     """Whatever the records and wherever the engine dies, its outputs are those of a plain reading."""
-    run_case(plan, kills)
+    run_case(plan, kills, seed)
 
 
-@pytest.mark.parametrize("safeguard", ["version", "event time in the commit", "the table of windows"])
+def test_engine_killed_loses_what_was_not_acknowledged() -> None:
+    """The kills of the ablations below do lose records, and let others of the same moment arrive."""
+    brokers = run_cases(KILL_PLAN)
+    assert sum(broker.lost for broker in brokers) > 100
+    assert sum(broker.arrived for broker in brokers) > 100
+
+
+@pytest.mark.parametrize(
+    "safeguard",
+    [
+        "version",
+        "event time in the commit",
+        "the table of windows",
+        "acknowledgements",
+        "acknowledgements of outputs",
+    ],
+)
 def test_engine_safeguard_removed_turns_the_proof_red(safeguard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ablation: without any one of its safeguards the engine is caught by the test above."""
-    if safeguard == "version":
-        monkeypatch.setattr(engine_module, "load_topic", load_without_versions)
-    elif safeguard == "event time in the commit":
-        monkeypatch.setattr(engine_module, "mark_of", mark_without_time)
-    else:
-        monkeypatch.setattr(Engine, "_send_changes", send_nothing)
-    plan: Plan = [(1_000, (b"u1", order_bytes(1, number, "5"))) for number in range(6)]
-    plan += [(400_000, (b"u1", order_bytes(1, 20, "5"))), (-390_000, (b"u1", order_bytes(1, 21, "5")))]
-    with pytest.raises(AssertionError):
-        run_cases(plan)
+    match safeguard:
+        case "version":
+            monkeypatch.setattr(engine_module, "load_topic", load_without_versions)
+        case "event time in the commit":
+            monkeypatch.setattr(engine_module, "mark_of", mark_without_time)
+        case "the table of windows":
+            monkeypatch.setattr(Engine, "_send_changes", send_nothing)
+        case "acknowledgements":
+            monkeypatch.setattr(Engine, "_flush", flush_nothing)
+        case "acknowledgements of outputs":
+            monkeypatch.setattr(HoldingProducer, "flush", flush_tables)
+    with pytest.raises((AssertionError, SetupError)):  # the latter by the engine itself, where its table is gone
+        run_cases(KILL_PLAN)
 
 
-def run_cases(plan: Plan) -> None:
-    for kill in range(0, 60, 3):
-        run_case(plan, [kill] * (len(plan) - 1))
+KILL_PLAN: Plan = [
+    *((1_000, (b"u1", order_bytes("u1", str(number), "20000"))) for number in range(6)),
+    (400_000, (b"u1", order_bytes("u1", "20", "5"))),
+    (-390_000, (b"u1", order_bytes("u1", "21", "5"))),
+]
+
+
+def run_cases(plan: Plan) -> list[KilledBroker]:
+    """The plan in lives of one record each, killed after 0, 1, 2 ... calls."""
+    return [run_case(plan, [kill] * (len(plan) - 1), seed=kill) for kill in range(0, 60, 3)]
 
 
 def load_without_versions(source: Any, pipelines: Any) -> CompiledTopic:
@@ -202,6 +184,16 @@ def mark_without_time(topic: CompiledTopic, state: PartitionState) -> str:
 async def send_nothing(engine: Engine, table: TableCodec, state: PartitionState) -> None:
     if table.row is None:
         await original_send_changes(engine, table, state)
+
+
+async def flush_nothing(engine: Engine) -> None:
+    """Goes on as if all had been acknowledged."""
+
+
+async def flush_tables(producer: HoldingProducer) -> list[DeliveryFailure]:
+    """Only state and features have arrived."""
+    producer.deliver({"state.order_rate", "features.user_features"})
+    return []
 
 
 original_send_changes = Engine._send_changes
