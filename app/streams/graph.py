@@ -247,6 +247,11 @@ class Aggregated:
         """Serves live tiles as features: agents read `view`, Redis holds `view:{entity}`."""
         if self.windowed.window != "live":
             raise SetupError(f"serve({view!r})", "only live windows are served; write the others to(...) a topic")
+        if view == "headrace" or not re.fullmatch(r"[A-Za-z0-9._-]+", view):
+            raise SetupError(
+                f"serve({view!r})",
+                "a view's name has letters, digits, '.', '_' and '-', and 'headrace' is the store's own",
+            )
         return LivePipeline(
             self.windowed.stream, self.windowed.size_ms, self.windowed.slice_ms, self.aggregates, self.outputs, view
         )

@@ -42,6 +42,10 @@ def test_alert_tag_is_its_class_name_in_snake_case() -> None:
         (lambda: orders().live("5m", tile="30s").aggregate(version=count()), "taken"),
         (lambda: orders().live("5m", tile="30s").aggregate(n=count()).to("t"), "serve"),
         (lambda: orders().tumbling("5m").aggregate(n=count()).serve("v"), "only live"),
+        *(
+            (lambda view=view: orders().live("5m", tile="30s").aggregate(n=count()).serve(view), "a view's name")
+            for view in ("", "headrace", "a:b", "a b", "v\n", "größe")
+        ),
         (lambda: orders().tumbling("5m").aggregate(n=total(col.status)), "not exact"),
         (lambda: orders().derive(amount_usd=col.amount_usd + 1), "already"),
         (lambda: orders().alert(LargeOrder, id="amount_usd"), "not a text field"),
