@@ -17,7 +17,8 @@ import msgspec
 from app.broker.base import Assignment, Producer, Reader
 from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
-from app.core.errors import BadRecord, Fenced, Rejected
+from app.core.errors import BadRecord, Fenced, HeadraceError, Rejected
+from app.core.notices import Notices
 from app.core.record import Record
 from app.core.text import one_line
 from app.decisions.agent import Action, Agent
@@ -97,6 +98,7 @@ class ActionsWork:
         self._receivers = receivers
         self._clock = clock
         self._dead_letters = DeadLetters(producer, GROUP)
+        self._notices = Notices(logger, logging.WARNING)
         self._ledgers: dict[int, Ledger] = {}
         self._ended: Remembered[Pair, int] = Remembered()
         self._handler_seconds = receivers.timeout_ms / 1000 + HANDLER_SECONDS
@@ -155,11 +157,18 @@ class ActionsWork:
             except Fenced:
                 raise
             except Exception as error:
-                logger.warning("effect %s failed: %s", state.effects[name].key, one_line(error), exc_info=True)
+                self._say_failed(state.effects[name].key, name, error)
                 state = self._ledger(standing).get(standing.record.alert_id, standing.agent.name) or state
                 failures.append(error)
         if failures:
             raise failures[0]
+
+    def _say_failed(self, key: str, name: str, error: Exception) -> None:
+        """An absent receiver fails many effects at once; only what an action's author did not expect needs its traceback."""
+        if isinstance(error, HeadraceError):
+            self._notices.tell(name, f"effect {one_line(key)} failed, and is tried again: {one_line(error)}")
+        else:
+            logger.warning("effect %s failed: %s", one_line(key), one_line(error), exc_info=error)
 
     async def give_up(self, record: Record, error: Exception, attempts: int) -> None:
         """Ends what no attempt has ended: each open effect is `failed`, or `unknown` once called, and a person is asked."""

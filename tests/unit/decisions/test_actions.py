@@ -81,6 +81,14 @@ def test_effect_that_stays_away_fails_visibly() -> None:
     assert "block_order is failed" in request.reason
 
 
+def test_effect_whose_receiver_is_away_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is tried: no traceback, since nobody has made a mistake here."""
+    apply_one(with_actions(make_agent()), prepare=failing(AWAY, AWAY))
+    (line,) = [record for record in caplog.records if "failed" in record.getMessage()]
+    assert "block_order:large_order:u-1:o-1 failed, and is tried again: http://pay.test" in line.getMessage()
+    assert line.exc_info is None
+
+
 def test_effect_that_is_refused_fails_at_once() -> None:
     """A refusal is not repeated."""
     world = apply_one(with_actions(make_agent()), prepare=failing(Rejected("http://pay.test: answered 400")))
