@@ -156,7 +156,7 @@ class ActionsWork:
                 state = await self._apply(standing, state, name)
             except Fenced:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever an action raises is tried again
                 self._say_failed(state.effects[name].key, name, error)
                 state = self._ledger(standing).get(standing.record.alert_id, standing.agent.name) or state
                 failures.append(error)
