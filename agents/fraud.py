@@ -47,9 +47,12 @@ def judge_by_rules(alert: HighValueOrder, user: Features) -> FraudDecision:
     """The offline stand-in for a model: thresholds on the shopper's last five minutes."""
     orders = int(user.values["order_count_5m"])
     value = Decimal(user.values["order_value_5m"])
-    figures = f"{orders} orders of {value:.2f} dollars in five minutes, this one {alert.amount_usd:.2f}"
+    counted = "1 order" if orders == 1 else f"{orders} orders"
+    figures = f"{counted} of {value:.2f} dollars in five minutes, this one {alert.amount_usd:.2f}"
     if orders >= BLOCK_COUNT or value >= BLOCK_VALUE_USD:
-        return FraudDecision(action="block", risk_level="CRITICAL", reason=f"a series of orders: {figures}")
+        return FraudDecision(
+            action="block", risk_level="CRITICAL", reason=f"a series, or a very large total: {figures}"
+        )
     if orders >= REVIEW_COUNT or value >= REVIEW_VALUE_USD:
         return FraudDecision(action="review", risk_level="HIGH", reason=f"more than usual: {figures}")
     return FraudDecision(action="approve", risk_level="LOW", reason=f"a single large order: {figures}")
