@@ -66,12 +66,17 @@ class App:
     def _include(self, module: ModuleType) -> None:
         for value in vars(module).values():
             if isinstance(value, Topic):
-                self.sources[value.source.spec.name] = value.source
+                self._add(value.source)
         for name, pipeline in pipelines_in(module).items():
             known = self.pipelines.setdefault(name, pipeline)
             if known is not pipeline:
                 raise SetupError(f"{module.__name__}.{name}", "another module declares a pipeline of this name")
-            self.sources.setdefault(pipeline.stream.source.spec.name, pipeline.stream.source)
+            self._add(pipeline.stream.source)
+
+    def _add(self, source: Source) -> None:
+        known = self.sources.setdefault(source.spec.name, source)
+        if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
+            raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
 
     @property
     def topics(self) -> TopicRegistry:
@@ -97,10 +102,22 @@ class App:
     def views(self) -> dict[str, View]:
         """The served views, by name."""
         return {
-            pipeline.view: view_of(pipeline, pipeline.stream.source.spec.partitions, fingerprint(pipeline))
+            pipeline.view: msgspec.structs.replace(
+                view_of(pipeline, pipeline.stream.source.spec.partitions, fingerprint(pipeline)),
+                comparable=pipeline.comparable and self._alerts_are_seen_by(pipeline),
+            )
             for pipeline in self.pipelines.values()
             if isinstance(pipeline, LivePipeline)
         }
+
+    def _alerts_are_seen_by(self, view: LivePipeline) -> bool:
+        """Whether the view takes every record that raises an alert: `once` may drop some that alerts do not drop."""
+        rule, source = view.stream.once_rule, view.stream.source.spec.name
+        return rule is None or all(
+            alert.stream.once_rule == rule
+            for alert in self.pipelines.values()
+            if isinstance(alert, AlertPipeline) and alert.stream.source.spec.name == source
+        )
 
     def agent(
         self,

@@ -8,11 +8,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import anyio
 import msgspec
 
 from app.application import App
 from app.broker.memory import MemoryBroker
 from app.core.clock import Clock
+from app.core.errors import Unavailable
 from app.core.settings import Settings
 from app.models.base import Model
 from app.serving.memory import MemoryStore
@@ -74,9 +76,11 @@ class Demo:
 
     async def _settled(self) -> None:
         """Waits until every group has committed everything there is."""
-        async with asyncio.timeout(SETTLE_LIMIT_S):
+        with anyio.move_on_after(SETTLE_LIMIT_S):
             while not self._is_settled():  # noqa: ASYNC110 - four groups, none of which tells
                 await asyncio.sleep(SETTLE_STEP_S)
+            return
+        raise Unavailable(f"the demo did not come to its end within {SETTLE_LIMIT_S:.0f} s")
 
     def _is_settled(self) -> bool:
         return all(

@@ -3,14 +3,16 @@
 A part that meets an outage (`Unavailable`) is started again with a growing pause: its state lives in topics and the
 store, so it goes on where it was. Everything else that a part raises ends the worker.
 
-Stopping: no part takes new records; the agents let running calls finish as long as `drain_ms`; every part flushes,
-commits and leaves its group. What had to be cancelled is uncommitted, and the next owner handles it again.
+Stopping: agents and actions take no new records and let running calls finish as long as `drain_ms`; then streams and
+features follow. Every part flushes, commits and leaves its group. What had to be cancelled is uncommitted, and the next
+owner handles it again.
 """
 
 import asyncio
 import gc
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -20,7 +22,7 @@ from app.application import STREAMS_GROUP, App
 from app.broker.base import Broker, Producer
 from app.broker.publisher import Publisher
 from app.core.clock import Clock
-from app.core.errors import SetupError, Unavailable
+from app.core.errors import HeadraceError, SetupError, Unavailable
 from app.core.settings import Settings
 from app.decisions.actions import RETRY, ActionsWork
 from app.decisions.agent import Agent
@@ -40,11 +42,23 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("streams", "features", "agents", "actions")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+CLOSE_S = 5.0
 
 GC_THRESHOLDS = (50_000, 20, 50)
 """Tables hold millions of small lists, none of them garbage: the defaults would walk them all the time."""
 
 Run = Callable[[asyncio.Event], Awaitable[None]]
+
+
+@dataclass
+class _Part:
+    """One thing that runs. supplies: others need it to finish their work, so it stops after them."""
+
+    name: str
+    make: Callable[[], Run]
+    supplies: bool = False
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Worker:
@@ -109,40 +123,56 @@ class Worker:
             raise SetupError("action_urls", f"no action is called {names}; there are {', '.join(sorted(known))}")
 
     async def run(self, stopping: asyncio.Event, ready: asyncio.Event | None = None) -> None:
-        """Until `stopping` is set, then drains and returns. `ready` is set when every part has been started.
+        """Until `stopping` is set, then drains and returns. `ready` is set when all servers have
+        answered and every part begins.
 
         On cancellation everything ends at once, uncommitted.
         Raises: SetupError for missing topics; Unavailable within 10 s when a server does not answer; Rejected.
         """
         gc.set_threshold(*GC_THRESHOLDS)
         logger.debug("settings %s", self._settings.redacted())
-        await self._require_topics()
-        await self._producer.start()
-        if {"features", "agents"} & set(self._parts):
-            await self._store.start()
-        self._app.connect(Publisher(self._producer, self._app.topics))
+        parts = self._runs()
         try:
+            await self._require_topics()
+            await self._producer.start()
+            if {"features", "agents"} & set(self._parts):
+                await self._store.start()
+            self._app.connect(Publisher(self._producer, self._app.topics))
             async with asyncio.TaskGroup() as tasks:
-                for name, make in self._runs():
-                    tasks.create_task(self._supervise(name, make, stopping), name=name)
-                logger.info(
-                    "running %s on %s, features in %s",
-                    ", ".join(self._parts),
-                    self._broker.address,
-                    self._store.address,
-                )
+                for part in parts:
+                    tasks.create_task(self._supervise(part), name=part.name)
+                tasks.create_task(self._stop_in_order(parts, stopping))
+                addresses = self._broker.address, self._store.address
+                logger.info("running %s on %s, features in %s", ", ".join(self._parts), *addresses)
                 if ready is not None:
                     ready.set()
         except BaseExceptionGroup as group:
+            if len(group.exceptions) > 1:
+                raise
             raise group.exceptions[0] from None
         finally:
             self._app.connect(None)
-            with anyio.CancelScope(shield=True):
-                if self._gate is not None:
-                    await self._gate.close()
-                await self._http.close()
-                await self._producer.close()
-                await self._reader.close()
+            await self._close()
+
+    async def _stop_in_order(self, parts: Sequence[_Part], stopping: asyncio.Event) -> None:
+        """Those that decide and act first, since they need what the others give."""
+        await stopping.wait()
+        for supplies in (False, True):
+            phase = [part for part in parts if part.supplies is supplies]
+            for part in phase:
+                part.stopping.set()
+            for part in phase:
+                await part.ended.wait()
+
+    async def _close(self) -> None:
+        """Closes what the parts share, whatever becomes of each."""
+        gate = [self._gate.close] if self._gate is not None else []
+        for close in (*gate, self._http.close, self._producer.close, self._reader.close):
+            with anyio.move_on_after(CLOSE_S, shield=True):
+                try:
+                    await close()
+                except HeadraceError as error:
+                    logger.warning("while closing: %s", error)
 
     async def _require_topics(self) -> None:
         """Raises: SetupError for what is missing, or has other partitions than declared: keys would be looked for, and
@@ -166,18 +196,23 @@ class Worker:
                     f"has {topic.partitions} partitions, {spec.partitions} are declared; declare what there is, or "
                     "make the topic anew",
                 )
+            for setting in ("message.timestamp.type", "cleanup.policy"):
+                if topic is not None and topic.config.get(setting) not in (None, spec.config()[setting]):
+                    raise SetupError(
+                        spec.name, f"{setting} is {topic.config[setting]}, {spec.config()[setting]} is declared"
+                    )
 
-    def _runs(self) -> list[tuple[str, Callable[[], Run]]]:
-        runs: list[tuple[str, Callable[[], Run]]] = []
+    def _runs(self) -> list[_Part]:
+        parts: list[_Part] = []
         if "streams" in self._parts:
-            runs.append(("streams", self._make_streams))
+            parts.append(_Part("streams", self._make_streams, supplies=True))
         if "features" in self._parts and self._app.views:
-            runs.append(("features", self._make_features))
+            parts.append(_Part("features", self._make_features, supplies=True))
         if "agents" in self._parts:
-            runs += [(f"agent {agent.name}", self._agent_maker(agent)) for agent in self._app.agents.values()]
+            parts += [_Part(f"agent {agent.name}", self._agent_maker(agent)) for agent in self._app.agents.values()]
         if "actions" in self._parts and self._app.agents:
-            runs.append(("actions", self._make_actions))
-        return runs
+            parts.append(_Part("actions", self._make_actions))
+        return parts
 
     def _make_streams(self) -> Run:
         self.engine = Engine(
@@ -191,8 +226,7 @@ class Worker:
 
     def _agent_maker(self, agent: Agent[Any]) -> Callable[[], Run]:
         gate = self._gate
-        if gate is None:
-            raise SetupError("--only", "agents need a model")
+        assert gate is not None, "agents need a model"
 
         def make() -> Run:
             work = AgentWork(
@@ -227,21 +261,27 @@ class Worker:
     def _dispatcher(self, work: AgentWork | ActionsWork, config: DispatchConfig) -> Run:
         return Dispatcher(self._broker, work, config, self._random).run
 
-    async def _supervise(self, name: str, make: Callable[[], Run], stopping: asyncio.Event) -> None:
-        """Runs a part until `stopping`; after an outage makes it anew."""
+    async def _supervise(self, part: _Part) -> None:
+        """Runs a part until it is to stop; after an outage makes it anew."""
         loop = asyncio.get_running_loop()
         pause_s = FIRST_PAUSE_S
-        while not stopping.is_set():
-            began = loop.time()
-            try:
-                await make()(stopping)
-                return
-            except Unavailable as error:
-                was_healthy = loop.time() - began > LONGEST_PAUSE_S
-                pause_s = FIRST_PAUSE_S if was_healthy else min(pause_s * 2, LONGEST_PAUSE_S)
-                logger.warning("%s: %s; starts again in %.1f s", name, error, pause_s)
-            with anyio.move_on_after(pause_s):
-                await stopping.wait()
+        try:
+            while not part.stopping.is_set():
+                began = loop.time()
+                try:
+                    await part.make()(part.stopping)
+                    return
+                except Unavailable as error:
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise  # an outage while being cancelled must not become a new beginning
+                    was_healthy = loop.time() - began > LONGEST_PAUSE_S
+                    pause_s = FIRST_PAUSE_S if was_healthy else min(pause_s * 2, LONGEST_PAUSE_S)
+                    logger.warning("%s: %s; starts again in %.1f s", part.name, error, pause_s)
+                with anyio.move_on_after(pause_s):
+                    await part.stopping.wait()
+        finally:
+            part.ended.set()
 
 
 def _gate(model: Model, settings: Settings) -> ModelGate:

@@ -233,7 +233,8 @@ def is_heartbeat(record: SourceRecord) -> bool:
     if record.key is not None or record.value is None or record.timestamp_ms < 0:
         return False
     try:
-        return bool(msgspec.json.decode(record.value) == {"heartbeat": True})
+        said = msgspec.json.decode(record.value)
+        return isinstance(said, dict) and list(said) == ["heartbeat"] and said["heartbeat"] is True
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
 

@@ -3,6 +3,7 @@
 After a crash a letter may be written again; topic, partition, offset and group in its headers make it recognizable.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import NamedTuple
@@ -12,10 +13,14 @@ import msgspec
 from app.broker.base import Confirmation, Producer, Reader
 from app.broker.topics import DEAD_EXTRA_BYTES
 from app.core.errors import RecordTooLarge
+from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
 from app.core.text import one_line
 
+logger = logging.getLogger(__name__)
+
 MAX_REASON_CHARACTERS = 1_000
+KEPT_KEY_BYTES = 8_192
 SUFFIX = ".dead"
 KNOWN_HEADERS = ("reason", "topic", "partition", "offset", "group", "timestamp_ms", "length", "sha256")
 
@@ -32,7 +37,8 @@ class DeadLetter(NamedTuple):
 def dead_letter(record: Record, reason: str, group: str, *, takes_bytes: int | None = None) -> DeadLetter:
     """The letter for a record; `group` is who could not handle it.
 
-    takes_bytes: what the dead-letter topic takes; a larger value keeps its first 64 KiB, with length and hash.
+    takes_bytes: what the dead-letter topic takes; a larger value keeps its first 64 KiB, with length and hash, and a
+    long key its first 8 KiB, with its length.
     """
     headers: Headers = (
         ("reason", one_line(reason, MAX_REASON_CHARACTERS).encode()),
@@ -42,11 +48,19 @@ def dead_letter(record: Record, reason: str, group: str, *, takes_bytes: int | N
         ("group", group.encode()),
         ("timestamp_ms", b"%d" % record.timestamp_ms),
     )
-    value = record.value
+    key, value = record.key, record.value
     if takes_bytes is not None and value is not None and len(value) + DEAD_EXTRA_BYTES // 2 > takes_bytes:
         cut = (("length", b"%d" % len(value)), ("sha256", sha256(value).hexdigest().encode()))
         value, headers = value[:DEAD_EXTRA_BYTES], headers + cut
-    return DeadLetter(f"{record.topic}{SUFFIX}", record.key, value, headers)
+    if takes_bytes is not None and key is not None and len(key) > KEPT_KEY_BYTES:
+        key, headers = key[:KEPT_KEY_BYTES], (*headers, ("key_length", b"%d" % len(key)))
+    return DeadLetter(f"{record.topic}{SUFFIX}", key, value, headers)
+
+
+def said(record: Record, reason: str) -> str:
+    """What a log says about one dead letter."""
+    place = f"{record.topic}/{record.partition}/{record.offset}"
+    return f"{place} went to {record.topic}{SUFFIX}: {one_line(reason)}"
 
 
 class DeadLetters:
@@ -55,6 +69,7 @@ class DeadLetters:
     def __init__(self, producer: Producer, group: str) -> None:
         self._producer = producer
         self._group = group
+        self._notices = Notices(logger, logging.INFO)
         self.written = 0
 
     async def write(self, record: Record, reason: str) -> Confirmation:
@@ -68,6 +83,7 @@ class DeadLetters:
             cut = dead_letter(record, reason, self._group, takes_bytes=0)
             confirmation = await self._confirm(cut, record.partition)
         self.written += 1
+        self._notices.tell(record.topic, said(record, reason))
         return confirmation
 
     async def _confirm(self, letter: DeadLetter, partition: int) -> Confirmation:

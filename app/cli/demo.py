@@ -43,7 +43,7 @@ def demo(
 
     if json and model != "rules":
         raise SetupError("--json", "runs under virtual time, where a real model has no place; use --model rules")
-    values = settings(broker="memory://", store="memory://", model=model)
+    values = settings(broker="memory://", store="memory://", model=model, action_urls={}, action_token="")
     output.set_up_logs("warning")
     loaded, play = load_app(app), _scenario(scenario)
     if json:

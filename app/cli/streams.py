@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from app.application import App
     from app.core.settings import Settings
     from app.streams.compiled import CompiledTopic
-    from app.streams.graph import Pipeline
+    from app.streams.graph import Pipeline, TumblingPipeline
 
 commands = typer.Typer(no_args_is_help=True, help="The declared streams.")
 
@@ -62,8 +62,8 @@ def show(
     rule = pipeline.stream.once_rule
     if rule is not None:
         output.line(
-            f"memory of once: every {rule.field} of the last {format_duration(rule.within_ms)} of event time, "
-            f"about 200 bytes each; 1,000 events/s keep {rule.within_ms // 1000:,}000 ids"
+            f"memory of once: each {rule.field} of the last {format_duration(rule.within_ms)} of event time, up to twice "
+            f"that, about 200 bytes each: at 1,000 events/s {rule.within_ms:,} to {2 * rule.within_ms:,} ids"
         )
 
 
@@ -97,18 +97,17 @@ def run(
     pipeline = named(loaded, name)
     if not isinstance(pipeline, TumblingPipeline):
         raise SetupError(name, "only windows with final rows have a bounded run")
-    asyncio.run(_run(name, pipeline, to or f"{name}.bounded", settings(broker=broker), json))
+    target = to or f"{name}.bounded"
+    if any(target == spec.name for spec in loaded.topics.all()):
+        raise SetupError("--to", f"{target} is a topic of the application; a bounded run writes into one of its own")
+    asyncio.run(_run(name, pipeline, target, settings(broker=broker), json))
 
 
-async def _run(name: str, pipeline: "Pipeline", to: str, values: object, json: bool) -> None:
+async def _run(name: str, pipeline: "TumblingPipeline", to: str, values: "Settings", json: bool) -> None:
     from app.broker.topics import TopicSpec
     from app.core.clock import SystemClock
-    from app.core.settings import Settings
     from app.streams.bounded import BoundedRun, run_bounded
-    from app.streams.graph import TumblingPipeline
 
-    assert isinstance(pipeline, TumblingPipeline)
-    assert isinstance(values, Settings)
     clock = SystemClock()
     opened = open_cluster(values)
     try:
@@ -152,8 +151,13 @@ def reset(
     """
     import asyncio
 
+    from app.core.errors import SetupError
+    from app.streams.graph import AlertPipeline
+
     loaded = load_app(app)
     pipeline = named(loaded, name)
+    if isinstance(pipeline, AlertPipeline):
+        raise SetupError(name, "raises alerts and keeps no state; there is nothing to forget")
     partitions = asyncio.run(_reset(loaded, pipeline, settings(broker=broker, store=store)))
     output.note(f"{name}: forgotten in {partitions} partitions; it joins anew when a worker starts")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, settings
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,18 +63,15 @@ async def _work(app: "App", settings: "Settings", parts: tuple[str, ...]) -> Non
 
     import anyio
 
-    from app.connections import open_broker, open_model
+    from app.connections import open_model
     from app.core.clock import SystemClock
-    from app.core.errors import SetupError
     from app.serving.stores import open_store
     from app.worker import Worker
 
-    if settings.broker == "memory://":
-        raise SetupError("broker", "memory:// lives and dies with one process; watch it with: python -m app demo")
     clock = SystemClock()
-    broker, store = open_broker(settings, clock), open_store(settings.store, clock)
+    broker, store = open_cluster(settings), open_store(settings.store, clock)
     try:
-        model = open_model(settings, app.rules, os.environ) if "agents" in parts else None
+        model = open_model(settings, app.rules, os.environ) if "agents" in parts and app.agents else None
         worker = Worker(app, settings, broker=broker, store=store, model=model, clock=clock, parts=parts)
         stopping = asyncio.Event()
         async with anyio.create_task_group() as tasks:

@@ -106,7 +106,7 @@ def load_settings(
         for variable, url in environment.items()
         if variable.startswith(ACTION_URL_PREFIX)
     }
-    if action_urls:
+    if action_urls and isinstance(values.get("action_urls", {}), dict):
         values["action_urls"] = {**values.get("action_urls", {}), **action_urls}
         sources["action_urls"] = f"{ACTION_URL_PREFIX}*"
     for variable, text in environment.items():

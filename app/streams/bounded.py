@@ -42,7 +42,7 @@ async def run_bounded(
     progress = BoundedRun()
     await producer.start()
     try:
-        await _require_partitions(broker, topic, len(places))
+        await _require_partitions(broker, source.spec.name, topic, len(places))
         starts, ends = await reader.beginning_offsets(places), await reader.end_offsets(places)
         for place in places:
             state = compiled.new_state(place)
@@ -68,12 +68,17 @@ async def run_bounded(
         await reader.close()
 
 
-async def _require_partitions(broker: Broker, topic: str, partitions: int) -> None:
+async def _require_partitions(broker: Broker, source: str, topic: str, partitions: int) -> None:
     admin = broker.admin()
     try:
-        found = (await admin.describe([topic]))[topic]
+        described = await admin.describe([source, topic])
     finally:
         await admin.close()
+    read, found = described[source], described[topic]
+    if read is None:
+        raise SetupError(source, "does not exist; create it with: python -m app topics create")
+    if read.partitions != partitions:
+        raise SetupError(source, f"has {read.partitions} partitions, {partitions} are declared")
     if found is None:
         raise SetupError("--to", f"{topic} does not exist; create it with: python -m app topics create")
     if found.partitions < partitions:

@@ -74,9 +74,9 @@ def load_topic(source: Source, pipelines: Mapping[str, Pipeline]) -> CompiledTop
         "to_cents": to_cents,
         "to_dollars": to_dollars,
     }
-    for pipeline in pipelines.values():
+    for name, pipeline in pipelines.items():
         if isinstance(pipeline, AlertPipeline):
-            namespace[pipeline.alert_type.__name__] = pipeline.alert_type
+            namespace[f"alert_{name}"] = pipeline.alert_type
     exec(compile(text, f"<streams of {source.spec.name}>", "exec"), namespace)
     tables = {
         name: _table(name, pipeline, namespace)

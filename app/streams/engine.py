@@ -6,6 +6,7 @@ go out with the next one. So a crash at any point repeats outputs under the same
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,19 +17,21 @@ from app.broker.base import Assignment, Broker, CommittedOffset, Consumer, Produ
 from app.broker.dead_letters import DeadLetter, dead_letter
 from app.core.clock import Clock
 from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, Unavailable
+from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.graph import Pipeline, Source
 from app.streams.outputs import late_reference
-from app.streams.restore import mark_of, restore
+from app.streams.restore import mark_of, require_marks_fit, restore
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 
 logger = logging.getLogger(__name__)
 
 COMMIT_INTERVAL_S = 1.0
-LAST_COMMIT_S, CLOSE_S = 10.0, 6.0
-"""Together well within the grace that a platform gives."""
+LAST_COMMIT_S, CLOSE_S = 8.0, 4.0
+"""The last commit and the end of three clients: together within the grace that a platform gives."""
+ENDS_S = 1.0
 POLL_RECORDS = 1_000
 POLL_TIMEOUT_MS = 100
 
@@ -40,7 +43,6 @@ class EngineStatistics(msgspec.Struct):
     malformed: int = 0
     alerts: int = 0
     rows: int = 0
-    commits: int = 0
     gone: int = 0
     """Records that the broker deleted before they were read."""
     late: dict[str, int] = msgspec.field(default_factory=dict)
@@ -63,6 +65,7 @@ class Engine:
         self._reader = broker.reader()
         self._consumer: Consumer = broker.consumer(group, sorted(self._topics), self)
         self._next_commit_s = 0.0
+        self._notices = Notices(logger, logging.INFO)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set; then commits and leaves the group.
@@ -75,15 +78,18 @@ class Engine:
             self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
             while not stopping.is_set():
                 await self._step()
-            async with asyncio.timeout(LAST_COMMIT_S):
-                await self._consumer.close()
-        except TimeoutError:
-            raise Unavailable(
-                f"{self._broker.address}: the last commit was not taken within {LAST_COMMIT_S} s"
-            ) from None
+            await self._commit_last()
         finally:
             self._states.clear()  # so that leaving the group now commits nothing
             await self._leave()
+
+    async def _commit_last(self) -> None:
+        """Leaves the group, which commits what is still held."""
+        try:
+            async with asyncio.timeout(LAST_COMMIT_S):
+                await self._consumer.close()
+        except TimeoutError:
+            raise Unavailable(f"{self._broker.address}: no last commit within {LAST_COMMIT_S:.0f} s") from None
 
     async def _leave(self) -> None:
         """Closes every client, whatever becomes of the others."""
@@ -105,6 +111,7 @@ class Engine:
                 if not state.progress_told:  # or a new view would seem stale until the first commit
                     await self._send_progress(state)
         if asyncio.get_running_loop().time() >= self._next_commit_s:
+            await self._learn_ends(self._states.values())
             await self._commit(list(self._states.values()))
             self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
 
@@ -179,7 +186,6 @@ class Engine:
         """The order of the module's first paragraph, for some partitions."""
         if not states:
             return
-        await self._learn_ends(states)
         moved = [state for state in states if state.position != state.committed]
         for state in moved:
             await self._send_tiles(state)
@@ -201,27 +207,32 @@ class Engine:
             await self._consumer.commit(offsets)
         except Fenced:  # one of them is lost: the next poll says which, the others are committed a second later
             return
-        self.statistics.commits += bool(offsets)
         for state in moved:
             state.committed = state.position
             await self._send_tombstones(state)
 
     async def _learn_ends(self, states: Iterable[PartitionState]) -> None:
-        """Notes where the source topics end now: whoever has read up to there has seen all that was published before."""
+        """Notes where the source topics end now: whoever has read up to there has seen all that was published before.
+
+        Without an answer as-of stands still, and the features say their age.
+        """
         asked_ms = self._clock.now_ms()
-        ends = await self._reader.end_offsets([state.place for state in states])
-        for state in states:
-            state.ends.append((asked_ms, ends[state.place]))
+        with anyio.move_on_after(ENDS_S), contextlib.suppress(Unavailable):
+            ends = await self._reader.end_offsets([state.place for state in states])
+            for state in states:
+                state.learn_end(asked_ms, ends[state.place])
 
     async def _flush(self) -> None:
         failures = await self._producer.flush()
         if failures:
-            raise Unavailable(f"{len(failures)} records of the streams were not taken, first: {failures[0].error}")
+            raise failures[0].error
 
     async def _send_progress(self, state: PartitionState) -> None:
         """For each view: every event published before `as_of` is in its tiles."""
-        state.progress_told = True
         as_of_ms = state.as_of_ms()
+        if as_of_ms == 0:
+            return
+        state.progress_told = True
         for table in self._topics[state.place.topic].tables.values():
             slices = state.slices[table.name]
             if table.row is not None and state.position == state.committed:
@@ -285,10 +296,13 @@ def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) ->
         known = by_name.setdefault(source.spec.name, source)
         if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
             raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
-    return {
+    compiled = {
         name: load_topic(source, {n: p for n, p in pipelines.items() if p.stream.source.spec.name == name})
         for name, source in by_name.items()
     }
+    for topic in compiled.values():
+        require_marks_fit(topic)
+    return compiled
 
 
 def run_batch(topic: CompiledTopic, state: PartitionState, records: Sequence[Record], now_ms: int) -> None:

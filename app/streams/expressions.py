@@ -4,6 +4,7 @@
 means is fixed by the kinds of its fields, and money is compared and added in whole cents.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -57,8 +58,12 @@ class Expression:
     def __sub__(self, other: Any) -> "Binary":
         return Binary("-", self, literal(other))
 
+    __radd__ = __add__
+
     def __mul__(self, other: Any) -> "Binary":
         return Binary("*", self, literal(other))
+
+    __rmul__ = __mul__
 
     def __and__(self, other: Any) -> "Binary":
         return Binary("and", self, literal(other))
@@ -70,8 +75,11 @@ class Expression:
         return Not(self)
 
     def is_in(self, *values: Any) -> "OneOf":
-        """True where the value is one of the given literals."""
-        return OneOf(self, tuple(literal(value) for value in values))
+        """True where the value is one of the given constants. Raises: TypeError for none, and for anything else."""
+        choices = tuple(literal(value) for value in values)
+        if not choices or not all(isinstance(choice, Literal) for choice in choices):
+            raise TypeError("is_in takes constants, one at least")
+        return OneOf(self, choices)
 
     def __bool__(self) -> NoReturn:
         raise TypeError("an expression has no truth of its own; combine with &, | and ~, not with and, or and not")
@@ -130,6 +138,9 @@ class OneOf(Expression):
         return f"({self.inner} in ({', '.join(map(str, self.values))}))"
 
 
+_LITERALS = {str: Kind.TEXT, int: Kind.INTEGER}
+
+
 class _Columns:
     """`col.amount_usd` is `Column("amount_usd")`."""
 
@@ -143,9 +154,11 @@ col = _Columns()
 
 
 def literal(value: Any) -> Any:
-    """An expression as it is, a constant as a `Literal`. Raises: TypeError for any other type."""
+    """An expression as it is, a constant as a `Literal`. Raises: TypeError for any other value."""
     if isinstance(value, Expression):
         return value
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        raise TypeError(f"{value!r} cannot stand in an expression; it compares with nothing")
     if isinstance(value, str | int | float | Decimal):
         return Literal(value)
     raise TypeError(f"{value!r} cannot stand in an expression; text, numbers, Decimals and truth values can")
@@ -169,13 +182,14 @@ def _kind_of_type(info: msgspec.inspect.Type) -> Kind | None:
             return Kind.MONEY
         return _kind_of_type(info.type)
     if isinstance(info, msgspec.inspect.LiteralType):
-        return Kind.TEXT if all(isinstance(value, str) for value in info.values) else Kind.INTEGER
+        return next((kind for of, kind in _LITERALS.items() if all(type(value) is of for value in info.values)), None)
+    if isinstance(info, msgspec.inspect.DateTimeType):
+        return Kind.TIME if info.tz else None  # with and without a zone do not compare
     simple: dict[type, Kind] = {
         msgspec.inspect.BoolType: Kind.BOOLEAN,
         msgspec.inspect.IntType: Kind.INTEGER,
         msgspec.inspect.FloatType: Kind.NUMBER,
         msgspec.inspect.StrType: Kind.TEXT,
-        msgspec.inspect.DateTimeType: Kind.TIME,
     }
     return simple.get(type(info))
 
@@ -262,7 +276,7 @@ def literal_cents(constant: Literal, where: str = "expression") -> int:
     try:
         return to_cents(Decimal(str(constant.value)))
     except (ValueError, ArithmeticError):
-        raise SetupError(where, f"{constant} is not an amount of whole cents") from None
+        raise SetupError(where, f"{constant} is not an amount of whole cents, 0 or more") from None
 
 
 def columns_of(expression: Expression) -> set[str]:

@@ -10,6 +10,7 @@ same `fingerprint`; state made by one is never read by another.
 """
 
 import hashlib
+import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import msgspec
 from app.broker.topics import MAX_AHEAD_MS, TopicSpec
 from app.core.durations import format_duration, parse_duration_ms
 from app.core.errors import SetupError
-from app.streams.expressions import Column, Expression, Kind, field_kinds, kind_of
+from app.streams.expressions import Column, Expression, Kind, columns_of, field_kinds, kind_of, literal
 
 
 def _tag(class_name: str) -> str:
@@ -145,6 +146,7 @@ class Stream:
 
     def where(self, condition: Expression) -> "Stream":
         """Only the records for which the condition holds."""
+        condition = literal(condition)
         if kind_of(condition, self.fields(), f"where{condition}") is not Kind.BOOLEAN:
             raise SetupError(f"where({condition})", "is not true or false")
         return Stream(self.source, self.once_rule, (*self.steps, Where(condition)))
@@ -153,6 +155,7 @@ class Stream:
         """New fields, in the order given; a later one may use an earlier one."""
         stream = self
         for name, value in values.items():
+            _require_name(f"derive({name}=...)", name)
             known = stream.fields()
             if name in known or name in self.source.spec.type.__struct_fields__:
                 raise SetupError(f"derive({name}=...)", "the record has this field already")
@@ -226,7 +229,8 @@ class Windowed:
         outputs = []
         for name, aggregate in aggregates.items():
             where = f"aggregate({name}=...)"
-            if name in (self.stream.source.key, "version", "window_start", "window_end", "tile", "partition"):
+            _require_name(where, name)
+            if name in (self.stream.source.key, *RESERVED):
                 raise SetupError(where, "this name is taken; choose another one")
             if aggregate.when is not None and kind_of(aggregate.when, fields, where) is not Kind.BOOLEAN:
                 raise SetupError(where, "when= is not true or false")
@@ -324,6 +328,10 @@ WindowedPipeline = LivePipeline | TumblingPipeline
 Pipeline = AlertPipeline | WindowedPipeline
 
 
+RESERVED = ("version", "window_start", "window_end", "tile", "partition", "progress")
+"""Names that keys and values of tables use themselves."""
+
+
 class Topic(Stream):
     """A topic of events as a stream.
 
@@ -343,6 +351,8 @@ class Topic(Stream):
     ) -> None:
         if field_kinds(record_type).get(key) is not Kind.TEXT:
             raise SetupError(f"Topic({name!r})", f"key {key!r} is not a text field of {record_type.__name__}")
+        if key in RESERVED:
+            raise SetupError(f"Topic({name!r})", f"key {key!r}: this name is taken; choose another one")
         spec = TopicSpec(
             name=name,
             partitions=partitions,
@@ -354,6 +364,11 @@ class Topic(Stream):
         )
         out_of_orderness_ms = parse_duration_ms(out_of_orderness, f"Topic({name!r}, out_of_orderness=...)")
         super().__init__(Source(spec, out_of_orderness_ms))
+
+
+def _require_name(where: str, name: str) -> None:
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise SetupError(where, f"{name!r} is no name; letters, digits and _ are")
 
 
 def parse_retention_ms(text: str, setting: str) -> int | None:
@@ -368,8 +383,23 @@ def pipelines_in(module: ModuleType) -> dict[str, Pipeline]:
 
 
 def fingerprint(pipeline: Pipeline) -> str:
-    """16 hex digits that change when what the pipeline computes changes."""
-    return hashlib.sha256(str(pipeline).encode()).hexdigest()[:16]
+    """16 hex digits that change when what the pipeline computes changes, the kinds of the fields it reads among it."""
+    kinds = field_kinds(pipeline.stream.source.spec.type)
+    read = sorted(f"{name} {kinds[name].value}" for name in columns_used(pipeline) if name in kinds)
+    return hashlib.sha256("; ".join([str(pipeline), *read]).encode()).hexdigest()[:16]
+
+
+def columns_used(pipeline: Pipeline) -> set[str]:
+    """Names of the fields that a pipeline reads, derived ones among them."""
+    used: set[str] = set()
+    for step in pipeline.stream.steps:
+        used |= columns_of(step.condition if isinstance(step, Where) else step.value)
+    if isinstance(pipeline, AlertPipeline):
+        return used | {pipeline.id_field}.union(*(columns_of(value) for _, value in pipeline.fields))
+    for _, aggregate in pipeline.aggregates:
+        for expression in (aggregate.value, aggregate.when):
+            used |= columns_of(expression) if expression is not None else set()
+    return used
 
 
 def unique_names(pipelines: Mapping[str, Pipeline]) -> None:

@@ -4,13 +4,16 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import or_
+from typing import Literal
 
 from app.broker.topics import TopicSpec, dead_letters_of, late_references_of
 from app.core.codec import encode
+from app.core.errors import SetupError
 from app.core.record import Headers, Record
 from app.streams.graph import AlertPipeline, LivePipeline, Pipeline, Source, TumblingPipeline
 
 DAY_MS = 86_400_000
+ALERT_PARTITIONS = 6
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -61,36 +64,46 @@ def state_topic(name: str) -> str:
     return f"state.{name}"
 
 
-def topics_of(
-    sources: Iterable[Source], pipelines: Mapping[str, Pipeline], alert_partitions: int = 6
-) -> list[TopicSpec]:
-    """Every topic that these streams read or write."""
+def topics_of(sources: Iterable[Source], pipelines: Mapping[str, Pipeline]) -> list[TopicSpec]:
+    """Every topic that these streams read or write.
+
+    Raises: SetupError for a topic that is used in two ways.
+    """
     specs: dict[str, TopicSpec] = {}
+
+    def add(spec: TopicSpec) -> None:
+        if specs.setdefault(spec.name, spec) != spec:
+            raise SetupError(spec.name, "the topic is used in two ways; give one of them another name")
+
     for source in sources:
-        for spec in (source.spec, dead_letters_of(source.spec), late_references_of(source.spec)):
-            specs[spec.name] = spec
+        add(source.spec)
+        add(dead_letters_of(source.spec))
+        add(late_references_of(source.spec))
     for name, pipeline in pipelines.items():
         partitions = pipeline.stream.source.spec.partitions
         if isinstance(pipeline, LivePipeline):
-            specs[pipeline.topic] = TopicSpec(
-                name=pipeline.topic,
-                partitions=partitions,
-                cleanup="compact,delete",
-                retention_ms=DAY_MS,
-                min_compaction_lag_ms=3_600_000,
-            )
+            window_ms = pipeline.size_ms + pipeline.tile_ms
+            add(_table_topic(pipeline.topic, partitions, "compact,delete", window_ms + max(window_ms, DAY_MS)))
         elif isinstance(pipeline, TumblingPipeline):
-            specs[pipeline.topic] = TopicSpec(name=pipeline.topic, partitions=partitions, retention_ms=30 * DAY_MS)
-            specs[state_topic(name)] = TopicSpec(
-                name=state_topic(name),
-                partitions=partitions,
-                cleanup="compact",
-                retention_ms=None,
-                min_compaction_lag_ms=3_600_000,
-            )
-    for topic in {pipeline.topic for pipeline in pipelines.values() if isinstance(pipeline, AlertPipeline)}:
-        types = [p.alert_type for p in pipelines.values() if isinstance(p, AlertPipeline) and p.topic == topic]
-        spec = TopicSpec(name=topic, partitions=alert_partitions, type=reduce(or_, types))
-        specs[topic] = spec
-        specs[f"{topic}.dead"] = dead_letters_of(spec)
+            add(TopicSpec(name=pipeline.topic, partitions=partitions, retention_ms=30 * DAY_MS))
+            add(_table_topic(state_topic(name), partitions, "compact", None))
+    alerts = [pipeline for pipeline in pipelines.values() if isinstance(pipeline, AlertPipeline)]
+    for topic in dict.fromkeys(pipeline.topic for pipeline in alerts):
+        types = [pipeline.alert_type for pipeline in alerts if pipeline.topic == topic]
+        spec = TopicSpec(name=topic, partitions=ALERT_PARTITIONS, type=reduce(or_, types))
+        add(spec)
+        add(dead_letters_of(spec))
     return list(specs.values())
+
+
+def _table_topic(
+    name: str, partitions: int, cleanup: Literal["compact", "compact,delete"], retention_ms: int | None
+) -> TopicSpec:
+    """A table keeps every version for an hour, so that a frozen writer that wakes cannot hide a newer one."""
+    return TopicSpec(
+        name=name,
+        partitions=partitions,
+        cleanup=cleanup,
+        retention_ms=retention_ms,
+        min_compaction_lag_ms=3_600_000,
+    )

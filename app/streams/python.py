@@ -20,11 +20,11 @@ from app.streams.expressions import (
     Literal,
     Not,
     OneOf,
-    columns_of,
     field_kinds,
     kind_of,
     literal_cents,
 )
+from app.streams.gate import LATEST_MS, MAX_KEY_BYTES
 from app.streams.graph import (
     Aggregate,
     AlertPipeline,
@@ -37,6 +37,7 @@ from app.streams.graph import (
     Stream,
     Where,
     WindowedPipeline,
+    columns_used,
 )
 
 
@@ -69,7 +70,7 @@ def compile_topic(source: Source, pipelines: Mapping[str, Pipeline]) -> str:
     text.add(1, "for record in records:")
     _gate(text, source, bool(windowed))
     _clock(text, bool(windowed))
-    used = {source.key}.union(*(_columns_used(pipeline) for pipeline in pipelines.values()))
+    used = {source.key}.union(*(columns_used(pipeline) for pipeline in pipelines.values()))
     for column, kind in field_kinds(source.spec.type).items():
         if column in used and kind is not Kind.MONEY and column != source.key:
             text.add(2, f"f_{column} = event.{column}")
@@ -103,7 +104,7 @@ def _prologue(
 
 def _gate(text: _Text, source: Source, windowed: bool) -> None:
     text.add(2, "value = record.value", "t = record.timestamp_ms", "key = record.key")
-    text.add(2, "if key is None or value is None or t < 0:")
+    text.add(2, f"if key is None or value is None or not 0 < len(key) <= {MAX_KEY_BYTES} or not 0 <= t <= {LATEST_MS}:")
     text.add(3, "if is_heartbeat(record):")
     text.add(4, "if t > m:", "    m = t")
     if windowed:
@@ -114,6 +115,11 @@ def _gate(text: _Text, source: Source, windowed: bool) -> None:
     text.add(2, f"f_{source.key} = event.{source.key}")
     text.add(2, f"if f_{source.key}.encode() != key:")
     text.add(3, f"part.reject(record, 'the key is not the field {source.key}')", "continue")
+    whole = [name for name, kind in field_kinds(source.spec.type).items() if kind is Kind.INTEGER]
+    if whole:
+        bounds = " and ".join(f"-{2**63} <= event.{name} < {2**63}" for name in whole)
+        text.add(2, f"if not ({bounds}):")
+        text.add(3, "part.reject(record, 'a whole number does not fit 64 bits')", "continue")
     money = [name for name, kind in field_kinds(source.spec.type).items() if kind is Kind.MONEY]
     if money:
         text.add(2, "try:")
@@ -144,19 +150,6 @@ def _once(text: _Text, source: Source, rule: Once, shared: bool) -> None:
     text.add(2, f"repeat_{name} = part.once[{name!r}].is_repeat((f_{source.key}, event.{rule.field}), t, m)")
     if shared:
         text.add(2, f"if repeat_{name}:", "    continue")
-
-
-def _columns_used(pipeline: Pipeline) -> set[str]:
-    used: set[str] = set()
-    for step in pipeline.stream.steps:
-        used |= columns_of(step.condition if isinstance(step, Where) else step.value)
-    if isinstance(pipeline, AlertPipeline):
-        used |= {pipeline.id_field}.union(*(columns_of(value) for _, value in pipeline.fields))
-        return used
-    for _, aggregate in pipeline.aggregates:
-        for expression in (aggregate.value, aggregate.when):
-            used |= columns_of(expression) if expression is not None else set()
-    return used
 
 
 def _steps(text: _Text, depth: int, stream: Stream, once_done: bool) -> tuple[int, dict[str, Kind]]:
@@ -227,7 +220,7 @@ def _alert(text: _Text, source: Source, name: str, alert: AlertPipeline, views: 
         if kind_of(value, fields) is Kind.MONEY:
             shown = f"to_dollars({shown})"
         values.append(f"{field_name}={shown}")
-    text.add(depth, f"alert = {alert.alert_type.__name__}(")
+    text.add(depth, f"alert = alert_{name}(")
     text.add(depth + 1, f"alert_id=derived_id({alert.rule!r}, f_{source.key}, f_{alert.id_field}),")
     text.add(depth + 1, "triggered_at=instant(t),", *[f"{value}," for value in values])
     text.add(depth, ")")

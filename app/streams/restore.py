@@ -21,11 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class TableMark(msgspec.Struct, array_like=True):
-    """What a commit says about one pipeline: fingerprint, first event time that counts, table position."""
+    """What a commit says about one pipeline: fingerprint, first event time that counts, the table position from which a
+    restore must read, and where the table ended."""
 
     fingerprint: str
     since_ms: int
     position: int
+    end: int
 
 
 class CommitMark(msgspec.Struct, rename={"reached_ms": "m", "tables": "t"}):
@@ -38,13 +40,18 @@ class CommitMark(msgspec.Struct, rename={"reached_ms": "m", "tables": "t"}):
 def mark_of(topic: CompiledTopic, state: PartitionState) -> str:
     """Metadata for a commit at `state.position`."""
     tables = {
-        name: TableMark(table.fingerprint, state.slices[name].since_ms, state.slices[name].restore_position())
+        name: TableMark(table.fingerprint, slices.since_ms, slices.restore_position(), slices.table_position)
         for name, table in topic.tables.items()
+        for slices in (state.slices[name],)
     }
-    text = encode_mark(CommitMark(state.reached_ms, tables))
-    if len(text) > MAX_METADATA_CHARACTERS:
-        raise SetupError(state.place.topic, f"{len(tables)} windowed pipelines on one topic do not fit a commit")
-    return text
+    return encode_mark(CommitMark(state.reached_ms, tables))
+
+
+def require_marks_fit(topic: CompiledTopic) -> None:
+    """Raises: SetupError when what a commit must say of the pipelines may grow longer than a commit can be."""
+    longest = {name: TableMark(table.fingerprint, NEVER_MS, 2**62, 2**62) for name, table in topic.tables.items()}
+    if len(encode_mark(CommitMark(NEVER_MS, longest))) > MAX_METADATA_CHARACTERS:
+        raise SetupError(topic.source.spec.name, f"{len(longest)} windowed pipelines on one topic do not fit a commit")
 
 
 def encode_mark(mark: CommitMark) -> str:
@@ -68,10 +75,21 @@ async def restore(
 ) -> PartitionState:
     """The state of a partition as of its committed offset, or later where its tables are ahead of it.
 
-    Raises: SetupError when a pipeline's declaration differs from the one that made its state.
+    Raises: SetupError when a pipeline's declaration differs from the one that made its state, or when a topic was made
+    anew under its streams.
     """
     state = topic.new_state(place)
     mark = parse_mark(committed)
+    if committed is not None:
+        end = (await reader.end_offsets([place]))[place]
+        if committed.offset > end:
+            raise SetupError(
+                str(place),
+                f"ends at {end}, before the committed offset {committed.offset}: the topic was made anew; delete the "
+                "streams' consumer group and their state.* and features.* topics, or give the topic another name",
+            )
+        if mark is None and committed.offset > 0:
+            logger.warning("%s: committed without a mark, by another tool: event time and windows begin anew", place)
     if committed is not None:
         state.position = state.committed = committed.offset
     if mark is not None:
@@ -94,14 +112,17 @@ async def _restore_table(
         known = mark.tables.get(table.name)
         if known is None:  # it joins in the middle: only slices of which nothing has passed are complete
             slices.since_ms = mark.reached_ms + 1 if mark.reached_ms != NEVER_MS else NEVER_MS
+            logger.info("%s joins %s: it counts slices that start after %d", table.name, state.place, mark.reached_ms)
             return
         if known.fingerprint != table.fingerprint:
-            raise SetupError(
-                table.name,
-                f"its declaration has changed (was {known.fingerprint}, is {table.fingerprint}), its state has not; "
-                f"restore the declaration, or stop the workers and type: python -m app streams reset {table.name}",
-            )
+            raise _changed(table, known.fingerprint)
         slices.since_ms = known.since_ms
+        if known.end > end or (slices.emits_rows and known.position < start):
+            raise SetupError(
+                slices.table.topic,
+                f"partition {slices.table.partition} holds offsets {start} to {end}, a restore needs "
+                f"{known.position} to {known.end}: state is gone; stop the workers and type: python -m app streams reset {table.name}",
+            )
         start = max(start, known.position)
     newest = await _newest_entries(table, reader.read(slices.table, start, end))
     over_ms = state.reached_ms - state.out_of_orderness_ms
@@ -116,10 +137,13 @@ async def _restore_table(
 async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]]) -> dict[tuple[int, str], Entry]:
     """The entry of highest version of each key. What somebody else wrote into the table is passed over, and said once."""
     newest: dict[tuple[int, str], Entry] = {}
-    told = False
+    told, made_by = False, table.fingerprint
     async for records in batches:
         for record in records:
-            if record.key is None or record.key.startswith(b'{"progress":'):
+            if record.key is None:
+                continue
+            if record.key.startswith(b'{"progress":'):
+                made_by = (record.header("fingerprint") or b"").decode(errors="replace")
                 continue
             try:
                 key = table.parse_key(record.key)
@@ -136,7 +160,17 @@ async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]
                 newest.pop(key, None)
             elif key not in newest or entry[0] > newest[key][0]:
                 newest[key] = entry
+    if newest and made_by != table.fingerprint:
+        raise _changed(table, made_by)
     return newest
+
+
+def _changed(table: TableCodec, made_by: str) -> SetupError:
+    return SetupError(
+        table.name,
+        f"its declaration has changed (was {made_by}, is {table.fingerprint}), its state has not; restore the "
+        f"declaration, or stop the workers and type: python -m app streams reset {table.name}",
+    )
 
 
 async def _restore_once(topic: CompiledTopic, state: PartitionState, reader: Reader) -> None:
@@ -153,5 +187,3 @@ async def _restore_once(topic: CompiledTopic, state: PartitionState, reader: Rea
         scratch.late.clear()
         for slices in scratch.slices.values():
             slices.changed.clear()
-    for memory in state.once.values():
-        memory.repeats = 0

@@ -7,12 +7,14 @@ So a record that is read again, at or below the version its key holds, changes n
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.windows import NEVER_MS
 
 FOREVER_MS = 2**63 - 1
+MOST_ENDS = 60
 
 Entry = list[Any]
 """[version, changed since it was last written, value, value, ...]; values are integers, money in cents."""
@@ -76,11 +78,10 @@ class OnceMemory:
     Two generations: an id last seen in the older one is at least `within_ms` old when that one is dropped.
     """
 
-    __slots__ = ("_newer", "_older", "_turn_ms", "repeats", "within_ms")
+    __slots__ = ("_newer", "_older", "_turn_ms", "within_ms")
 
     def __init__(self, within_ms: int) -> None:
         self.within_ms = within_ms
-        self.repeats = 0
         self._newer: dict[tuple[str, str], int] = {}
         self._older: dict[tuple[str, str], int] = {}
         self._turn_ms = NEVER_MS
@@ -97,13 +98,7 @@ class OnceMemory:
                 self._newer[key] = time_ms
                 return False
         self._newer[key] = max(last_ms, time_ms)
-        if reached_ms - last_ms <= self.within_ms:
-            self.repeats += 1
-            return True
-        return False
-
-    def __len__(self) -> int:
-        return len(self._newer) + len(self._older)
+        return reached_ms - last_ms <= self.within_ms
 
 
 class PartitionState:
@@ -125,20 +120,23 @@ class PartitionState:
         self.committed = -1
         self.progress_told = False
         self.reached_ms = NEVER_MS
-        self.ends: deque[tuple[int, int]] = deque(maxlen=60)
+        self._ends: deque[tuple[int, int]] = deque()
         self.closing_ms = FOREVER_MS
         self._as_of_ms = 0
         self.alerts: list[tuple[Record, str, bytes, Headers]] = []
         self.late: list[tuple[str, Record]] = []
         self.rejected: list[tuple[Record, str]] = []
 
-    def as_of_ms(self) -> int:
-        """Wall time before which everything published has been processed; 0 while that is not known.
+    def learn_end(self, asked_ms: int, end: int) -> None:
+        """Notes when it was asked where the partition ends, and the answer."""
+        if len(self._ends) >= MOST_ENDS:
+            self._ends = deque(islice(self._ends, 0, None, 2))
+        self._ends.append((asked_ms, end))
 
-        `ends` holds when it was asked where the partition ends, and the answer.
-        """
-        while self.ends and self.position >= self.ends[0][1]:
-            self._as_of_ms = self.ends.popleft()[0]
+    def as_of_ms(self) -> int:
+        """Wall time before which everything published has been processed; 0 while that is not known."""
+        while self._ends and self.position >= self._ends[0][1]:
+            self._as_of_ms = self._ends.popleft()[0]
         return self._as_of_ms
 
     def reject(self, record: Record, reason: str) -> None:

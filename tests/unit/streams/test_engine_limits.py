@@ -81,6 +81,41 @@ def test_engine_dead_letter_too_large_is_cut() -> None:
     run_virtual(main, START_MS)
 
 
+@pytest.mark.parametrize(
+    ("key", "time_ms", "reason"),
+    [
+        (b"", START_MS, b"the key has 0 bytes"),
+        (b"k" * 1_001, START_MS, b"the key has 1,001 bytes"),
+        (b"u1", 2**62, b"is not between 1970 and 9999"),
+    ],
+)
+def test_engine_key_or_time_out_of_bounds_is_a_dead_letter(key: bytes, time_ms: int, reason: bytes) -> None:
+    """What no table or alert could carry ends at the gate."""
+
+    async def main(clock: Clock) -> None:
+        broker = await broker_with()
+        spec = broker.specs["raw.orders"]
+        broker.specs["raw.orders"] = msgspec.structs.replace(spec, max_ahead_ms=None)
+        broker.append("raw.orders", b"{}", key, 0, time_ms, ())
+        await run(broker, clock)
+        assert [True] == [reason in (letter or b"") for letter in letters(broker)]
+
+    run_virtual(main, START_MS)
+
+
+def test_engine_long_key_of_a_bad_record_is_cut_in_its_letter() -> None:
+    """A key that its dead-letter topic does not take keeps its beginning and its length."""
+
+    async def main(clock: Clock) -> None:
+        broker = await broker_with("raw.orders.dead", takes_bytes=100_000)
+        broker.append("raw.orders", b"{}", b"k" * 200_000, 0, START_MS, ())
+        await run(broker, clock)
+        (letter,) = broker.logs[TopicPartition("raw.orders.dead", 0)]
+        assert (b"200000", 8_192) == (letter.header("key_length"), len(letter.key or b""))
+
+    run_virtual(main, START_MS)
+
+
 def test_engine_records_deleted_before_they_were_read_are_counted_and_said(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,9 @@
 """Expressions: trees that know their kinds, and the Python they become."""
 
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -22,7 +23,9 @@ class Event(msgspec.Struct):
     name: str
     status: Literal["a", "b"]
     gift: bool
-    at: datetime
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
+    local: datetime
+    mixed: Literal["x", 1]
     note: str | None = None
 
 
@@ -35,7 +38,7 @@ def value_of(expression: Expression, **fields: Any) -> Any:
 
 
 def test_field_kinds_struct_gives_what_expressions_may_use() -> None:
-    """Optional fields are left out: what null means in a comparison is nobody's guess."""
+    """Optional fields are left out, and times with and without a zone: what they mean in a comparison is no guess."""
     expected = {
         "amount": Kind.MONEY,
         "items": Kind.INTEGER,
@@ -95,6 +98,26 @@ def test_expression_as_truth_value_is_refused() -> None:
         bool(col.items > 1)
     with pytest.raises(TypeError, match="cannot stand"):
         col.items == [1]  # noqa: B015
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: col.weight < float("inf"),
+        lambda: col.amount > Decimal("NaN"),
+        lambda: col.name.is_in(),
+        lambda: col.name.is_in(col.status),
+    ],
+)
+def test_expression_constant_that_compares_with_nothing_is_refused(make: Callable[[], object]) -> None:
+    """What could not be compiled is refused where it is written."""
+    with pytest.raises(TypeError):
+        make()
+
+
+def test_expression_constant_on_the_left_means_the_same() -> None:
+    """`2 * n + 1` is an expression too."""
+    assert 7 == value_of(1 + 2 * col.items, items=3)
 
 
 def test_columns_of_expression_names_every_field_it_reads() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from types import ModuleType
 
+import msgspec
 import pytest
 
 from app.core.codec import Usd
@@ -12,6 +13,15 @@ from app.streams.graph import Alert, Topic, count, fingerprint, pipelines_in, to
 from app.streams.outputs import derived_id, topics_of
 from features import fraud
 from features.records import OrderEvent
+
+
+class Keyed(msgspec.Struct):
+    progress: str
+
+
+class Cents(msgspec.Struct):
+    user_id: str
+    amount_usd: int
 
 
 class LargeOrder(Alert, frozen=True):
@@ -47,6 +57,9 @@ def test_alert_tag_is_its_class_name_in_snake_case() -> None:
             for view in ("", "headrace", "a:b", "a b", "v\n", "größe")
         ),
         (lambda: orders().tumbling("5m").aggregate(n=total(col.status)), "not exact"),
+        (lambda: orders().tumbling("5m").aggregate(**{"share%": count()}), "is no name"),
+        (lambda: orders().derive(**{"class": col.amount_usd + 1}), "is no name"),
+        (lambda: Topic("t", Keyed, key="progress", out_of_orderness="5s"), "taken"),
         (lambda: orders().derive(amount_usd=col.amount_usd + 1), "already"),
         (lambda: orders().alert(LargeOrder, id="amount_usd"), "not a text field"),
         (lambda: orders().alert(LargeOrder, id="order_id", wrong=col.status), "no field wrong"),
@@ -72,6 +85,30 @@ def test_fingerprint_changes_with_what_is_computed_and_with_nothing_else() -> No
         orders().once("order_id", within="1m").tumbling("5m").aggregate(n=count()).to("t"),
     ]
     assert len({fingerprint(pipeline) for pipeline in [base, *others]}) == 1 + len(others)
+
+
+def test_fingerprint_changes_with_the_kind_of_a_field() -> None:
+    """1050 cents must not be read back as 1,050 dollars."""
+    cents = Topic("raw.orders", Cents, key="user_id", out_of_orderness="5s")
+    pipelines = [topic.tumbling("5m").aggregate(n=total(col.amount_usd)).to("t") for topic in (cents, orders())]
+    assert str(pipelines[0]) == str(pipelines[1])
+    assert fingerprint(pipelines[0]) != fingerprint(pipelines[1])
+
+
+def test_topics_of_streams_one_topic_in_two_ways_is_refused() -> None:
+    """Rows into a raw topic, or into the alerts, would be read as what they are not."""
+    for target in ("raw.orders", "raw.orders.dead"):
+        rate = orders().tumbling("5m").aggregate(n=count()).to(target)
+        with pytest.raises(SetupError, match="used in two ways"):
+            topics_of([orders().source], {"rate": rate})
+
+
+def test_topics_of_streams_view_topic_keeps_longer_than_its_window() -> None:
+    """An emptied store must find every tile that counts."""
+    view = orders().live("7d", tile="1h").aggregate(n=count()).serve("v")
+    spec = next(spec for spec in topics_of([orders().source], {"v": view}) if spec.name == "features.v")
+    assert spec.retention_ms is not None
+    assert spec.retention_ms >= 2 * 7 * 86_400_000
 
 
 def test_unique_names_two_writers_of_one_target_are_refused() -> None:

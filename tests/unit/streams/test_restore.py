@@ -121,6 +121,52 @@ def test_engine_view_that_joined_says_nothing_until_a_whole_window_has_passed() 
     run_virtual(main, START_MS)
 
 
+def test_engine_table_made_anew_is_refused_and_not_read_as_empty() -> None:
+    """State that is gone is said, not forgotten."""
+
+    async def main(clock: Clock) -> None:
+        broker = await new_broker({"rate": rate()})
+        publish(broker, 1, START_MS)
+        await run(broker, {"rate": rate()}, clock)
+        broker.logs[TopicPartition("state.rate", 0)].clear()
+        with pytest.raises(ExceptionGroup) as refused:
+            await run(broker, {"rate": rate()}, clock)
+        assert refused.group_contains(SetupError, match="state is gone")
+
+    run_virtual(main, START_MS)
+
+
+def test_engine_source_made_anew_is_refused() -> None:
+    """Offsets of another topic say nothing about this one."""
+
+    async def main(clock: Clock) -> None:
+        broker = await new_broker({"rate": rate()})
+        publish(broker, 1, START_MS)
+        await run(broker, {"rate": rate()}, clock)
+        broker.logs[TopicPartition("raw.orders", 0)].clear()
+        with pytest.raises(ExceptionGroup) as refused:
+            await run(broker, {"rate": rate()}, clock)
+        assert refused.group_contains(SetupError, match="made anew")
+
+    run_virtual(main, START_MS)
+
+
+def test_engine_that_has_read_on_after_a_restart_never_says_as_of_nothing() -> None:
+    """While a restarted engine catches up, the store keeps what it knew before."""
+
+    async def main(clock: Clock) -> None:
+        pipelines = {"user_view": view()}
+        broker = await new_broker(pipelines)
+        for number in range(3):
+            publish(broker, number, START_MS + number)
+            await run(broker, pipelines, clock)
+        marks = [msgspec.json.decode(record.value or b"")["as_of"] for record in progress_marks(broker)]
+        assert marks == sorted(marks)
+        assert marks[0] > 0
+
+    run_virtual(main, START_MS)
+
+
 def test_reset_while_a_worker_runs_is_refused() -> None:
     """Whoever resets must hold every partition, or a worker would write the old marks again."""
 
