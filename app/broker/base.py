@@ -163,7 +163,8 @@ class Producer(Protocol):
         timestamp_ms: int = 0,
         headers: Headers = (),
     ) -> bool:
-        """Queues one record without waiting; False when the queue is full, and then nothing was queued.
+        """Queues one record without waiting; False when `send` would wait, and then nothing was queued: the queue is full,
+        or what the topic takes is not known yet.
 
         partition: -1 places it by its key. timestamp_ms: 0 means now.
         Raises: RecordTooLarge, RecordTooEarly for this record alone.
@@ -180,7 +181,10 @@ class Producer(Protocol):
         timestamp_ms: int = 0,
         headers: Headers = (),
     ) -> None:
-        """Like `try_send`, but waits while the queue is full. On cancellation nothing was queued."""
+        """Like `try_send`, but waits for room. On cancellation nothing was queued.
+
+        Raises: as `try_send`; Unavailable, Rejected when the broker does not say what the topic takes.
+        """
         ...
 
     async def send_many(

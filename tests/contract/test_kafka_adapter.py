@@ -61,6 +61,21 @@ async def test_refused_batch_neighbours_of_the_bad_records_arrive(cluster: Clust
     assert (52, 50, 2, 0) == (statistics.sent, statistics.acknowledged, statistics.failed, statistics.queued)
 
 
+async def test_refused_confirm_is_answered_before_the_producer_has_closed(
+    cluster: Cluster, careless: KafkaProducer
+) -> None:
+    """Who waits for an acknowledgement never waits for nobody."""
+    topic = await cluster.topic(time="event", max_ahead_ms=60_000)
+    await careless.confirm(topic, b"first", b"k")
+    early_ms = SystemClock().now_ms() + HOUR_MS
+    waiting = asyncio.ensure_future(careless.confirm(topic, b"early", b"k", timestamp_ms=early_ms))
+    await asyncio.sleep(0)
+    await careless.close()
+    with pytest.raises(RecordTooEarly):
+        async with asyncio.timeout(5):
+            await waiting
+
+
 async def test_refused_batch_of_send_many_keeps_every_records_time(cluster: Cluster, careless: KafkaProducer) -> None:
     """Equal records with different times are told apart when they are sent again."""
     topic = await cluster.topic(time="event", max_ahead_ms=60_000, retention_ms=None)

@@ -35,6 +35,7 @@ class ConfirmingClient(Generic[T]):
         self._client = client
         self._settle = settle
         self._loop = asyncio.get_running_loop()
+        self._waiting = 0
         self._settled: list[Settled[T]] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kafka-confirm", daemon=True)
@@ -53,10 +54,11 @@ class ConfirmingClient(Generic[T]):
         """Raises: BufferError when the queue is full; KafkaException."""
         callback = partial(self._report, token)
         self._client.produce(topic, value, key, partition, callback, None, timestamp_ms, headers)
+        self._waiting += 1
 
     def waiting(self) -> int:
-        """Records without an answer."""
-        return len(self._client)
+        """Records whose answer `settle` has not been given."""
+        return self._waiting
 
     def stop(self) -> None:
         """Records without an answer by now get none."""
@@ -74,4 +76,9 @@ class ConfirmingClient(Generic[T]):
             self._client.poll(POLL_SECONDS)
             if self._settled:
                 settled, self._settled = self._settled, []
-                alive = call_loop(self._loop, self._settle, settled)
+                alive = call_loop(self._loop, self._hand_over, settled)
+
+    def _hand_over(self, settled: list[Settled[T]]) -> None:
+        """On the loop."""
+        self._waiting -= len(settled)
+        self._settle(settled)

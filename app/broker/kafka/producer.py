@@ -260,7 +260,7 @@ class KafkaProducer:
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 failures = await self.flush()
-                while self._confirming is not None and self._confirming.waiting():
+                while self.statistics().queued:  # what was confirmed, and what of that was refused with its batch
                     self._serve()
                     await asyncio.sleep(TICK_SECONDS)
         except TimeoutError:
