@@ -46,6 +46,17 @@ class PaymentEvent(msgspec.Struct, frozen=True, gc=False):
     timestamp: Instant
 
 
+class ServiceEvent(msgspec.Struct, frozen=True, gc=False):
+    """How one request to a service ended."""
+
+    event_id: Id
+    service: Id
+    status: Literal["ok", "failed"]
+    latency_ms: Annotated[int, msgspec.Meta(ge=0)]
+    timestamp: Instant
+
+
 order_events = Topic("raw.orders", OrderEvent, key="user_id", out_of_orderness="5s", partitions=12)
 user_events = Topic("raw.user_events", UserEvent, key="user_id", out_of_orderness="5s", partitions=24)
 payment_events = Topic("raw.payments", PaymentEvent, key="user_id", out_of_orderness="5s", partitions=12)
+service_events = Topic("raw.service_events", ServiceEvent, key="service", out_of_orderness="5s", partitions=6)
