@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from app.broker.base import Assignment, Broker, CommittedOffset, Consumer, Producer
-from app.broker.dead_letters import DeadLetter, dead_letter
+from app.broker.dead_letters import DeadLetter, dead_letter, said
 from app.core.clock import Clock
 from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, Unavailable
 from app.core.notices import Notices
@@ -163,6 +163,7 @@ class Engine:
                 await self._send_letter(dead_letter(record, reason, self._group), partition)
             except RecordTooLarge:
                 await self._send_letter(dead_letter(record, reason, self._group, takes_bytes=0), partition)
+            self._notices.tell(record.topic, said(record, reason))
         self.statistics.malformed += len(state.rejected)
         state.rejected.clear()
 

@@ -81,6 +81,22 @@ def test_engine_dead_letter_too_large_is_cut() -> None:
     run_virtual(main, START_MS)
 
 
+def test_engine_dead_letters_are_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """The first of many says where it lay, where it went and why; the others are counted."""
+
+    async def main(clock: Clock) -> None:
+        broker = await broker_with()
+        for _ in range(3):
+            broker.append("raw.orders", b"{\x1b[2J", b"u1", 0, START_MS, ())
+        with caplog.at_level(logging.INFO):
+            await run(broker, clock)
+        assert 3 == len(letters(broker))
+
+    run_virtual(main, START_MS)
+    (line,) = [line for line in caplog.messages if "raw.orders.dead" in line]
+    assert line.startswith("raw.orders/0/0 went to raw.orders.dead: JSON is malformed")
+
+
 @pytest.mark.parametrize(
     ("key", "time_ms", "reason"),
     [
