@@ -17,6 +17,9 @@ A user sees one line: what is wrong and what to do. Tracebacks only with --debug
 class HeadraceError(Exception):
     """Base of everything this project raises on purpose. `str(error)` is one line for a person."""
 
+    retry_after_ms: int | None = None
+    """How long a server asked to wait before the next try; None where it said nothing."""
+
 
 class SetupError(HeadraceError):
     """A setting, a declaration or an address is wrong. `setting` names it as the user wrote it."""

@@ -85,14 +85,13 @@ class Commits:
             logger.warning("%s: left without a last commit; what ended since is handled again", places)
 
     async def _send_singly(self, partitions: list[Partition]) -> list[Partition]:
-        """One ended epoch makes the broker refuse all: the others are committed one by one."""
-        fenced = []
-        for partition in partitions:
-            try:
-                await self._send([partition])
-            except Fenced:
-                fenced.append(partition)
-        return fenced
+        """One ended epoch makes the broker refuse all: each is committed alone. At the same time, since a refusal may
+        take a consumer a second to be sure of."""
+        results = await asyncio.gather(*(self._send([one]) for one in partitions), return_exceptions=True)
+        for result in results:
+            if result is not None and not isinstance(result, Fenced):
+                raise result
+        return [one for one, result in zip(partitions, results, strict=True) if result is not None]
 
     async def _send(self, partitions: list[Partition]) -> None:
         live = [(one, one.tracker.changes) for one in partitions if not one.tracker.ended]

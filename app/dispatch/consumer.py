@@ -36,6 +36,12 @@ POLL_TIMEOUT_MS = 500
 CANCELLED_WITHIN_SECONDS = 1.0
 """How long polling waits for the cancelled handlers of an ended epoch."""
 
+UNWOUND_SECONDS = 30.0
+"""How long a partition that comes back waits for its handlers of before."""
+
+LEAVE_SECONDS = 4.0
+"""How long a dispatcher that has committed and left its group waits for handlers that have not ended yet."""
+
 TAKE_BACK_SECONDS = 15.0
 """A partition whose commit was refused, and that the group has not taken away by then, is begun again."""
 
@@ -51,13 +57,16 @@ class Dispatcher:
         self._random = random
         self._consumer = broker.consumer(work.group, work.topics, self)
         self._commits = Commits(self._consumer, config.commit_interval_ms)
-        self._runner = Runner(work, config, random, self._on_progress)
+        self._runner = Runner(work, config, random, self._on_progress, self._on_failure)
         self._partitions: dict[TopicPartition, Partition] = {}
         self._ended: list[Partition] = []  # whose tasks have not all unwound yet
+        self._begun_anew: dict[Partition, int] = {}  # whose log is another one now, and its first offset
         self._refused: dict[Partition, float] = {}  # ended by a refused commit; when to begin them again, loop time
         self._rebalancing = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._failed = asyncio.Event()
+        self._failure: BaseException | None = None
         self._poll_failures = 0
         self._foreign_metadata = 0
 
@@ -72,33 +81,58 @@ class Dispatcher:
         try:
             await self._consumer.start()
             async with asyncio.TaskGroup() as self._tasks:
-                self._runner.open(self._tasks)
+                self._runner.open()
                 await self._serve(self._tasks, stopping)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from (group if len(group.exceptions) > 1 else None)
         finally:
             with anyio.CancelScope(shield=True):
+                self._stopping.set()
+                self._cancel_handlers()
                 try:
                     await self._consumer.close()  # revokes, and so commits, what is still held
                 finally:
                     await self._end(list(self._partitions.values()))
+                    await self._leave()
 
     async def _serve(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         try:
             polling = tasks.create_task(self._stop_starting_at_end(self._poll))
             committing = tasks.create_task(self._stop_starting_at_end(self._commit))
+            failing = tasks.create_task(self._fail())
             await stopping.wait()
-            self._stopping = True
+            self._stopping.set()
             # Polling goes on during the drain: a member that is not polled is expelled.
             await self._drain(list(self._partitions.values()), self._config.drain_ms)
-            for partition in self._partitions.values():
-                for task in partition.tasks:
-                    task.cancel()
+            self._cancel_handlers()
             async with self._rebalancing:  # never in the midst of a hand-over
                 polling.cancel()
                 committing.cancel()
+                failing.cancel()
         finally:
             self._runner.stop()
+
+    async def _leave(self) -> None:
+        leaving = [task for one in self._ended for task in one.tasks]
+        if leaving:
+            _, stuck = await asyncio.wait(leaving, timeout=LEAVE_SECONDS)
+            if stuck:
+                logger.error("%s handlers swallow their cancellation and are left behind", len(stuck))
+
+    def _cancel_handlers(self) -> None:
+        for partition in self._partitions.values():
+            for task in partition.tasks:
+                task.cancel()
+
+    def _on_failure(self, failure: BaseException) -> None:
+        self._failure = self._failure or failure
+        self._failed.set()
+
+    async def _fail(self) -> None:
+        """Ends the task group with what a handler's task has failed of."""
+        await self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
 
     async def _stop_starting_at_end(self, service: Callable[[], Awaitable[None]]) -> None:
         """The task group ends everything when one service fails; a handler that ends then must start no other."""
@@ -112,6 +146,7 @@ class Dispatcher:
         while True:
             try:
                 await self._take_back()
+                await self._follow_new_logs()
                 records = await self._consumer.poll(POLL_RECORDS, POLL_TIMEOUT_MS)
             except Unavailable as error:
                 failures += 1
@@ -143,6 +178,10 @@ class Dispatcher:
         if partition.running:
             before = partition.tracker.changes
             while held and partition.has_room(held[0]):
+                if partition.tracker.begins_anew(held[0].offset):
+                    self._begun_anew[partition] = held[0].offset
+                    self._runner.close(partition)
+                    break
                 self._runner.accept(partition, held.popleft())
             if partition.tracker.changes != before:
                 self._commits.note()
@@ -171,16 +210,17 @@ class Dispatcher:
         assert assignment.place not in self._partitions, f"{assignment.place} is assigned twice"
         partition = self._partitions[assignment.place] = Partition(assignment, committed, self._config.max_waiting)
         self._foreign_metadata += partition.tracker.foreign_metadata
-        partition.closing = self._stopping
+        partition.closing = self._stopping.is_set()
         self._settle(partition)  # pauses it: nothing of it runs before it is prepared
-        if not self._stopping:
+        if not self._stopping.is_set():
             assert self._tasks is not None
             partition.preparing = self._tasks.create_task(self._prepare(partition))
 
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
         async with self._rebalancing:
             partitions = self._held(assignments)
-            await self._drain(partitions, self._config.revoke_drain_ms)
+            # At shutdown all are drained by now; what is cancelled counts no more, so nothing is waited for.
+            await self._drain(partitions, 0 if self._stopping.is_set() else self._config.revoke_drain_ms)
             await self._commits.commit_last(partitions)
             await self._end(partitions)
 
@@ -203,7 +243,7 @@ class Dispatcher:
             assignment = partition.assignment
             if assignment not in self._consumer.assignments():
                 del self._refused[partition]
-            elif asyncio.get_running_loop().time() >= due and not self._stopping:
+            elif asyncio.get_running_loop().time() >= due and not self._stopping.is_set():
                 start = partition.tracker.committable()
                 with suppress(Fenced):
                     async with self._rebalancing:
@@ -211,6 +251,19 @@ class Dispatcher:
                         del self._refused[partition]
                         logger.warning("%s: a commit was refused, yet the partition is still ours", assignment.place)
                         self._begin(assignment, start)
+
+    async def _follow_new_logs(self) -> None:
+        """Begins partitions again whose topic was deleted and made again, from the first record of the new log."""
+        for partition, offset in list(self._begun_anew.items()):
+            del self._begun_anew[partition]
+            assignment = partition.assignment
+            with suppress(Fenced):
+                async with self._rebalancing:
+                    if self._partitions.get(assignment.place) is partition and not self._stopping.is_set():
+                        logger.warning("%s: the log begins anew, at offset %s", assignment.place, offset)
+                        await self._consumer.seek(assignment.place, offset)
+                        await self._end([partition])
+                        self._begin(assignment, CommittedOffset(offset))
 
     def _held(self, assignments: Iterable[Assignment]) -> list[Partition]:
         """What is still held of these; a partition that a refused commit has ended is not."""
@@ -223,11 +276,12 @@ class Dispatcher:
             try:
                 return await self._consumer.committed(places)
             except Unavailable as error:
-                if self._stopping:  # nothing of them will run, so nothing of them is committed
+                if self._stopping.is_set():  # nothing of them will run, so nothing of them is committed
                     return dict.fromkeys(places)
                 failures += 1
                 logger.warning("committed offsets are not to be had (%s), tried again: %s", failures, error)
-                await self._back_off(failures)
+                with anyio.move_on_after(self._config.retry.delay_ms(failures, self._random) / 1000):
+                    await self._stopping.wait()
 
     async def _prepare(self, partition: Partition) -> None:
         """Lets the work look back, then opens the partition. Ends when the epoch does."""
@@ -250,10 +304,13 @@ class Dispatcher:
 
     async def _unwound(self, place: TopicPartition) -> None:
         """Returns when the handlers of earlier epochs have ended: one at a time of a key, also of a partition that comes
-        back while they are on their way out."""
+        back while they are on their way out. After `UNWOUND_SECONDS` a handler that swallows its cancellation is no
+        longer waited for."""
         leaving = [task for one in self._ended if one.assignment.place == place for task in one.tasks]
         if leaving:
-            await asyncio.wait(leaving)
+            _, stuck = await asyncio.wait(leaving, timeout=UNWOUND_SECONDS)
+            if stuck:
+                logger.error("%s: begins beside %s handlers of before that do not end", place, len(stuck))
 
     async def _drain(self, partitions: Collection[Partition], milliseconds: int) -> None:
         """Starts nothing more of them, and waits until what runs has ended, or the time is over."""
@@ -293,6 +350,7 @@ class Dispatcher:
             done=counts.done,
             passed_over=counts.passed_over,
             recorded=counts.recorded,
+            vanished=counts.vanished,
             abandoned=counts.abandoned,
             given_up=counts.given_up,
             retries=counts.retries,

@@ -23,7 +23,12 @@ class OffsetTracker:
     def __init__(self, start: CommittedOffset | None) -> None:
         """start: what the group has committed; None where it never did."""
         self._next = start.offset if start else 0
-        self._started = False
+        self._committed = start is not None
+        self._first = 0
+        self.started = False
+        """Whether a record was received."""
+        self.vanished = 0
+        """Offsets between the committed one and the first record: what they held is gone (retention)."""
         self._received: deque[int] = deque()  # from the first unfinished one on, in order
         self._unfinished: set[int] = set()
         marks = decode_marks(start.offset, start.metadata) if start else {}
@@ -56,14 +61,22 @@ class OffsetTracker:
         """Whether the window reaches this coming offset. Always so when nothing is unfinished."""
         return not self._received or offset - self._received[0] < WINDOW
 
+    def begins_anew(self, offset: int) -> bool:
+        """Whether this coming offset says that the log is another one now (its topic was deleted and made again): it is
+        no later than the first one received, and no record of a log is read twice."""
+        return self.started and offset <= self._first
+
     def receive(self, offset: int) -> bool:
         """Takes the next offset of the partition. False when it is done already: an earlier owner recorded it."""
         assert not self._ended, "the epoch has ended"
         assert self.has_room(offset), f"offset {offset} lies beyond the window of {self.position}"
-        if not self._started:
-            self._started = True
+        if not self.started:
+            self.started = True
+            self._first = offset
             if offset < self._next:  # the log begins anew below what was committed: old marks say nothing about it
                 self._marks.clear()
+            elif self._committed:
+                self.vanished = offset - self._next
         else:
             assert offset >= self._next, f"offset {offset} after {self._next - 1}"
         self._next = offset + 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from app.core.errors import RecordError, Rejected
+from app.core.errors import HeadraceError, RecordError, Rejected
 from app.core.record import Record
 from app.core.text import one_line
 from app.dispatch.lanes import Lane, Lanes
@@ -25,7 +25,6 @@ class _Item:
     error: Exception | None = None
     attempts: int = 0
     give_up_failures: int = 0
-    begun_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -36,6 +35,7 @@ class Counts:
     done: int = 0
     passed_over: int = 0
     recorded: int = 0
+    vanished: int = 0
     abandoned: int = 0
     given_up: int = 0
     retries: int = 0
@@ -43,9 +43,12 @@ class Counts:
 
 
 class Runner:
-    """Handlers as tasks of one task group. A permit is held only while a handler runs.
+    """Handlers as tasks. A permit is held only while a handler runs.
 
-    `on_progress` is called after each record that has reached its end: its partition may have room again.
+    The tasks are in no task group: that would wait without bound for a handler that swallows its cancellation. They are
+    in `Partition.tasks`, and whoever ends a partition waits for them, for as long as it will.
+    on_progress: called after each record that has reached its end: its partition may have room again. on_failure: of
+    what must end the dispatcher: a broken invariant, or Rejected by the last resort.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Runner:
         config: DispatchConfig,
         random: Random,
         on_progress: Callable[[Partition], None],
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self.counts = Counts()
         self._work = work
@@ -61,14 +65,15 @@ class Runner:
         self._concurrency = config.concurrency
         self._random = random
         self._on_progress = on_progress
+        self._on_failure = on_failure
         self._lanes: Lanes[_Item] = Lanes()
         self._running = 0
-        self._tasks: asyncio.TaskGroup | None = None
+        self._started = False
 
-    def open(self, tasks: asyncio.TaskGroup) -> None:
-        """Handlers are tasks of this group, which must outlive `stop`."""
+    def open(self) -> None:
+        """From here on handlers are started, until `stop`."""
         self._loop = asyncio.get_running_loop()
-        self._tasks = tasks
+        self._started = True
 
     @property
     def in_flight(self) -> int:
@@ -85,7 +90,13 @@ class Runner:
     def accept(self, partition: Partition, record: Record) -> None:
         """Takes the partition's next record, which has room. `start` runs what can run."""
         self.counts.received += 1
-        if not partition.tracker.receive(record.offset):
+        is_first = not partition.tracker.started
+        is_new = partition.tracker.receive(record.offset)
+        if is_first and partition.tracker.vanished:
+            self.counts.vanished += partition.tracker.vanished
+            place, vanished = partition.assignment.place, partition.tracker.vanished
+            logger.warning("%s: of %s offsets behind the committed one no record is left", place, vanished)
+        if not is_new:
             self.counts.recorded += 1
             return
         error = None
@@ -104,13 +115,13 @@ class Runner:
 
     def start(self) -> None:
         """Starts handlers while there are permits and lanes whose turn it is."""
-        while self._tasks is not None and self._running < self._concurrency:
+        while self._started and self._running < self._concurrency:
             lane = self._lanes.take()
             if lane is None:
                 return
             partition = lane.owner
             assert isinstance(partition, Partition)
-            task = self._tasks.create_task(self._run_head(partition, lane, lane.head))
+            task = self._loop.create_task(self._run_head(partition, lane, lane.head))
             self._running += 1
             partition.waiting -= 1
             partition.tasks.add(task)
@@ -119,7 +130,7 @@ class Runner:
 
     def stop(self) -> None:
         """Nothing is started from here on."""
-        self._tasks = None
+        self._started = False
 
     def close(self, partition: Partition) -> None:
         """Starts no more of the partition; what runs goes on, and its end counts. What waits is dropped unfinished."""
@@ -144,7 +155,8 @@ class Runner:
         self._running -= 1
         partition.tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            self.stop()  # an invariant is broken: the task group ends everything
+            self.stop()
+            self._on_failure(task.exception() or AssertionError())
         self.start()
 
     async def _run_head(self, partition: Partition, lane: Lane[_Item], item: _Item) -> None:
@@ -169,22 +181,20 @@ class Runner:
     async def _bring_to_end(self, item: _Item) -> float | None:
         """One attempt. None when the record has reached its end, else ms to wait before the next one."""
         if item.error is None:
-            if item.attempts == 0:
-                item.begun_seconds = self._loop.time()
             item.attempts += 1
             error = await _failure(self._work.handle(item.record, item.attempts))
             if error is None:
                 return None
-            delay_ms = self._retry.delay_ms(item.attempts, self._random)
-            elapsed_ms = (self._loop.time() - item.begun_seconds) * 1000 + delay_ms
-            hopeless = isinstance(error, (RecordError, Rejected))
-            if not hopeless and self._retry.allows(item.attempts, elapsed_ms):
+            if not isinstance(error, (RecordError, Rejected)) and item.attempts < self._retry.max_attempts:
                 self.counts.retries += 1
-                return delay_ms
+                asked_ms = error.retry_after_ms if isinstance(error, HeadraceError) else None
+                return self._retry.delay_ms(item.attempts, self._random, asked_ms)
             item.error = error
         error = await _failure(self._work.give_up(item.record, item.error, item.attempts))
         if error is None:
             return None
+        if isinstance(error, Rejected):
+            raise error  # it will be refused again: whoever runs the dispatcher must know
         self.counts.give_up_failures += 1
         item.give_up_failures += 1
         place = f"{item.record.topic}/{item.record.partition}/{item.record.offset}"

@@ -47,6 +47,7 @@ class Work(Protocol):
         raises it is called again, without bound and with backoff, and the record's lane waits.
 
         attempts: how often `handle` was called; 0 when the record failed before.
+        Raises: Rejected, which ends the dispatcher: it would be refused for ever.
         """
         ...
 
@@ -110,12 +111,14 @@ class DispatchStatistics(msgspec.Struct, frozen=True):
     as done), or abandoned (unfinished when its partition went), or is in flight or waiting. lanes: keys that have records
     here now; parked: those of them that wait for a retry.
     given_up: those of done that `give_up` brought to their end. held: received from the broker, not taken yet.
+    vanished: offsets behind a committed one that held no record any more when their partition came (retention).
     """
 
     received: int
     done: int
     passed_over: int
     recorded: int
+    vanished: int
     abandoned: int
     given_up: int
     retries: int

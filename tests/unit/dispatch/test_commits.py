@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.broker.base import CommittedOffset
-from app.broker.memory import Fault
+from app.broker.memory import Fault, MemoryConsumer
 from app.core.errors import Fenced, Rejected
 from app.core.record import Record
 from app.dispatch import consumer, offsets, partitions
@@ -130,6 +130,24 @@ def test_commits_fenced_epoch_ends_and_others_go_on() -> None:
             assert 0 == stage.broker.position(0)
 
     on_stage(play, partitions=2)
+
+
+def test_commits_fenced_epochs_are_told_apart_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer may need a second to be sure of a refusal: for twelve partitions that is two seconds, not thirteen."""
+
+    async def play(stage: Stage) -> None:
+        async def refuse(self: object, offsets: object) -> None:
+            await asyncio.sleep(1)
+            raise Fenced("the epoch has ended")
+
+        monkeypatch.setattr(MemoryConsumer, "commit", refuse)
+        for partition in range(12):
+            stage.send("u-1", partition=partition)
+        async with stage.running():
+            await until(stage.all_ended)
+            await until(lambda: len(stage.history.ended) == 12, within_seconds=3)
+
+    on_stage(play, partitions=12)
 
 
 def test_commits_refused_though_still_ours_begins_again() -> None:

@@ -1,6 +1,7 @@
 """The dispatcher as a member of its group: backpressure, hand-overs, lost partitions, shutdown."""
 
 import asyncio
+import contextlib
 from random import Random
 
 import pytest
@@ -13,6 +14,7 @@ from app.dispatch import partitions as partitions_module
 from app.dispatch.consumer import Dispatcher
 from app.dispatch.marks import WINDOW
 from app.dispatch.offsets import OffsetTracker
+from app.dispatch.retries import RetryPolicy
 from app.dispatch.work import DispatchConfig
 from tests.dispatching import GROUP, TOPIC, RecordedWork, Stage, on_stage, taking, until
 
@@ -356,6 +358,110 @@ def test_dispatcher_stop_cancels_what_does_not_finish() -> None:
         stage.history.ends.clear()
         assert 0 == stage.broker.position()
         assert stage.broker.committed() is None
+
+    on_stage(play)
+
+
+def test_dispatcher_stop_does_not_wait_for_a_handler_that_refuses_to_end(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that swallows every cancellation holds up neither the last commit nor the shutdown, and is told of."""
+
+    async def play(stage: Stage) -> None:
+        release = asyncio.Event()
+
+        async def handle(record: Record, attempt: int) -> None:
+            while record.key == b"stuck" and not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+        stage.work.handler = handle
+        stage.send("u-1", "stuck")
+        loop = asyncio.get_running_loop()
+        async with stage.running(DispatchConfig(drain_ms=1_000, commit_interval_ms=60_000)):
+            await until(lambda: len(stage.history.ends) == 1)
+            stopped = loop.time()
+        assert loop.time() - stopped < 8
+        assert 1 == stage.broker.position()
+        release.set()
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+
+    on_stage(play)
+    assert "1 handlers swallow their cancellation" in caplog.text
+
+
+def test_dispatcher_partition_that_comes_back_does_not_wait_for_ever() -> None:
+    """A handler of before that refuses to end costs its partition half a minute, not its life."""
+
+    async def play(stage: Stage) -> None:
+        release = asyncio.Event()
+
+        async def handle(record: Record, attempt: int) -> None:
+            while record.offset == 0 and len(stage.history.assigned) == 1 and not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+        stage.work.handler = handle
+        stage.send("u-1", "u-2")
+        async with stage.running():
+            await until(lambda: len(stage.history.begun) == 2)
+            stage.broker.expel(stage.broker.consumers[0])
+            await until(lambda: stage.broker.position() == 2, within_seconds=60)
+            release.set()
+        stage.history.violations.clear()
+
+    on_stage(play)
+
+
+def test_dispatcher_stop_ends_the_wait_for_committed_offsets() -> None:
+    """A shutdown does not wait for the end of a back-off."""
+
+    async def play(stage: Stage) -> None:
+        for _ in range(10_000):
+            stage.broker.plan(Fault("committed", "fail"))
+        retry = RetryPolicy(first_delay_ms=3_600_000, longest_delay_ms=3_600_000, jitter=0)
+        async with asyncio.timeout(60):
+            async with stage.running(DispatchConfig(retry=retry)):
+                await asyncio.sleep(10)
+
+    on_stage(play)
+
+
+def test_dispatcher_records_that_retention_removed_are_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A member that was away for longer than retention says what it did not find."""
+
+    async def play(stage: Stage) -> None:
+        take = MemoryConsumer._take
+
+        def take_what_is_left(self: MemoryConsumer, max_records: int) -> list[Record]:
+            return [record for record in take(self, max_records) if record.offset >= 3]
+
+        monkeypatch.setattr(MemoryConsumer, "_take", take_what_is_left)
+        stage.send("u-1", "u-2", "u-3", "u-4")
+        async with stage.running():
+            pass
+        stage.broker.groups[GROUP].committed[PLACE] = CommittedOffset(1)
+        stage.history.ends.update([(TOPIC, 0, offset) for offset in range(3)])
+        async with stage.running() as dispatcher:
+            await until(lambda: stage.broker.position() == 4)
+            assert 2 == dispatcher.statistics().vanished
+
+    on_stage(play)
+    assert "of 2 offsets behind the committed one" in caplog.text
+
+
+def test_dispatcher_topic_made_anew_is_followed() -> None:
+    """A topic that is deleted and made again under a running member is read from its new beginning."""
+
+    async def play(stage: Stage) -> None:
+        stage.send(*[f"u-{number}" for number in range(5)])
+        async with stage.running():
+            await until(lambda: stage.broker.position() == 5)
+            stage.broker.logs[PLACE].clear()
+            stage.send("n-1", "n-2")
+            await stage.broker.consumers[0].seek(PLACE, 0)
+            await until(lambda: stage.broker.position() == 2)
+        assert [[0], [1]] == [stage.history.order[key] for key in (b"n-1", b"n-2")]
 
     on_stage(play)
 

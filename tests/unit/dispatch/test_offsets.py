@@ -183,6 +183,20 @@ def test_offset_tracker_log_that_begins_anew_ignores_old_marks() -> None:
     assert all(after.receive(offset) for offset in range(12))
 
 
+def test_offset_tracker_records_that_retention_removed_are_counted() -> None:
+    """What was committed as the next to read, and is gone, is said; without a commit nothing is missed."""
+    assert 3 == tracker_of(10, 11, start=CommittedOffset(7)).vanished
+    assert 0 == tracker_of(7, 11, start=CommittedOffset(7)).vanished
+    assert 0 == tracker_of(10).vanished
+
+
+def test_offset_tracker_record_behind_the_first_begins_a_new_log() -> None:
+    """No offset comes behind the first one of an epoch, unless the topic was made again."""
+    tracker = tracker_of(5, 6, 7)
+    assert [True, True, False, False] == [tracker.begins_anew(offset) for offset in (0, 5, 6, 8)]
+    assert not OffsetTracker(CommittedOffset(5)).begins_anew(0)
+
+
 def test_offset_tracker_foreign_metadata_counts_and_runs_everything() -> None:
     """Metadata of another client is said, and passes nothing over."""
     tracker = OffsetTracker(CommittedOffset(7, "somebody else's"))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis.strategies import floats, integers
 
 from app.core.errors import SetupError
-from app.dispatch.retries import RetryPolicy
+from app.dispatch.retries import LONGEST_ASKED_MS, RetryPolicy
 
 
 def test_retry_policy_without_jitter_doubles_to_longest() -> None:
@@ -32,18 +32,16 @@ def test_retry_policy_full_jitter_spreads_delays() -> None:
     assert delays_ms[900] > 800
 
 
-def test_retry_policy_attempts_and_age_are_bounded() -> None:
-    """Whichever bound comes first ends the attempts."""
-    policy = RetryPolicy(max_attempts=3, max_elapsed_ms=1_000)
-    assert policy.allows(2, 1_000)
-    assert not policy.allows(3, 0)
-    assert not policy.allows(1, 1_001)
-    assert RetryPolicy(max_attempts=3).allows(2, 10**9)
+def test_retry_policy_waits_as_long_as_a_server_asks() -> None:
+    """Never shorter than was asked, unless that is out of all proportion, and never shorter than without asking."""
+    policy = RetryPolicy(first_delay_ms=100, longest_delay_ms=1_000, jitter=0)
+    asked = (None, 50, 7_000, 10**9)
+    assert [100, 100, 7_000, LONGEST_ASKED_MS] == [policy.delay_ms(1, Random(1), asked_ms) for asked_ms in asked]
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("max_attempts", 0), ("first_delay_ms", 0), ("first_delay_ms", 40_000), ("jitter", 1.5), ("max_elapsed_ms", 0)],
+    [("max_attempts", 0), ("first_delay_ms", 0), ("first_delay_ms", 40_000), ("jitter", 1.5)],
 )
 def test_retry_policy_impossible_setting_is_named(setting: str, value: float) -> None:
     """A wrong bound is refused at the start, by name."""

@@ -1,6 +1,7 @@
 """How records reach their end: order, concurrency, retries, giving up."""
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
@@ -104,19 +105,45 @@ def test_runner_at_bound_gives_up_and_lane_goes_on() -> None:
     on_stage(play)
 
 
-def test_runner_too_old_record_is_given_up_before_its_attempts_are_used() -> None:
-    """An attempt that would begin after the age bound is not made."""
+def test_runner_waits_as_long_as_a_server_asks() -> None:
+    """A server that names a time is not asked again before it."""
 
     async def play(stage: Stage) -> None:
+        begun: list[float] = []
+
         async def handle(record: Record, attempt: int) -> None:
-            raise Unavailable("for long")
+            begun.append(asyncio.get_running_loop().time())
+            error = Unavailable("rate limited")
+            error.retry_after_ms = 20_000
+            raise error
 
         stage.work.handler = handle
         stage.send("u-1")
-        retry = RetryPolicy(max_attempts=100, first_delay_ms=1_000, jitter=0, max_elapsed_ms=5_000)
-        async with stage.running(DispatchConfig(retry=retry)):
+        async with stage.running(DispatchConfig(retry=RETRY)):
             await until(stage.all_ended)
-        assert [3] == [attempts for _, _, attempts in stage.history.given_up]
+        assert [20, 20] == pytest.approx([later - earlier for earlier, later in pairwise(begun)])
+
+    on_stage(play)
+
+
+def test_runner_rejected_give_up_ends_the_dispatcher() -> None:
+    """What even the last resort is refused is not tried for ever in silence."""
+
+    async def play(stage: Stage) -> None:
+        async def handle(record: Record, attempt: int) -> None:
+            raise BadRecord("no JSON")
+
+        async def give_up(record: Record, attempts: int) -> None:
+            raise Rejected("processed.alerts.dead: not authorized")
+
+        stage.work.handler = handle
+        stage.work.give_up_handler = give_up
+        stage.send("u-1")
+        async with asyncio.timeout(60):
+            with pytest.raises(Rejected, match="not authorized"):
+                await stage.dispatcher(DispatchConfig(retry=RETRY)).run(asyncio.Event())
+        assert 0 == stage.broker.position()
+        assert {asyncio.current_task()} == asyncio.all_tasks()
 
     on_stage(play)
 
