@@ -30,6 +30,10 @@ _spawned: set[int] = set()
 
 POLL_SECONDS = 0.05
 KILL_SECONDS = 10.0
+RUN_SECONDS = 600.0
+
+SHOWN_LINES = 15
+"""So much of what a program wrote is said where it failed."""
 
 
 def say(text: str) -> None:
@@ -133,9 +137,9 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def last_lines(log: Path, count: int = 15) -> list[str]:
+def last_lines(log: Path) -> list[str]:
     try:
-        return log.read_text(errors="replace").splitlines()[-count:]
+        return log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
     except OSError:
         return []
 
@@ -146,9 +150,7 @@ def find_program(name: str) -> Path | None:
     return Path(found).absolute() if found else None
 
 
-def run_quietly(
-    command: Sequence[str], what: str, environment: Mapping[str, str] | None = None, timeout_seconds: float = 600
-) -> None:
+def run_quietly(command: Sequence[str], what: str, environment: Mapping[str, str] | None = None) -> None:
     """Runs a command to its end without output.
 
     Raises: SetupError naming the program, after its last lines were said, when it fails or takes too long.
@@ -163,12 +165,12 @@ def run_quietly(
             text=True,
             errors="replace",
             env=environment,
-            timeout=timeout_seconds,
+            timeout=RUN_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SetupError(name, f"{what} took more than {timeout_seconds:.0f} s") from None
+        raise SetupError(name, f"{what} took more than {RUN_SECONDS:.0f} s") from None
     if done.returncode != 0:
-        for line in done.stdout.splitlines()[-15:]:
+        for line in done.stdout.splitlines()[-SHOWN_LINES:]:
             say(f"  {line}")
         raise SetupError(name, f"{what} failed with exit code {done.returncode}; its last lines are above")

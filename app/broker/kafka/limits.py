@@ -16,8 +16,8 @@ NO_LIMIT_MS = sys.maxsize
 class Limits(NamedTuple):
     """max_bytes: of a batch. max_ahead_ms: how far in the future a record's time may lie."""
 
-    max_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-    max_ahead_ms: int = NO_LIMIT_MS
+    max_bytes: int
+    max_ahead_ms: int
 
     @property
     def surely_small_bytes(self) -> int:
