@@ -176,9 +176,10 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     try:
         if isinstance(pipeline, LivePipeline):
             await store.start()  # first: a store that is away must not leave half of it done
-        partitions = await reset_pipeline(broker, STREAMS_GROUP, compiled(app, pipeline), name, sorted(app.sources))
+        topic = compiled(app, pipeline)
+        partitions = await reset_pipeline(broker, STREAMS_GROUP, topic, name, sorted(app.sources))
+        await empty(broker, app.topics.named(topic.tables[name].topic))
         if isinstance(pipeline, LivePipeline):
-            await empty(broker, app.topics.named(pipeline.topic))
             await store.clear(app.views[pipeline.view])
         return partitions
     finally:

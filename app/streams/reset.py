@@ -1,12 +1,14 @@
 """The way out of a changed declaration: a pipeline forgets its state and joins anew.
 
 The group's commits lose what they say of the pipeline; everything else stays. At the next start it counts from the first
-window (or tile) of which nothing has passed, and a view says `missing` until a whole window has. A table of windows may keep
-its old entries, since the next commits say from where it is read; a view's topic is read from its beginning: see `empty`.
+window (or tile) of which nothing has passed, and a view says `missing` until a whole window has. Its topic is made anew: a
+group whose commits are gone, or a store that is filled again, reads it from its beginning.
 """
 
 import asyncio
 from collections.abc import Sequence
+
+import msgspec
 
 from app.broker.base import Assignment, Broker, CommittedOffset, Consumer
 from app.broker.topics import TopicSpec
@@ -41,8 +43,9 @@ class _Member:
 async def reset(broker: Broker, group: str, topic: CompiledTopic, name: str, topics: Sequence[str]) -> int:
     """Resets one pipeline; returns how many partitions it had state in.
 
-    topics: all source topics of the group, so that the partitions are spread as workers would have them.
-    Raises: SetupError while a worker still runs these streams; Unavailable.
+    topics: all source topics of the group, so that the partitions are spread as workers would have them. Where a commit
+    cannot be read, all pipelines of its partition join anew, from the event time that it names.
+    Raises: SetupError while a worker still runs these streams, and for a commit that names no event time; Unavailable.
     """
     member = _Member()
     member.consumer = consumer = broker.consumer(group, topics, member)
@@ -57,17 +60,40 @@ async def reset(broker: Broker, group: str, topic: CompiledTopic, name: str, top
             raise SetupError("streams reset", "a worker still runs these streams; stop all of them first") from None
         changed: dict[Assignment, CommittedOffset] = {}
         for place, committed in (await consumer.committed(places)).items():
-            mark = parse_mark(committed)
-            if committed is None or mark is None or name not in mark.tables:
+            if committed is None or not committed.metadata:
                 continue
-            without = {other: table for other, table in mark.tables.items() if other != name}
-            metadata = encode_mark(CommitMark(mark.reached_ms, without))
-            changed[member.held[place]] = CommittedOffset(committed.offset, metadata)
+            metadata = _without(name, committed)
+            if metadata != committed.metadata:
+                changed[member.held[place]] = CommittedOffset(committed.offset, metadata)
         if changed:
             await consumer.commit(changed)
         return len(changed)
     finally:
         await consumer.close()
+
+
+class _Reached(msgspec.Struct):
+    """What every version of a commit says."""
+
+    m: int
+
+
+def _without(name: str, committed: CommittedOffset) -> str:
+    """The commit's metadata without a pipeline, or without all where it is of another version."""
+    try:
+        mark = parse_mark(committed)
+    except SetupError:
+        try:
+            mark = CommitMark(msgspec.json.decode(committed.metadata, type=_Reached).m, {})
+        except msgspec.DecodeError:
+            raise SetupError(
+                "streams reset",
+                f"the group's commit at {committed.offset} is not of streams: {committed.metadata[:80]!r}; delete the group "
+                "with a tool of Kafka's, and the streams begin at the earliest record",
+            ) from None
+    assert mark is not None
+    tables = {other: table for other, table in mark.tables.items() if other != name}
+    return encode_mark(CommitMark(mark.reached_ms, tables))
 
 
 async def empty(broker: Broker, spec: TopicSpec) -> None:

@@ -66,7 +66,10 @@ def parse_mark(committed: CommittedOffset | None) -> CommitMark | None:
         return msgspec.json.decode(committed.metadata, type=CommitMark)
     except msgspec.DecodeError:
         raise SetupError(
-            "streams", f"the group's committed metadata is not ours: {committed.metadata[:80]!r}; use another name"
+            "streams",
+            f"the group's commit at {committed.offset} was written by another version of these streams: "
+            f"{committed.metadata[:80]!r}; stop the workers and reset every pipeline of the topic, which "
+            "`python -m app streams list` names, with: python -m app streams reset NAME",
         ) from None
 
 

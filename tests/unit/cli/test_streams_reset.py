@@ -47,3 +47,22 @@ def test_streams_reset_forgets_a_view_in_its_topic_and_store(
     assert "user_features: forgotten in 0 partitions" in capsys.readouterr().err
     assert [] == broker.logs[TopicPartition(VIEW.topic, 0)]
     assert {} == asyncio.run(store.progress(VIEW))
+
+
+def test_streams_reset_makes_the_table_of_windows_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A group whose commits have expired reads the table from its beginning, where the other declaration's entries lay."""
+    broker = MemoryBroker(CLOCK)
+
+    async def fill() -> None:
+        await broker.admin().create(app.topics.all())
+        broker.append("state.order_rate", b"{}", b"{}", 0, 0, ())
+
+    asyncio.run(fill())
+    monkeypatch.setattr(connections, "open_broker", lambda settings, clock: broker)
+    monkeypatch.setattr(stores, "open_store", lambda address, clock: MemoryStore(CLOCK))
+    with pytest.raises(SystemExit) as left:
+        run(["streams", "reset", "order_rate"])
+    assert 0 == left.value.code
+    assert [] == broker.logs[TopicPartition("state.order_rate", 0)]

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from app.broker.base import CommittedOffset
 from app.broker.memory import MemoryBroker
 from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.errors import SetupError
@@ -163,6 +164,35 @@ def test_engine_that_has_read_on_after_a_restart_never_says_as_of_nothing() -> N
         marks = [msgspec.json.decode(record.value or b"")["as_of"] for record in progress_marks(broker)]
         assert marks == sorted(marks)
         assert marks[0] > 0
+
+    run_virtual(main, START_MS)
+
+
+def test_reset_of_a_commit_of_another_version_lets_all_join_anew() -> None:
+    """The way out works where nothing but the event time can be read; what is no commit of streams is named."""
+
+    async def main(clock: Clock) -> None:
+        pipelines = {"rate": rate()}
+        broker = await new_broker(pipelines)
+        publish(broker, 1, START_MS)
+        await run(broker, pipelines, clock)
+        place = TopicPartition("raw.orders", 0)
+        commits = broker.groups[GROUP].committed
+        commits[place] = CommittedOffset(1, f'{{"m":{START_MS},"t":{{"rate":["f",0]}}}}')
+        with pytest.raises(ExceptionGroup) as refused:
+            await run(broker, pipelines, clock)
+        assert refused.group_contains(SetupError, match="streams reset NAME")
+
+        topic = compile_all([order_events.source], pipelines)["raw.orders"]
+        await reset(broker, GROUP, topic, "rate", ["raw.orders"])
+        for number in range(1, 4):
+            publish(broker, number + 1, START_MS + number * MINUTE_MS)
+        await run(broker, pipelines, clock)
+        assert {MINUTE_MS: 1} == {start: n for start, n in rows(broker).items() if start > 0}
+
+        commits[place] = CommittedOffset(1, "else")
+        with pytest.raises(SetupError, match="delete the group"):
+            await reset(broker, GROUP, topic, "rate", ["raw.orders"])
 
     run_virtual(main, START_MS)
 
