@@ -7,7 +7,7 @@ await publisher.typed(OrderEvent).confirm(order)          # returns when the bro
 """
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -16,12 +16,12 @@ from app.broker.base import Confirmation, DeliveryFailure, Producer
 from app.broker.topics import TopicRegistry, TopicSpec
 from app.core.codec import encode
 from app.core.errors import BadRecord, SetupError
+from app.core.instants import EPOCH
 
 E = TypeVar("E", bound=msgspec.Struct)
 
 TIME_FIELD = "timestamp"
 HEARTBEAT = b'{"heartbeat": true}'
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class TypedPublisher(Generic[E]):
@@ -120,7 +120,7 @@ def _recorder(record_type: type[E], key_field: str) -> Callable[[E], tuple[bytes
         "    except (AttributeError, TypeError, ValueError) as error:\n"
         "        raise refusal(event, error) from None\n"
     )
-    namespace: dict[str, Any] = {"encode": encode, "epoch": _EPOCH, "refusal": _refusal}
+    namespace: dict[str, Any] = {"encode": encode, "epoch": EPOCH, "refusal": _refusal}
     exec(compile(text, f"<publisher of {record_type.__name__}>", "exec"), namespace)
     record: Callable[[E], tuple[bytes, bytes, int]] = namespace["record"]
     return record

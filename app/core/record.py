@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from app.core.errors import BadRecord
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -28,6 +30,10 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+
+    def bad(self, reason: str) -> BadRecord:
+        """The error that names this record and says what is wrong with it."""
+        return BadRecord(reason, topic=self.topic, partition=self.partition, offset=self.offset)
 
     def header(self, name: str) -> bytes | None:
         """The last header of that name, or None."""

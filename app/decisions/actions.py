@@ -192,17 +192,17 @@ class ActionsWork:
         try:
             decided = msgspec.json.decode(value, type=DecisionRecord)
             if decided.alert_partition != record.partition:
-                raise _bad(record, f"stands beside the alerts of another partition, {decided.alert_partition}")
+                raise record.bad(f"stands beside the alerts of another partition, {decided.alert_partition}")
             agent = self._agents.get(decided.agent)
             if agent is None:
-                raise _bad(record, f"unknown agent {decided.agent!r}; is this the application that decided?")
+                raise record.bad(f"unknown agent {decided.agent!r}; is this the application that decided?")
             decision = msgspec.json.decode(decided.decision, type=agent.decides)
             alert_type = agent.alert_types.get(decided.alert_type)
             if alert_type is None:
-                raise _bad(record, f"agent {agent.name} declares no alert type {decided.alert_type!r}")
+                raise record.bad(f"agent {agent.name} declares no alert type {decided.alert_type!r}")
             alert = msgspec.json.decode(decided.alert, type=alert_type)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise _bad(record, f"is no decision: {error}") from None
+            raise record.bad(f"is no decision: {error}") from None
         return Standing(decided, record.offset, sha256(value), agent, decision, alert)
 
     def _ledger(self, standing: Standing) -> Ledger:
@@ -321,7 +321,3 @@ class ActionsWork:
         return msgspec.structs.replace(
             state.effects[name], state=reached_state, at_ms=self._clock.now_ms(), detail=detail
         )
-
-
-def _bad(record: Record, reason: str) -> BadRecord:
-    return BadRecord(reason, topic=record.topic, partition=record.partition, offset=record.offset)

@@ -14,6 +14,7 @@ import msgspec
 
 from app.core.clock import Clock
 from app.core.codec import encode
+from app.core.instants import instant_ms
 from app.core.record import Record
 from app.decisions.decision import D, Decision, Reason
 from app.decisions.policy import concerns_about
@@ -48,7 +49,7 @@ class AlertOrigin:
 def origin_of(record: Record, alert: Alert) -> AlertOrigin:
     """Reads the headers of an alert; what is absent or not readable is unknown, never an error."""
     text = _header(record, "origin")
-    event_ms = _number(_header(record, "event_ms")) or round(alert.triggered_at.timestamp() * 1000)
+    event_ms = _number(_header(record, "event_ms")) or instant_ms(alert.triggered_at)
     late_for = frozenset(name for name in _header(record, "late_for").split(",") if name)
     place = text.rsplit("/", 2)
     origin = None

@@ -161,14 +161,14 @@ class AgentWork:
     def _decode(self, record: Record) -> Alert:
         tag = _type_of(record)
         if tag not in self.agent.alert_types:
-            raise _bad(record, f"unknown alert type {tag!r}" if tag is not None else "has no alert_type")
+            raise record.bad(f"unknown alert type {tag!r}" if tag is not None else "has no alert_type")
         if record.key is None:
-            raise _bad(record, "has no key")
+            raise record.bad("has no key")
         try:
             record.key.decode()
             alert = self._decoder.decode(record.value or b"")
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise _bad(record, f"is no {tag}: {error}") from None
+            raise record.bad(f"is no {tag}: {error}") from None
         assert isinstance(alert, Alert)
         return alert
 
@@ -331,10 +331,6 @@ def _union(types: tuple[type[Alert], ...]) -> Any:
     for other in types[1:]:
         union = union | other
     return union
-
-
-def _bad(record: Record, reason: str) -> BadRecord:
-    return BadRecord(reason, topic=record.topic, partition=record.partition, offset=record.offset)
 
 
 def _failure_of(error: Exception, attempts: int) -> Failure:

@@ -6,6 +6,8 @@ repeat what must not be repeated. Its exceptions leave through `translate`, and 
 
 import asyncio
 import functools
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import anthropic
@@ -17,7 +19,6 @@ from app.core.errors import SetupError
 from app.core.text import one_line
 from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, StopReason
 from app.models.prompt import DATA_RULE, answer_schema
-from app.models.rates import RateHeaders, parse_rates, parse_retry_after_ms
 
 ADDRESS = "https://api.anthropic.com"
 
@@ -116,7 +117,7 @@ class _Reply(msgspec.Struct):
 
 
 class AnthropicModel:
-    """A model behind the Messages API. `rates` are the limits that the last response named; None before the first."""
+    """A model behind the Messages API."""
 
     def __init__(self, name: str, *, api_key: str, address: str = "") -> None:
         """Raises: SetupError without a usable key or address. Nothing is sent."""
@@ -128,7 +129,6 @@ class AnthropicModel:
         if not url.startswith(("https://", "http://")):
             raise SetupError("model_url", f"{url!r} must begin with https:// or http://")
         self.name = name
-        self.rates: RateHeaders | None = None
         limits = httpx2.Limits(
             max_connections=MAX_CONNECTIONS,
             max_keepalive_connections=MAX_CONNECTIONS,
@@ -169,12 +169,9 @@ class AnthropicModel:
                 )
                 body = await response.read()
         except anthropic.AnthropicError as error:
-            if isinstance(error, anthropic.APIStatusError):
-                self.rates = parse_rates(error.response.headers)
             raise translate(error) from error
         except TimeoutError:
             raise ModelFailure(FailureCode.TIMEOUT, f"no answer within {request.timeout_ms} ms") from None
-        self.rates = parse_rates(response.headers)
         return _read(body, round((loop.time() - started) * 1000))
 
     async def close(self) -> None:
@@ -191,6 +188,15 @@ def translate(error: anthropic.AnthropicError) -> ModelFailure:
         code = _cause_in_words(message)
     text = one_line(f"HTTP {error.status_code} {error.type or ''} {message}")
     return ModelFailure(code, text, retry_after_ms=parse_retry_after_ms(error.response.headers))
+
+
+def parse_retry_after_ms(headers: Mapping[str, str]) -> int | None:
+    """Whole milliseconds of `retry-after`, which the API gives in seconds; None where it is absent or no such number."""
+    try:
+        seconds = float(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return math.ceil(seconds * 1000) if 0 <= seconds < 1e9 else None
 
 
 def _cause_in_words(message: str) -> FailureCode:

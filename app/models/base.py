@@ -128,11 +128,6 @@ class ModelFailure(HeadraceError):
     def retriable(self) -> bool:
         return self.code.retriable
 
-    @property
-    def raw_text(self) -> str | None:
-        """What the model wrote, or None where nothing came back."""
-        return self.answer.text if self.answer else None
-
 
 class Model(Protocol):
     """Rules and the Messages API keep this contract."""

@@ -26,11 +26,12 @@ from app.core.clock import Clock
 from app.core.codec import encode
 from app.core.durations import format_duration
 from app.core.errors import RecordError, SetupError
+from app.core.instants import instant
 from app.core.record import Record
 from app.sources.files import BATCH_ROWS, Dated, Sorter, SourceFile, open_file, ordered_rows
 from app.sources.mapping import RecordMapping, plan_mapping
 from app.sources.rows import BadRow, Row
-from app.sources.times import NoTimeZone, event_time_ms, time_zone, to_datetime
+from app.sources.times import NoTimeZone, event_time_ms, time_zone
 
 T = TypeVar("T")
 
@@ -173,7 +174,7 @@ class _Reader(NamedTuple):
         if event_ms is None:
             event_ms = self.event_time_ms(row)
         fields = self.file.fields(row.raw)
-        return self.mapping.record(fields, to_datetime(event_ms), f"{self.file.name}#{row.line}")
+        return self.mapping.record(fields, instant(event_ms), f"{self.file.name}#{row.line}")
 
 
 async def _survey(reader: _Reader, sorter: Sorter, on_progress: Callable[[Progress], None]) -> _Survey:
@@ -229,7 +230,7 @@ async def _refuse_unfit(spec: TopicSpec, broker: Broker, clock: Clock, survey: _
         raise SetupError(
             spec.name,
             f"keeps events for {format_duration(retention_ms)}, and the file begins on"
-            f" {to_datetime(survey.first_ms):%Y-%m-%d}; let the topic keep them with:"
+            f" {instant(survey.first_ms):%Y-%m-%d}; let the topic keep them with:"
             f" python -m app topics create --retention {spec.name}=forever",
         )
 

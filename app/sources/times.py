@@ -1,13 +1,12 @@
 """Event times as files write them: ISO-8601, dates, or whole milliseconds since 1970."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from app.core.errors import SetupError
+from app.core.instants import instant_ms
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 _LAST_MS = 253_402_300_799_999
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
@@ -43,12 +42,7 @@ def event_time_ms(text: str, zone: ZoneInfo | None) -> int:
             if zone is None:
                 raise NoTimeZone(text)
             moment = moment.replace(tzinfo=zone)
-        timestamp_ms = (moment - _EPOCH) // _MILLISECOND
+        timestamp_ms = instant_ms(moment)
     if not 0 < timestamp_ms <= _LAST_MS:
         raise ValueError(f"{text!r} lies beyond the years 1970 to 9999")
     return timestamp_ms
-
-
-def to_datetime(timestamp_ms: int) -> datetime:
-    """The moment in UTC of a time that `event_time_ms` gave."""
-    return _EPOCH + timedelta(milliseconds=timestamp_ms)

@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from app.core.codec import cents_to_json, encode, sum_to_cents, to_cents, to_dollars
+from app.core.instants import instant
 from app.core.record import Record, TopicPartition
 from app.streams.expressions import Kind
 from app.streams.gate import DECODE_ERRORS, is_heartbeat, reason_of_incomplete
 from app.streams.graph import AlertPipeline, LivePipeline, Pipeline, Source, WindowedPipeline, fingerprint
-from app.streams.outputs import alert_headers, derived_id, instant, state_topic
+from app.streams.outputs import alert_headers, derived_id, state_topic
 from app.streams.python import compile_topic, once_name, once_rules
 from app.streams.tables import Entry, OnceMemory, PartitionState, Slices
 

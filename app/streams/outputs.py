@@ -1,7 +1,6 @@
 """What streams write beside their rows: ids, headers, late references; and the topics they need."""
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import or_
 from typing import Literal
@@ -14,7 +13,6 @@ from app.streams.graph import AlertPipeline, LivePipeline, Pipeline, Source, Tum
 
 DAY_MS = 86_400_000
 ALERT_PARTITIONS = 6
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def derived_id(rule: str, key: str, natural_key: str) -> str:
@@ -26,11 +24,6 @@ def _escaped(part: str) -> str:
     if "%" in part or ":" in part:
         return part.replace("%", "%25").replace(":", "%3A")
     return part
-
-
-def instant(time_ms: int) -> datetime:
-    """Exact UTC datetime of epoch milliseconds."""
-    return _EPOCH + timedelta(milliseconds=time_ms)
 
 
 def alert_headers(

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from app.core.clock import ManualClock
 from app.core.codec import Usd
 from app.local import messages_api as stub
 from app.local.messages_api import Fault, MessagesApi, messages_api
@@ -21,7 +20,6 @@ from app.models.anthropic import AnthropicModel
 from app.models.base import FailureCode, Model, ModelFailure, ModelRequest, StopReason, parse_answer
 from app.models.gate import ModelGate
 from app.models.prompt import DATA_RULE, render_context
-from app.models.rates import RateLimit
 from app.models.rules import RulesModel
 
 INSTRUCTIONS = "You judge orders. Block what is fraud beyond doubt, review what is unclear."
@@ -112,7 +110,8 @@ async def test_model_answer_of_another_shape_is_invalid(make_model: MakeModel) -
     """What does not fit the declared type is no decision, and the raw text is kept."""
     failure = await failure_of(await make_model(OtherVerdict(shrug=True)), ask())
     assert FailureCode.INVALID_ANSWER is failure.code
-    assert '{"shrug":true}' == failure.raw_text
+    assert failure.answer is not None
+    assert '{"shrug":true}' == failure.answer.text
 
 
 async def test_model_answer_beyond_a_limit_is_invalid(make_model: MakeModel) -> None:
@@ -235,7 +234,6 @@ async def test_anthropic_malformed_answer_is_a_failure_with_its_usage(
     assert (code, False) == (failure.code, failure.retriable)
     assert failure.answer is not None
     assert failure.answer.input_tokens > 0
-    assert failure.raw_text is not None
 
 
 async def test_anthropic_usage_counts_the_prompt_cache_apart(claude: AnthropicModel) -> None:
@@ -246,21 +244,6 @@ async def test_anthropic_usage_counts_the_prompt_cache_apart(claude: AnthropicMo
     assert (0, 0) == (first.cache_read_tokens, second.cache_write_tokens)
     assert first.input_tokens == second.input_tokens > 0
     assert second.output_tokens > 0
-
-
-async def test_anthropic_rate_headers_are_exposed_also_after_an_error() -> None:
-    """The limits that the last response named, good or bad, are there for the gate."""
-    async with messages_api(clock=ManualClock(1_700_000_040_000), faults=[None, stub.rate_limited()]) as api:
-        model = AnthropicModel("claude-sonnet-4-6", api_key="any", address=api.address)
-        seen = [model.rates]
-        await model.decide(ask())
-        seen.append(model.rates)
-        await failure_of(model, ask())
-        seen.append(model.rates)
-        await model.close()
-    minute_end_ms = 1_700_000_100_000
-    expected = [None, RateLimit(4_000, 3_999, minute_end_ms), RateLimit(4_000, 3_998, minute_end_ms)]
-    assert expected == [rates and rates.requests for rates in seen]
 
 
 async def test_anthropic_cancelled_call_gives_its_connection_back(api: MessagesApi, claude: AnthropicModel) -> None:

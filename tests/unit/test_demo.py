@@ -5,11 +5,11 @@ from decimal import Decimal
 
 from agents import app, fraud
 from app.core.clock import Clock, run_virtual
+from app.core.instants import instant
 from app.core.settings import Settings
 from app.demo import Demo, Summary
 from app.models.rules import RulesModel
 from app.serving.base import Features, Freshness, OwnEvent
-from app.streams.outputs import instant
 from features.fraud import HighValueOrder
 from features.scenario import scenario
 from tests.reference import AlertSeen, Rules, as_records, read_all

@@ -14,11 +14,11 @@ from app.broker.memory import Fault, MemoryBroker
 from app.broker.topics import TopicSpec
 from app.core.clock import Clock, run_virtual
 from app.core.errors import BadRecord, SetupError, Unavailable
+from app.core.instants import instant
 from app.core.record import TopicPartition
 from app.core.settings import Settings
 from app.models.rules import RulesModel
 from app.serving.memory import MemoryStore
-from app.streams.outputs import instant
 from app.worker import PARTS, Worker
 from features.records import OrderEvent
 

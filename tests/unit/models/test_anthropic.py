@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from app.core.errors import SetupError
-from app.models.anthropic import FAILURE_CODES, AnthropicModel, translate
+from app.models.anthropic import FAILURE_CODES, AnthropicModel, parse_retry_after_ms, translate
 from app.models.base import FailureCode
 
 REQUEST = httpx2.Request("POST", "https://api.anthropic.com/v1/messages")
@@ -121,3 +121,17 @@ def test_anthropic_model_wrong_address_is_a_setup_error() -> None:
     """The setting is named."""
     with pytest.raises(SetupError, match="model_url"):
         AnthropicModel("claude-sonnet-4-6", api_key="key", address="api.anthropic.com")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("2", 2_000), ("0", 0), ("0.5", 500), ("", None), ("-1", None), ("nan", None), ("inf", None), ("soon", None)],
+)
+def test_parse_retry_after_seconds_become_milliseconds(text: str, expected: int | None) -> None:
+    """Seconds, also fractions; anything else is no promise."""
+    assert expected == parse_retry_after_ms({"retry-after": text})
+
+
+def test_parse_retry_after_absent_is_none() -> None:
+    """No header, no wait asked for."""
+    assert parse_retry_after_ms({}) is None

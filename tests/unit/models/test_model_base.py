@@ -60,7 +60,8 @@ def test_parse_answer_other_text_is_invalid_and_kept(text: str) -> None:
     failure = failure_of(answer(text))
     assert FailureCode.INVALID_ANSWER is failure.code
     assert not failure.retriable
-    assert text == failure.raw_text
+    assert failure.answer is not None
+    assert text == failure.answer.text
     assert 1 == len(str(failure).splitlines())
 
 
@@ -103,8 +104,3 @@ def test_failure_codes_only_passing_troubles_are_retriable() -> None:
     """Nothing that would be refused again, or judged again, is retried."""
     retriable = {code.value for code in FailureCode if code.retriable}
     assert {"timeout", "overloaded", "rate_limited", "unavailable", "gate_closed"} == retriable
-
-
-def test_model_failure_without_answer_has_no_raw_text() -> None:
-    """Nothing came back, so there is nothing to show."""
-    assert ModelFailure(FailureCode.TIMEOUT, "late").raw_text is None

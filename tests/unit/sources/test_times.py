@@ -1,12 +1,10 @@
 """Event times as files write them."""
 
-from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from app.core.errors import SetupError
-from app.sources.times import NoTimeZone, event_time_ms, time_zone, to_datetime
+from app.sources.times import NoTimeZone, event_time_ms
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -43,13 +41,6 @@ def test_event_time_ms_anything_else_is_refused(text: str) -> None:
     """What is no time, or lies where a record cannot, is a ValueError and not a wrong time."""
     with pytest.raises(ValueError):
         event_time_ms(text, BERLIN)
-
-
-def test_to_datetime_gives_back_the_moment() -> None:
-    """The moment of a record is the one in its bytes, to the millisecond."""
-    assert datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC) == to_datetime(1_767_323_045_678)
-    assert 253_402_300_799_999 == event_time_ms("253402300799999", None)
-    assert 9999 == to_datetime(253_402_300_799_999).year
 
 
 def test_time_zone_unknown_names_the_option() -> None:
