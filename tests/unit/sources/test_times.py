@@ -4,7 +4,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from app.sources.times import NoTimeZone, event_time_ms
+from app.core.errors import SetupError
+from app.sources.times import NoTimeZone, event_time_ms, time_zone
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
