@@ -1,4 +1,4 @@
-"""Real worker processes, a real broker, kill -9 at seeded moments: the streams' outputs are those of a plain reading."""
+"""Real worker processes, a real broker, kill -9 while records are read: the outputs are those of a plain reading."""
 
 import asyncio
 import os
@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from agents import app
 from app.application import STREAMS_GROUP
+from app.broker.base import Producer
 from app.broker.kafka import KafkaBroker
 from app.broker.kafka.errors import translate
 from app.core.clock import SystemClock
@@ -35,9 +37,11 @@ from tests.streams_kit import check_outputs
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 KILLS, SEED, EVENTS = 12, 20261124, 6_000
+PIECES, PIECE_S = 20, 0.1
+"""In how many pieces, and how far apart, the events of one kill are published."""
 PROJECT = Path(__file__).parents[2]
 TWO_HOURS_MS = 7_200_000
-LIMIT_S = 90
+LIMIT_S = 60
 OUTPUTS = ("processed.alerts", "features.order_rate_5m", "features.user_features", "raw.orders.late", "raw.orders.dead")
 
 
@@ -53,11 +57,12 @@ def start_worker(address: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=PROJECT, env={**os.environ, "HEADRACE_LOG_LEVEL": "warning"})
 
 
-def parts_of_scenario(parts: int) -> list[list[tuple[bytes | None, bytes | None, int]]]:
-    """Value, key and time of the scenario's publications, cut into as many parts."""
-    start_ms = SystemClock().now_ms() - TWO_HOURS_MS
+def pieces_of_scenario() -> Iterator[list[tuple[bytes | None, bytes | None, int]]]:
+    """Value, key and time of the scenario's publications, in pieces."""
+    start_ms, pieces = SystemClock().now_ms() - TWO_HOURS_MS, KILLS * PIECES
     records = [(each.value, each.key, each.timestamp_ms) for each in scenario(EVENTS, SEED, start_ms)]
-    return [records[part * EVENTS // parts : (part + 1) * EVENTS // parts] for part in range(parts)]
+    for piece in range(pieces):
+        yield records[piece * EVENTS // pieces : (piece + 1) * EVENTS // pieces]
 
 
 async def read_topic(broker: KafkaBroker, topic: str) -> list[Record]:
@@ -86,60 +91,113 @@ def client_of(address: str) -> AdminClient:
     return AdminClient({"bootstrap.servers": address.removeprefix("kafka://")})
 
 
-def committed_records(address: str) -> int:
-    """How many records of raw.orders the streams have committed; none while the group has no coordinator yet."""
-    client = client_of(address)
+def committed_records(client: AdminClient) -> int:
+    """How many records of raw.orders the streams have committed."""
     asked = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(STREAMS_GROUP)])
+    found = asked[STREAMS_GROUP].result(10).topic_partitions or []
+    return sum(max(0, place.offset) for place in found if place.topic == "raw.orders")
+
+
+def owners(client: AdminClient) -> int:
+    """How many members of the group own partitions."""
+    found = client.describe_consumer_groups([STREAMS_GROUP])[STREAMS_GROUP].result(10).members
+    return sum(bool(member.assignment and member.assignment.topic_partitions) for member in found)
+
+
+def answer(question: Callable[[AdminClient], int], client: AdminClient) -> int:
+    """What the group's coordinator says; 0 while there is none yet, or it is loading."""
     try:
-        found = asked[STREAMS_GROUP].result(10).topic_partitions or []
+        return question(client)
     except TimeoutError:
         return 0
     except KafkaException as error:
         if isinstance(translate(error, STREAMS_GROUP), Unavailable):
             return 0
         raise
-    return sum(max(0, place.offset) for place in found if place.topic == "raw.orders")
 
 
-async def wait_until_committed(address: str, records: int, worker: subprocess.Popen[bytes]) -> int:
-    """Returns how many are."""
-    deadline = time.monotonic() + LIMIT_S
-    while True:
-        assert worker.poll() is None, "the worker ended by itself"
-        assert time.monotonic() < deadline, f"not committed within {LIMIT_S} s"
-        committed = await asyncio.to_thread(committed_records, address)
-        if committed >= records:
-            return committed
-        await asyncio.sleep(0.1)
+class Workers:
+    """Worker processes of one group, and what was published for them."""
+
+    def __init__(self, address: str, producer: Producer) -> None:
+        self.address = address
+        self.alive: list[subprocess.Popen[bytes]] = []
+        self.sent = 0
+        self._client = client_of(address)
+        self._producer = producer
+
+    def fill(self, number: int) -> None:
+        """Until so many run."""
+        while len(self.alive) < number:
+            self.alive.append(start_worker(self.address))
+
+    async def publish(self, piece: list[tuple[bytes | None, bytes | None, int]]) -> None:
+        self.sent += await self._producer.send_many("raw.orders", piece)
+        assert [] == await self._producer.flush()
+
+    async def at_work(self) -> None:
+        """Everything is committed, so no dead member owns partitions any longer, and every living one has some."""
+        await self._wait(committed_records, self.sent)
+        await self._wait(owners, len(self.alive))
+
+    async def _wait(self, question: Callable[[AdminClient], int], wanted: int) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while await asyncio.to_thread(answer, question, self._client) != wanted:
+            assert all(worker.poll() is None for worker in self.alive), "a worker ended by itself"
+            assert time.monotonic() < deadline, f"no {question.__name__} within {LIMIT_S} s"
+            await asyncio.sleep(0.1)
+
+    async def kill(self, worker: subprocess.Popen[bytes]) -> None:
+        self.alive.remove(worker)
+        worker.kill()
+        await asyncio.to_thread(worker.wait)
+
+    async def stop(self) -> None:
+        for worker in self.alive:
+            worker.send_signal(signal.SIGTERM)
+        assert {0} == {await asyncio.to_thread(worker.wait, 30) for worker in self.alive}
 
 
-async def test_worker_killed_a_dozen_times_outputs_equal_a_plain_reading(own_kafka: str) -> None:
-    """Whenever the process dies, alerts, rows, tiles, late references and dead letters come out the same."""
+def repeated(alerts: list[Record], late: list[Record], dead: list[Record]) -> int:
+    """How many outputs came more than once."""
+    seen = Counter[object](record.header("origin") for record in alerts)
+    seen += Counter(record.value for record in late)
+    seen += Counter((record.partition, record.header("offset")) for record in dead)
+    return sum(number > 1 for number in seen.values())
+
+
+async def test_workers_killed_while_they_read_outputs_equal_a_plain_reading(own_kafka: str) -> None:
+    """Whenever a process dies, alone or beside another, alerts, rows, tiles, late references and dead letters come out
+    the same; and they do come twice, so it was at work."""
     chance, broker = random.Random(SEED), KafkaBroker(own_kafka, SystemClock(), replication=1)
     admin, producer = broker.admin(), broker.producer()
     await admin.create(app.topics.all())
     notice_dead_members_soon(own_kafka)
     await producer.start()
-    sent = committed = 0
-    for part in parts_of_scenario(KILLS + 1):
-        worker = start_worker(own_kafka)
-        try:
-            sent += await producer.send_many("raw.orders", part)
-            assert [] == await producer.flush()
-            if sent == EVENTS:
-                await wait_until_committed(own_kafka, EVENTS, worker)
-                worker.send_signal(signal.SIGTERM)
-                assert 0 == await asyncio.to_thread(worker.wait, 30)
-            else:  # it has begun with this part, and is somewhere between two commits
-                committed = await wait_until_committed(own_kafka, committed + 1, worker)
-                await asyncio.sleep(chance.random() * 1.2)
-        finally:
-            worker.kill()
-            await asyncio.to_thread(worker.wait)
+    workers, pieces = Workers(own_kafka, producer), pieces_of_scenario()
+    try:
+        for number in range(KILLS):
+            workers.fill(1 if number < KILLS // 2 else 2)
+            dies_at = chance.randrange(PIECES // 4, PIECES)
+            await workers.publish(next(pieces))
+            await workers.at_work()
+            for piece in range(1, PIECES):
+                await asyncio.sleep(PIECE_S * chance.random() * 2)
+                if piece == dies_at:  # the last piece is most likely read, and not yet committed
+                    await workers.kill(chance.choice(workers.alive))
+                await workers.publish(next(pieces))
+        workers.fill(2)
+        await workers.at_work()
+        assert EVENTS == workers.sent
+        await workers.stop()
+    finally:
+        for worker in list(workers.alive):
+            await workers.kill(worker)
     outputs = {name: await read_topic(broker, name) for name in OUTPUTS}
     source = await read_topic(broker, "raw.orders")
     records = [SourceRecord(r.partition, r.offset, r.timestamp_ms, r.key, r.value) for r in source]
     check_outputs(lambda topic: outputs[topic], read_all(records))
+    assert repeated(outputs["processed.alerts"], outputs["raw.orders.late"], outputs["raw.orders.dead"]) > 0
     await producer.close()
     await admin.close()
     await broker.close()
