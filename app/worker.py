@@ -33,6 +33,7 @@ from app.dispatch.retries import RetryPolicy
 from app.http.client import HttpClient
 from app.models.base import Model
 from app.models.gate import ModelGate
+from app.models.rules import require_rules
 from app.serving.base import FeatureStore
 from app.serving.features import FeatureReader
 from app.serving.materializer import Materializer
@@ -102,6 +103,8 @@ class Worker:
             raise SetupError("store", "memory:// is seen by one process only; features and agents must both run in it")
         self._require_fitting_times()
         self._require_known_actions()
+        if settings.model == "rules" and "agents" in parts:
+            require_rules(app.rules, app.agents)
 
     def _require_fitting_times(self) -> None:
         """Model attempt < deadline < drain < grace, or an alert could not end where it should."""

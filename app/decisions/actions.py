@@ -26,6 +26,7 @@ from app.decisions.decided import LOOK_BACK_MS, written_ms
 from app.decisions.decision import Decision
 from app.decisions.effects import Effects, Poster, Receivers, review_request, write_review
 from app.decisions.ledger import Ledger, Pair, reached
+from app.decisions.log import ALERT_CUT
 from app.decisions.outages import waited_out
 from app.decisions.record import (
     DECISIONS,
@@ -60,7 +61,8 @@ class Standing:
     sha256: str
     agent: Agent[Any]
     decision: Decision
-    alert: Alert
+    alert: Alert | None
+    """None where not even the alert fitted into the record."""
 
 
 @dataclass
@@ -200,7 +202,8 @@ class ActionsWork:
             alert_type = agent.alert_types.get(decided.alert_type)
             if alert_type is None:
                 raise record.bad(f"agent {agent.name} declares no alert type {decided.alert_type!r}")
-            alert = msgspec.json.decode(decided.alert, type=alert_type)
+            is_cut = ALERT_CUT in decided.reasons
+            alert = None if is_cut else msgspec.json.decode(decided.alert, type=alert_type)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise record.bad(f"is no decision: {error}") from None
         return Standing(decided, record.offset, sha256(value), agent, decision, alert)
@@ -248,6 +251,10 @@ class ActionsWork:
         action = standing.agent.effect(name)
         if action is None:
             detail = f"agent {standing.agent.name} declares it no more"
+            return await self._report(standing, state, name, EffectState.FAILED, detail)
+        if standing.alert is None:
+            detail = f"the alert did not fit; it is {standing.record.alert_topic}/{standing.record.alert_partition}"
+            detail = f"{detail}/{standing.record.alert_offset}"
             return await self._report(standing, state, name, EffectState.FAILED, detail)
         at_most_once = state.effects[name].receiver == "at_most_once"
         if at_most_once:

@@ -23,6 +23,7 @@ from app.decisions.context import Context
 from app.decisions.decision import D, Decision, Fallback, Severity, actions_of
 from app.decisions.effects import Effects
 from app.decisions.policy import Policy
+from app.models.prompt import answer_schema
 from app.streams.graph import Alert
 
 Handler = Callable[[Any, Context], Awaitable[D]]
@@ -65,7 +66,8 @@ class Agent(Generic[D]):
         Args: alert: one alert type, or a union of several. fallback: None sends what fails to the dead letters.
               concurrency: handlers at once in this process. deadline: for one run of the handler.
               max_attempts: runs of the handler for one alert. max_age: how long an alert may have waited and still be
-              worth a model call.         Raises: SetupError that names the wrong argument.
+              worth a model call.
+        Raises: SetupError that names the wrong argument, or the part of `decides` that no model could answer.
         """
         self.name = str(getattr(handler, "__name__", ""))
         where = f"agent {self.name or handler!r}"
@@ -194,6 +196,7 @@ def _actions(decides: type[Decision], where: str) -> tuple[str, ...]:
     names = actions_of(decides)
     if not names:
         raise SetupError(setting, f"{decides.__name__}.action must be a Literal of the action names")
+    answer_schema(decides)
     unranked = [name for name in names if name not in decides.severities]
     if unranked:
         raise SetupError(setting, f"{decides.__name__}.severities does not rank {', '.join(unranked)}")

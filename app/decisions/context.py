@@ -143,7 +143,9 @@ class Context:
 
     def concerns(self) -> tuple[Reason, ...]:
         """What speaks against approving, whatever the handler says."""
-        return concerns_about(self.seen) + tuple(dict.fromkeys(question.reason for question in self._open))
+        unknown = (Reason.ORIGIN_UNKNOWN,) if self.seen and self.source.origin is None else ()
+        unanswered = tuple(dict.fromkeys(question.reason for question in self._open))
+        return concerns_about(self.seen) + unknown + unanswered
 
     @contextmanager
     def _asking(self, reason: Reason, about: tuple[str, ...]) -> Iterator[None]:

@@ -7,7 +7,7 @@ fallback to end in, is a dead letter. An alert is finished when its decision is 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from app.decisions.agent import Agent
 from app.decisions.context import Context, FeatureSource, origin_of, raw
 from app.decisions.decided import look_back
 from app.decisions.decision import Decision, Reason
-from app.decisions.log import DecisionLog, Link
+from app.decisions.log import DecisionLog, Link, bare
 from app.decisions.policy import Judged, change_between, judge
 from app.decisions.record import DECISIONS, DecisionRecord, Mode
 from app.decisions.remembered import Remembered
@@ -52,7 +52,7 @@ class Failure:
 
 @dataclass
 class AgentStatistics:
-    """Counts since the start, and the hops of the last decision's alert for whoever measures latency."""
+    """Counts since the start of this process."""
 
     decided: Counter[str] = field(default_factory=Counter)
     """Decisions by action."""
@@ -98,6 +98,8 @@ class AgentWork:
         self._logs: dict[int, DecisionLog] = {}
         self._contexts: dict[tuple[int, int], Context] = {}
         """Of alerts whose last attempt failed, by partition and offset: what was asked and shown is evidence."""
+        self._behind: set[int] = set()
+        """Partitions whose last alert had waited too long."""
 
     def passes_over(self, record: Record) -> bool:
         """Whether the alert is of another declared type: by its header, else by decoding the tag alone."""
@@ -124,6 +126,7 @@ class AgentWork:
     def _forget(self, partition: int) -> None:
         self._logs.pop(partition, None)
         self._decided.forget(partition)
+        self._behind.discard(partition)
         for place in [place for place in self._contexts if place[0] == partition]:
             del self._contexts[place]
 
@@ -137,7 +140,7 @@ class AgentWork:
         if self._is_repeated(record, alert):
             return
         context = self._context(record, alert)
-        if self._clock.now_ms() - record.timestamp_ms > self.agent.max_age_ms:
+        if self._is_too_old(record):
             outcome: Decision | Failure = Failure(Reason.TOO_OLD, "the alert had waited too long for a model call")
         else:
             outcome = await self._answer(alert, context)
@@ -175,7 +178,26 @@ class AgentWork:
     def _is_repeated(self, record: Record, alert: Alert) -> bool:
         repeated = self._decided.get(record.partition, alert.alert_id) is not None
         self.statistics.repeated += repeated
+        if repeated:
+            self._contexts.pop((record.partition, record.offset), None)
         return repeated
+
+    def _is_too_old(self, record: Record) -> bool:
+        """Each is counted, under its reason; of a backlog as a whole there is one notice."""
+        age_ms = self._clock.now_ms() - record.timestamp_ms
+        if age_ms <= self.agent.max_age_ms:
+            self._behind.discard(record.partition)
+            return False
+        if record.partition not in self._behind:
+            self._behind.add(record.partition)
+            logger.warning(
+                "%s: alerts of %s/%s are %s s old, older than max_age; until that is over none is sent to a model",
+                self.agent.name,
+                record.topic,
+                record.partition,
+                age_ms // 1000,
+            )
+        return True
 
     def _context(self, record: Record, alert: Alert) -> Context:
         """For the next attempt, with the model calls that earlier ones have made."""
@@ -259,8 +281,29 @@ class AgentWork:
             return
         try:
             await self._write(record, alert, context, answered, judged, reasons, attempt)
-        except RecordTooLarge as error:  # no decision about it can be written, so nothing is lost but its turn
-            await self._bury(record, f"its decision does not fit {DECISIONS}: {error.reason}")
+        except RecordTooLarge as error:
+            await self._conclude_barely(record, alert, context, answered, error, attempt)
+
+    async def _conclude_barely(
+        self,
+        record: Record,
+        alert: Alert,
+        context: Context,
+        answered: Decision | None,
+        error: RecordTooLarge,
+        attempt: int,
+    ) -> None:
+        """The fallback's decision with nothing beside it; a dead letter where there is none, or not even that fits."""
+        agent = self.agent
+        if agent.fallback is not None:
+            fallen = agent.fallback.decision(agent.decides, Reason.TOO_LARGE, one_line(error.reason))
+            judged = judge(agent.policy, alert, fallen, context.concerns(), agent.fallback, may_lower=False)
+            try:
+                await self._write(record, alert, context, answered, judged, (Reason.TOO_LARGE,), attempt, strip=bare)
+                return
+            except RecordTooLarge as still:
+                error = still
+        await self._bury(record, f"its decision does not fit {DECISIONS}: {error.reason}")
 
     async def _write(
         self,
@@ -271,6 +314,7 @@ class AgentWork:
         judged: Judged[Any],
         reasons: tuple[str, ...],
         attempt: int,
+        strip: Callable[[DecisionRecord], DecisionRecord] = lambda whole: whole,
     ) -> None:
         log = self._logs.get(record.partition)
         if log is None:
@@ -280,7 +324,7 @@ class AgentWork:
         hops = context.hops(decided_ms)
 
         def make(link: Link) -> DecisionRecord:
-            return DecisionRecord(
+            whole = DecisionRecord(
                 agent=self.agent.name,
                 alert_id=alert.alert_id,
                 alert_type=str(type(alert).__struct_config__.tag),
@@ -303,6 +347,7 @@ class AgentWork:
                 number=link.number,
                 previous=link.previous,
             )
+            return strip(whole)
 
         await log.write(make)
         self._decided.put(record.partition, alert.alert_id, True, decided_ms)

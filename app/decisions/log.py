@@ -21,6 +21,9 @@ from app.decisions.record import DECISIONS, DecisionRecord, decision_headers, sh
 CUT = "evidence_cut"
 """Reason beside a decision whose texts did not fit the topic; lengths and hashes stayed."""
 
+ALERT_CUT = "alert_cut"
+"""Reason beside a decision of which not even the alert and the answer fit; lengths and hashes stayed."""
+
 
 class Link(NamedTuple):
     """Place of a record in its writer's chain."""
@@ -96,6 +99,23 @@ def without_texts(record: DecisionRecord) -> DecisionRecord:
         for use in record.models
     )
     return msgspec.structs.replace(record, models=models, features=(), reasons=(*record.reasons, CUT))
+
+
+def bare(record: DecisionRecord) -> DecisionRecord:
+    """What always fits: the decision, with hash and length in the place of the alert and of what the agent answered."""
+    return msgspec.structs.replace(
+        record,
+        models=(),
+        features=(),
+        answered=_digest(record.answered),
+        alert=_digest(record.alert),
+        reasons=(*record.reasons, ALERT_CUT),
+    )
+
+
+def _digest(value: msgspec.Raw) -> msgspec.Raw:
+    data = bytes(value)
+    return msgspec.Raw(encode({"bytes": len(data), "sha256": sha256(data)}))
 
 
 def broken_links(values: Iterable[bytes]) -> list[str]:

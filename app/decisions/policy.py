@@ -24,8 +24,8 @@ class Policy:
     """An agent's policy.
 
     rules: asked in order, each about the decision that the ones before it left. may_lower: pairs (from, to) of actions
-    that rules may lower. tolerates: of stale and missing features and the own event's absence, what does not matter to
-    this agent; everything else raises the decision to the fallback.
+    that rules may lower. tolerates: of stale and missing features, the own event's absence and an unknown origin, what
+    does not matter to this agent; everything else raises the decision to the fallback.
     """
 
     rules: tuple[Rule, ...] = ()

@@ -11,12 +11,11 @@ HORIZON_MS = 86_400_000
 
 
 class Remembered(Generic[K, V]):
-    """The newest `capacity` entries of all partitions together, none older than `horizon_ms` before the newest of its
-    partition. Newest: put in last."""
+    """The newest `capacity` entries of all partitions together, none older than a day before the newest of its partition.
+    Newest: put in last."""
 
-    def __init__(self, capacity: int = CAPACITY, horizon_ms: int = HORIZON_MS) -> None:
+    def __init__(self, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
-        self._horizon_ms = horizon_ms
         self._partitions: dict[int, OrderedDict[K, tuple[int, V]]] = {}
         self._count = 0
 
@@ -34,7 +33,7 @@ class Remembered(Generic[K, V]):
         self._count += key not in entries
         entries[key] = (at_ms, value)
         entries.move_to_end(key)
-        while _oldest_ms(entries) < at_ms - self._horizon_ms:
+        while _oldest_ms(entries) < at_ms - HORIZON_MS:
             self._drop_oldest(entries)
         while self._count > self._capacity:
             self._drop_oldest(min(filter(None, self._partitions.values()), key=_oldest_ms))

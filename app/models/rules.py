@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -12,8 +12,17 @@ from app.core.errors import SetupError
 from app.core.text import one_line
 from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, StopReason
 
+Rule = Callable[..., msgspec.Struct]
+
 _P99_DEVIATIONS = 2.326
 """How many standard deviations the 99th percentile of a normal distribution lies above its middle."""
+
+
+def require_rules(rules: Mapping[str, Rule], agents: Iterable[str]) -> None:
+    """Raises: SetupError for agents that have no rule to answer them."""
+    missing = sorted(set(agents) - rules.keys())
+    if missing:
+        raise SetupError("--model", f"rules needs a rule of every agent; declare {', '.join(missing)} with rules=...")
 
 
 class RulesModel:
@@ -25,18 +34,14 @@ class RulesModel:
 
     name = "rules"
 
-    def __init__(
-        self, rules: Mapping[str, Callable[..., msgspec.Struct]], *, seconds: float | Callable[[], float] = 0.0
-    ) -> None:
+    def __init__(self, rules: Mapping[str, Rule], *, seconds: float | Callable[[], float] = 0.0) -> None:
         self._rules = rules
         self._seconds = seconds
 
     async def decide(self, request: ModelRequest) -> ModelAnswer:
-        """Raises: SetupError for an agent without a rule; ModelFailure as every model does."""
-        rule = self._rules.get(request.agent)
-        if rule is None:
-            known = ", ".join(sorted(self._rules)) or "none"
-            raise SetupError("model", f"rules has no rule for the agent {request.agent!r}, only for: {known}")
+        """Raises: SetupError for an agent without a rule, which `require_rules` finds at the start; ModelFailure."""
+        require_rules(self._rules, [request.agent])
+        rule = self._rules[request.agent]
         loop = asyncio.get_running_loop()
         started = loop.time()
         seconds = self._seconds() if callable(self._seconds) else self._seconds
@@ -62,7 +67,7 @@ def lognormal_seconds(median_seconds: float, p99_seconds: float, seed: int) -> C
     return lambda: draw(middle, deviation)
 
 
-def _answer_text(rule: Callable[..., msgspec.Struct], request: ModelRequest) -> str:
+def _answer_text(rule: Rule, request: ModelRequest) -> str:
     try:
         return encode(rule(**request.context)).decode()
     except ModelFailure:

@@ -57,6 +57,18 @@ def decisions(broker: MemoryBroker) -> list[Any]:
     ]
 
 
+def test_worker_agent_without_a_rule_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--model rules` with an agent that has none is found at the start, not by its first alert."""
+    monkeypatch.setattr(app, "rules", {})
+
+    async def main(clock: Clock) -> None:
+        with pytest.raises(SetupError, match="--model: rules needs a rule of every agent; declare judge_order"):
+            await process(clock)
+        await process(clock, parts=("streams",))
+
+    run_virtual(main, START_MS)
+
+
 def test_worker_published_event_becomes_a_decision() -> None:
     """`app.publish` inside a worker is acknowledged, and the whole path follows from it."""
 

@@ -31,6 +31,13 @@ class Unranked(Decision, frozen=True, kw_only=True):
     action: Literal["approve", "explode"]
 
 
+class Open(Decision, frozen=True, kw_only=True):
+    """A decision with a part that structured output cannot express."""
+
+    action: Literal["approve", "review"]
+    scores: dict[str, int] | None = None
+
+
 class Demanding(Decision, frozen=True, kw_only=True):
     """A decision that a fallback cannot make."""
 
@@ -125,3 +132,9 @@ def test_action_wrong_declaration_is_refused(declaration: Callable[[Agent[Any]],
 def test_severity_of_block_is_highest() -> None:
     """The order that everything above relies on."""
     assert Severity.APPROVE < Severity.REVIEW < Severity.BLOCK
+
+
+def test_agent_decision_that_no_model_could_answer_is_refused() -> None:
+    """Found where it is declared, not by the first alert."""
+    with pytest.raises(SetupError, match="Open: an answer cannot hold a dictionary"):
+        declare(decides=Open)

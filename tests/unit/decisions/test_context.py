@@ -66,6 +66,7 @@ def test_features_without_origin_are_read_plainly() -> None:
         context = context_of(clock, FakeModel(answering("block")), features, origin(), 20)
         await context.features("user_features", "u-1")
         assert [None] == features.origins
+        assert (Reason.ORIGIN_UNKNOWN,) == context.concerns()
         assert START_MS == context.hops(START_MS).enriched_ms
 
     run_virtual(main, START_MS)
@@ -138,7 +139,8 @@ def test_features_that_failed_are_a_concern_until_they_are_read() -> None:
 
     async def main(clock: Clock) -> None:
         features = FakeFeatures(error=Unavailable("store: away"))
-        context = context_of(clock, FakeModel(answering("approve")), features, origin(), 20)
+        source = origin(("origin", "raw.orders/1/17"))
+        context = context_of(clock, FakeModel(answering("approve")), features, source, 20)
         with pytest.raises(Unavailable):
             await context.features("user_features", "u-1")
         features.error = None

@@ -13,14 +13,16 @@ from app.broker.memory import Fault
 from app.core.clock import Clock, run_virtual
 from app.core.codec import encode
 from app.core.errors import BadRecord, Rejected, SetupError, Unavailable
+from app.decisions.agent import Agent
 from app.decisions.context import Context
-from app.decisions.decision import Fallback, review
+from app.decisions.decision import Fallback, Reason, review
 from app.decisions.policy import Policy
 from app.models.base import FailureCode, ModelFailure, ModelRequest
 from app.serving.base import Freshness, OwnEvent
 from app.streams.graph import Alert
 from tests.decisions_kit import (
     ALERTS,
+    DECISIONS,
     START_MS,
     LargeOrder,
     OrderDecision,
@@ -30,7 +32,14 @@ from tests.decisions_kit import (
     large_order,
     make_agent,
     until,
+    with_actions,
 )
+
+
+class LongDecision(OrderDecision, frozen=True, kw_only=True):
+    """A decision that can be of any length."""
+
+    notes: str = ""
 
 
 class OtherAlert(Alert, frozen=True):
@@ -252,11 +261,82 @@ def test_handle_unfit_features_raise_approval(freshness: Freshness, own_event: O
     assert "approve" == msgspec.json.decode(record.answered)["action"]
 
 
-def test_handle_alert_older_than_max_age_is_not_asked() -> None:
-    """A backlog that is too old is reviewed without a model call."""
-    world = decide_one(max_age="1m", wait_ms=61_000)
-    assert ("review", ("too_old",)) == outcome(world)
-    assert [] == world.model.requests
+@pytest.mark.parametrize("tolerated", [False, True])
+def test_handle_alert_of_unknown_origin_is_not_approved(tolerated: bool) -> None:
+    """Without the header nobody knows whether the features hold the alert's own event; policy may say it is no matter."""
+
+    async def main(clock: Clock) -> World:
+        world = await World.create(clock, answering("approve"))
+        world.send(large_order(), headers={"origin": "somewhere"})
+        policy = Policy(tolerates=frozenset({Reason.ORIGIN_UNKNOWN}) if tolerated else frozenset())
+        async with world.running(world.agent_work(make_agent(policy=policy))):
+            await until(lambda: bool(world.records("agent.decisions")))
+        return world
+
+    expected = ("approve", ()) if tolerated else ("review", ("origin_unknown",))
+    assert expected == outcome(run_virtual(main, START_MS))
+
+
+def test_handle_alert_older_than_max_age_is_not_asked(caplog: pytest.LogCaptureFixture) -> None:
+    """A backlog that is too old is reviewed without a model call; each alert is counted, and one notice given."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        for number in range(5):
+            world.send(large_order(order=f"o-{number}"))
+        await asyncio.sleep(61)
+        work = world.agent_work(make_agent(max_age="1m"))
+        async with world.running(work):
+            await until(lambda: work.statistics.fallbacks["too_old"] == 5)
+            world.send(large_order(order="o-now"))
+            await until(lambda: len(world.records("agent.decisions")) == 6)
+        assert ["review"] * 5 + ["block"] == world.decided()
+        assert 1 == len(world.model.requests)
+
+    run_virtual(main, START_MS)
+    assert 1 == sum("older than max_age" in record.message for record in caplog.records)
+
+
+async def writes_volumes(alert: LargeOrder, context: Context) -> OrderDecision:
+    return LongDecision(action="approve", risk_level="LOW", reason="r", notes="x" * 4 * DECISIONS.max_message_bytes)
+
+
+def test_handle_decision_too_large_for_its_topic_is_the_bare_fallback() -> None:
+    """An alert that has a fallback is never buried: what does not fit is left out, with its length and hash."""
+
+    async def main(clock: Clock) -> World:
+        world = await World.create(clock)
+        agent: Agent[Any] = Agent(writes_volumes, ALERTS.name, alert=LargeOrder, decides=LongDecision, fallback=review)
+        with_actions(agent)
+        world.send(large_order())
+        async with world.running(world.agent_work(agent), world.actions_work(agent)):
+            await until(lambda: bool(world.states()) and set(world.states().values()) == {"failed"})
+        return world
+
+    world = run_virtual(main, START_MS)
+    (record,) = world.decisions()
+    assert ("review", ("too_large", "alert_cut")) == outcome(world)
+    assert len(encode(large_order())) == msgspec.json.decode(record.alert)["bytes"]
+    assert [] == world.dead()
+    assert "the alert did not fit; it is processed.alerts/1/0" in world.reviews()[0].reason
+
+
+def test_handle_repeated_alert_leaves_no_context_behind() -> None:
+    """What an attempt had asked is forgotten when another one turns out to have decided."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock, failing(FailureCode.OVERLOADED))
+        world.send(large_order())
+        (record,) = world.records("processed.alerts")
+        work = world.agent_work(make_agent())
+        await work.assigned(Assignment(ALERTS.name, record.partition, 1), 0)
+        with pytest.raises(ModelFailure):
+            await work.handle(record, 1)
+        work._decided.put(record.partition, large_order().alert_id, True, clock.now_ms())
+        await work.handle(record, 2)
+        assert {} == work._contexts
+
+    run_virtual(main, START_MS)
 
 
 def test_handle_without_fallback_failure_is_dead_letter() -> None:
