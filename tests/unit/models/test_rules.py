@@ -70,7 +70,7 @@ def test_rules_model_slower_than_the_limit_times_out() -> None:
 
 def test_rules_model_agent_without_rule_is_a_setup_error() -> None:
     """The error names the agent and what to declare."""
-    with pytest.raises(SetupError, match="--model: .* other "):
+    with pytest.raises(SetupError, match=r"--model: .* other "):
         decide(judge, request("other"))
 
 
