@@ -94,6 +94,8 @@ class Dispatcher:
                 finally:
                     await self._end(list(self._partitions.values()))
                     await self._leave()
+        if self._failure is not None:
+            raise self._failure  # of a handler that was on its way out
 
     async def _serve(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         try:
@@ -255,15 +257,15 @@ class Dispatcher:
     async def _follow_new_logs(self) -> None:
         """Begins partitions again whose topic was deleted and made again, from the first record of the new log."""
         for partition, offset in list(self._begun_anew.items()):
-            del self._begun_anew[partition]
             assignment = partition.assignment
-            with suppress(Fenced):
-                async with self._rebalancing:
-                    if self._partitions.get(assignment.place) is partition and not self._stopping.is_set():
-                        logger.warning("%s: the log begins anew, at offset %s", assignment.place, offset)
+            async with self._rebalancing:
+                if self._partitions.get(assignment.place) is partition and not self._stopping.is_set():
+                    logger.warning("%s: the log begins anew, at offset %s", assignment.place, offset)
+                    with suppress(Fenced):
                         await self._consumer.seek(assignment.place, offset)
                         await self._end([partition])
                         self._begin(assignment, CommittedOffset(offset))
+                del self._begun_anew[partition]
 
     def _held(self, assignments: Iterable[Assignment]) -> list[Partition]:
         """What is still held of these; a partition that a refused commit has ended is not."""

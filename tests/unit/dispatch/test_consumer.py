@@ -329,16 +329,25 @@ def test_dispatcher_records_that_retention_removed_are_counted(
     assert "of 2 offsets behind the committed one" in caplog.text
 
 
-def test_dispatcher_topic_made_anew_is_followed() -> None:
-    """A topic that is deleted and made again under a running member is read from its new beginning."""
+def test_dispatcher_topic_made_anew_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A topic that is deleted and made again under a running member is read from its new beginning, also where the broker
+    is away in that moment."""
 
     async def play(stage: Stage) -> None:
+        seek, failures = MemoryConsumer.seek, iter(range(2))
+
+        async def seek_later(self: MemoryConsumer, place: TopicPartition, offset: int) -> None:
+            if next(failures, None) is not None:
+                raise Unavailable("the broker is away")
+            await seek(self, place, offset)
+
         stage.send(*[f"u-{number}" for number in range(5)])
         async with stage.running():
             await until(lambda: stage.broker.position() == 5)
             stage.broker.logs[PLACE].clear()
             stage.send("n-1", "n-2")
             await stage.broker.consumers[0].seek(PLACE, 0)
+            monkeypatch.setattr(MemoryConsumer, "seek", seek_later)
             await until(lambda: stage.broker.position() == 2)
         assert [[0], [1]] == [stage.history.order[key] for key in (b"n-1", b"n-2")]
 
