@@ -5,7 +5,8 @@ store, so it goes on where it was. Everything else that a part raises ends the w
 
 Stopping: agents and actions take no new records and let running calls finish as long as `drain_ms`; then streams and
 features follow. Every part flushes, commits and leaves its group. What had to be cancelled is uncommitted, and the next
-owner handles it again.
+owner handles it again. A part that cannot end, because its broker is away, is cancelled before the platform's patience
+is over.
 """
 
 import asyncio
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 PARTS = ("streams", "features", "agents", "actions")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 CLOSE_S = 5.0
+MARGIN_S = 2.0
+"""So long before the grace is over everything that still runs is cancelled."""
 
 GC_THRESHOLDS = (50_000, 20, 50)
 """Tables hold millions of small lists, none of them garbage: the defaults would walk them all the time."""
@@ -60,6 +63,7 @@ class _Part:
     supplies: bool = False
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
 
 
 class Worker:
@@ -143,7 +147,7 @@ class Worker:
             self._app.connect(Publisher(self._producer, self._app.topics))
             async with asyncio.TaskGroup() as tasks:
                 for part in parts:
-                    tasks.create_task(self._supervise(part), name=part.name)
+                    part.task = tasks.create_task(self._supervise(part), name=part.name)
                 tasks.create_task(self._stop_in_order(parts, stopping))
                 addresses = self._broker.address, self._store.address
                 logger.info("running %s on %s, features in %s", ", ".join(self._parts), *addresses)
@@ -158,14 +162,20 @@ class Worker:
             await self._close()
 
     async def _stop_in_order(self, parts: Sequence[_Part], stopping: asyncio.Event) -> None:
-        """Those that decide and act first, since they need what the others give."""
+        """Those that decide and act first, since they need what the others give; all within the grace."""
         await stopping.wait()
-        for supplies in (False, True):
-            phase = [part for part in parts if part.supplies is supplies]
-            for part in phase:
-                part.stopping.set()
-            for part in phase:
-                await part.ended.wait()
+        limit_s = max(self._settings.drain_ms, self._settings.grace_ms - MARGIN_S * 1000) / 1000
+        with anyio.move_on_after(limit_s):
+            for supplies in (False, True):
+                phase = [part for part in parts if part.supplies is supplies]
+                for part in phase:
+                    part.stopping.set()
+                for part in phase:
+                    await part.ended.wait()
+        for part in parts:
+            if part.task is not None and not part.ended.is_set():
+                logger.warning("%s: not ended after %.0f s, ends uncommitted", part.name, limit_s)
+                part.task.cancel()
 
     async def _close(self) -> None:
         """Closes what the parts share, whatever becomes of each."""

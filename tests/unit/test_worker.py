@@ -197,3 +197,24 @@ def test_worker_cancelled_ends_at_once_and_leaves_its_groups() -> None:
         assert 1 == len(made.broker.logs[TopicPartition("raw.orders", 0)])
 
     run_virtual(main, START_MS)
+
+
+def test_worker_part_that_cannot_stop_is_cancelled_within_the_grace(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that is away for an hour does not keep a stopping process alive; nothing of it is committed."""
+
+    async def main(clock: Clock) -> None:
+        made, stopping, ready = await process(clock, ["streams"]), asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(made.worker.run(stopping, ready))
+            await ready.wait()
+            await asyncio.sleep(2)
+            made.broker.append("raw.orders", b"{}", b"u", 0, clock.now_ms(), ())
+            made.broker.plan(Fault("flush", "delay", seconds=3_600))
+            await asyncio.sleep(2)
+            began_ms = clock.now_ms()
+            stopping.set()
+        assert clock.now_ms() - began_ms < SETTINGS.grace_ms
+        assert 0 == made.broker.groups["headrace.streams"].committed[TopicPartition("raw.orders", 0)].offset
+
+    run_virtual(main, START_MS)
+    assert ["streams: not ended after 28 s, ends uncommitted"] == [m for m in caplog.messages if "not ended" in m]
