@@ -50,12 +50,15 @@ def _processor() -> str:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p99, p99.9 and the largest, by nearest rank; empty for no values."""
+    """p50, p90, p99, p99.9 and the largest; empty for no values.
+
+    By nearest rank: the smallest value that at least so many of a thousand do not exceed.
+    """
     ordered = sorted(values)
     if not ordered:
         return {}
-    ranks = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
-    found = {name: ordered[min(len(ordered) - 1, int(rank * len(ordered)))] for name, rank in ranks.items()}
+    ranks = {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999}
+    found = {name: ordered[-(-len(ordered) * rank // 1_000) - 1] for name, rank in ranks.items()}
     return {name: round(value, 3) for name, value in {**found, "max": ordered[-1]}.items()}
 
 

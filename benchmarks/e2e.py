@@ -2,7 +2,8 @@
 
 A worker runs in a process of its own, with an in-process model of set latency. Events are offered by the clock, not by
 how fast they are taken: each has a moment, its time is that moment, and whatever is late counts as latency. Hop times are
-those that the decisions carry, in whole milliseconds; the model's own time is taken out of `beyond the model`.
+those that the decisions carry, in whole milliseconds; the model's own time is taken out of `beyond the model`. A run in
+which an alert has no decision, or two, fails.
 """
 
 import asyncio
@@ -12,10 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import redis
@@ -28,22 +29,20 @@ from app.core.clock import SystemClock
 from app.core.codec import encode
 from app.core.record import Record, TopicPartition
 from app.core.settings import Settings
-from app.decisions.record import DECISIONS, DecisionRecord
+from app.decisions.record import DECISIONS, HOPS, DecisionRecord
 from app.models.rules import RulesModel, lognormal_seconds
 from app.serving.stores import open_store
+from app.streams.outputs import derived_id
 from app.worker import Worker
 from benchmarks import common
+from features import fraud
 
 WARM_UP_S = 3.0
 PROBES_PER_S = 20
 PROBE_LIMIT_S = 2.0
-HOPS = (
-    ("event to engine", "event_ms", "received_ms"),
-    ("engine to alert", "received_ms", "alert_ms"),
-    ("alert to agent", "alert_ms", "agent_ms"),
-    ("agent to features with own event", "agent_ms", "enriched_ms"),
-    ("features to decision, the model's time", "enriched_ms", "decided_ms"),
-)
+
+FAILED = 1
+"""Exit code of a run that lost or doubled a decision."""
 
 
 async def work(broker_address: str, store_address: str, model_ms: float) -> None:
@@ -92,17 +91,23 @@ class Probe:
             time.sleep(0.0003)
 
 
-async def offer(
-    broker: KafkaBroker, probe: Probe, rate: int, seconds: float, alert_share: float, run: str
-) -> tuple[int, set[str]]:
-    """Publishes by the clock; returns how many events, and the users whose alerts count."""
+class Offered(NamedTuple):
+    """What was published: events, ids of all alerts, and of those after the warm-up, which are measured."""
+
+    events: int
+    alert_ids: set[str]
+    measured: set[str]
+
+
+async def offer(broker: KafkaBroker, probe: Probe, rate: int, seconds: float, alert_share: float, run: str) -> Offered:
+    """Publishes by the clock."""
     producer, chance = broker.producer(), random.Random(7)
     await producer.start()
     loop = asyncio.get_running_loop()
-    began, alerting = common.now_s() + 0.2, set[str]()
+    began, offered = common.now_s() + 0.2, Offered(int(rate * (seconds + WARM_UP_S)), set(), set())
     probes: list[asyncio.Future[None]] = []
-    total, probe_every = int(rate * (seconds + WARM_UP_S)), max(1, rate // PROBES_PER_S)
-    for number in range(total):
+    probe_every = max(1, rate // PROBES_PER_S)
+    for number in range(offered.events):
         at = began + number / rate
         ahead = at - common.now_s()
         if ahead > 0.0005:
@@ -112,33 +117,58 @@ async def offer(
         probed = measured and not alert and number % probe_every == 0
         user = f"{run}-{number}" if alert or probed else f"{run}-common-{chance.randrange(10_000)}"
         await producer.send("raw.orders", order(number, user, alert), user.encode(), timestamp_ms=int(at * 1000))
-        if alert and measured:
-            alerting.add(user)
+        if alert:
+            alert_id = derived_id(fraud.high_value_orders.rule, user, f"o-{number}")
+            offered.alert_ids.add(alert_id)
+            if measured:
+                offered.measured.add(alert_id)
         if probed:
             probes.append(loop.run_in_executor(None, probe.wait, user, at))
     failures = await producer.flush()
     assert not failures, failures[0]
     await asyncio.gather(*probes)
     await producer.close()
-    return total, alerting
+    return offered
 
 
-async def decisions(broker: KafkaBroker, alerting: set[str], model_ms: float) -> list[tuple[Record, DecisionRecord]]:
-    """The decisions about those users, once all are there."""
-    reader, found = broker.reader(), list[tuple[Record, DecisionRecord]]()
-    places = [TopicPartition(DECISIONS, partition) for partition in range(6)]
-    positions, deadline = dict.fromkeys(places, 0), common.now_s() + 30 + model_ms / 100
-    while len(found) < len(alerting) and common.now_s() < deadline:
-        for place, end in (await reader.end_offsets(places)).items():
-            async for records in reader.read(place, positions[place], end):
+class DecisionLog:
+    """The decisions about some alerts, as far as the log was read."""
+
+    def __init__(self, broker: KafkaBroker, alert_ids: set[str]) -> None:
+        self.found: list[tuple[Record, DecisionRecord]] = []
+        self._reader = broker.reader()
+        self._alert_ids = alert_ids
+        partitions = app.topics.named(DECISIONS).partitions
+        self._positions = {TopicPartition(DECISIONS, partition): 0 for partition in range(partitions)}
+
+    async def read(self) -> None:
+        """What has come since the last call."""
+        for place, end in (await self._reader.end_offsets(self._positions)).items():
+            async for records in self._reader.read(place, self._positions[place], end):
                 for record in records:
                     decision = msgspec.json.decode(record.value or b"", type=DecisionRecord)
-                    if decision.entity in alerting:
-                        found.append((record, decision))
-            positions[place] = end
-        await asyncio.sleep(0.1)
-    await reader.close()
-    return found
+                    if decision.alert_id in self._alert_ids:
+                        self.found.append((record, decision))
+            self._positions[place] = end
+
+    async def wait(self, seconds: float) -> None:
+        """Until each alert has one, or for so long."""
+        deadline = common.now_s() + seconds
+        while self.missing() and common.now_s() < deadline:
+            await self.read()
+            await asyncio.sleep(0.1)
+
+    async def close(self) -> None:
+        await self._reader.close()
+
+    def missing(self) -> set[str]:
+        """Alerts without a decision."""
+        return self._alert_ids - {decision.alert_id for _, decision in self.found}
+
+    def doubled(self) -> set[str]:
+        """Alerts with more than one."""
+        numbers = Counter(decision.alert_id for _, decision in self.found)
+        return {alert_id for alert_id, number in numbers.items() if number > 1}
 
 
 def figures(found: Sequence[tuple[Record, DecisionRecord]]) -> dict[str, Any]:
@@ -163,14 +193,16 @@ def figures(found: Sequence[tuple[Record, DecisionRecord]]) -> dict[str, Any]:
 
 @contextmanager
 def worker_process(broker: str, store: str, model_ms: float) -> Iterator[None]:
+    """Raises: RuntimeError when it ends badly."""
     command = [sys.executable, "-m", "benchmarks.e2e", "--role", "worker", "--model-ms", str(model_ms)]
     process = subprocess.Popen([*command, "--broker", broker, "--store", store], env=os.environ)
     try:
         yield
     finally:
         process.terminate()
-        if process.wait(40) != 0:
-            common.say(f"the worker ended with {process.returncode}")
+        code = process.wait(40)
+    if code != 0:
+        raise RuntimeError(f"the worker ended with {code}")
 
 
 async def measure(
@@ -185,13 +217,24 @@ async def measure(
         common.say("waiting until the worker serves features")
         await ready(broker, store_address)
         common.say(f"offering {rate:,} events/s for {seconds + WARM_UP_S:.0f} s, {alert_share:.0%} of them alerts")
-        total, alerting = await offer(broker, probe, rate, seconds, alert_share, run)
+        offered = await offer(broker, probe, rate, seconds, alert_share, run)
         common.say("waiting for the last decisions")
-        found = await decisions(broker, alerting, model_ms)
+        log = DecisionLog(broker, offered.alert_ids)
+        await log.wait(30 + model_ms / 100)
+    await log.read()  # once more, now that nobody can write another one
+    await log.close()
     await broker.close()
-    result = figures(found)
+    result = figures([(record, decision) for record, decision in log.found if decision.alert_id in offered.measured])
     result["hops_ms"]["event to feature in Redis"] = common.percentiles(probe.waits_ms)
-    return {"events": total, "alerts": len(alerting), "probes_lost": probe.lost, **result}
+    return {
+        "events": offered.events,
+        "alerts": len(offered.measured),
+        "missing": len(log.missing()),
+        "doubled": len(log.doubled()),
+        "probes": len(probe.waits_ms) + probe.lost,
+        "probes_lost": probe.lost,
+        **result,
+    }
 
 
 async def ready(broker: KafkaBroker, store_address: str) -> None:
@@ -233,11 +276,21 @@ def main(
     path = common.keep("e2e", result)
     if json:
         typer.echo(encode(result).decode())
-        return
+    else:
+        report(found)
+        typer.echo(f"kept in {path}")
+    if found["missing"] or found["doubled"]:
+        common.say(f"error: {found['missing']} alerts have no decision, {found['doubled']} have two; see {path}")
+        raise typer.Exit(FAILED)
+
+
+def report(found: dict[str, Any]) -> None:
+    """The result for a person."""
     typer.echo(f"{found['decisions']} decisions of {found['alerts']} alerts, own event {found['own_event']}")
     for name, values in found["hops_ms"].items():
         typer.echo(f"{name:42} p50 {values.get('p50', 0):8.1f} ms   p99 {values.get('p99', 0):8.1f} ms")
-    typer.echo(f"kept in {path}")
+    if found["probes_lost"]:
+        typer.echo(f"{found['probes_lost']} of {found['probes']} probes saw no feature within {PROBE_LIMIT_S:.0f} s")
 
 
 if __name__ == "__main__":

@@ -7,19 +7,12 @@ import msgspec
 
 from app.cli.demo_view import DemoSnapshot, HopLatency, SeenDecision
 from app.core.record import Record
-from app.decisions.record import DECISIONS, EFFECTS, DecisionRecord, EffectRecord, Hops
+from app.decisions.record import DECISIONS, EFFECTS, HOPS, DecisionRecord, EffectRecord, Hops
 from app.demo import Demo
 
 KEPT = 20_000
 """Latencies that are kept of each hop."""
 
-HOPS = (
-    ("event time to engine", "event_ms", "received_ms"),
-    ("engine to alert", "received_ms", "alert_ms"),
-    ("alert to agent", "alert_ms", "agent_ms"),
-    ("agent to fresh features", "agent_ms", "enriched_ms"),
-    ("features to decision", "enriched_ms", "decided_ms"),
-)
 TO_EFFECT, TOTAL = "decision to effect", "engine to decision"
 
 

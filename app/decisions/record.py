@@ -46,6 +46,16 @@ class Hops(msgspec.Struct, frozen=True):
     """Policy had judged the answer."""
 
 
+HOPS = (
+    ("event time to engine", "event_ms", "received_ms"),
+    ("engine to alert", "received_ms", "alert_ms"),
+    ("alert to agent", "alert_ms", "agent_ms"),
+    ("agent to fresh features", "agent_ms", "enriched_ms"),
+    ("features to decision", "enriched_ms", "decided_ms"),
+)
+"""What people call the way between two moments of `Hops`, and which two."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """Model text as it came: its first 64 KiB, with length and hash of the whole."""
 
