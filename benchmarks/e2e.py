@@ -24,6 +24,7 @@ import typer
 import uvloop
 
 from agents import app
+from app.broker.base import Broker
 from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
 from app.core.codec import encode
@@ -134,7 +135,7 @@ async def offer(broker: KafkaBroker, probe: Probe, rate: int, seconds: float, al
 class DecisionLog:
     """The decisions about some alerts, as far as the log was read."""
 
-    def __init__(self, broker: KafkaBroker, alert_ids: set[str]) -> None:
+    def __init__(self, broker: Broker, alert_ids: set[str]) -> None:
         self.found: list[tuple[Record, DecisionRecord]] = []
         self._reader = broker.reader()
         self._alert_ids = alert_ids

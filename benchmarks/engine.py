@@ -24,6 +24,7 @@ import msgspec
 import typer
 import uvloop
 
+from app.broker.base import Broker
 from app.broker.kafka import KafkaBroker
 from app.broker.topics import partition_of
 from app.core.clock import SystemClock
@@ -177,7 +178,7 @@ class Entry(msgspec.Struct):
         return self.order_count_5m, to_cents(self.order_value_5m)
 
 
-async def written(broker: KafkaBroker, topic: str) -> Totals:
+async def written(broker: Broker, topic: str) -> Totals:
     """The newest tiles, or the rows, of a topic. Raises: AssertionError when a row has two values."""
     reader, newest = broker.reader(), dict[tuple[str, int], tuple[int, tuple[int, int]]]()
     places = [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
