@@ -5,11 +5,11 @@ import io
 import msgspec
 from rich.console import Console
 
-from app.cli import demo_watch
 from app.cli.demo_view import DemoSnapshot, DemoView, HopLatency, SeenDecision, screen, summary
 from app.cli.demo_watch import TO_EFFECT, TOTAL
+from app.decisions.record import HOPS
 
-HOPS = tuple(HopLatency(name, 1.25, 12_345.6) for name in (*(name for name, _, _ in demo_watch.HOPS), TO_EFFECT, TOTAL))
+SHOWN = tuple(HopLatency(name, 1.25, 12_345.6) for name in (*(name for name, _, _ in HOPS), TO_EFFECT, TOTAL))
 REASON = "a series of orders: 14 orders of 1234567.89 dollars in five minutes, this one 12345.67, and more that is cut"
 FULL = DemoSnapshot(
     elapsed_s=1_234.5,
@@ -21,7 +21,7 @@ FULL = DemoSnapshot(
     decisions={"approve": 12_345, "review": 12_345, "block": 12_345},
     effects={"block_transaction": 12_345, "notify_fraud_team": 12_345, "queue_for_manual_review": 12_345},
     dead_letters=12_345,
-    hops=HOPS,
+    hops=SHOWN,
     latest=tuple(SeenDecision("block", "u-123456789", "$12,345.67", REASON) for _ in range(20)),
 )
 
