@@ -29,6 +29,9 @@ _spawned: set[int] = set()
 """Children of this process that nobody has waited for."""
 
 POLL_SECONDS = 0.05
+SPAWN_SECONDS = 1.0
+"""How long a new process may show no command line; the kernel sets it a moment after the start."""
+
 KILL_SECONDS = 10.0
 RUN_SECONDS = 600.0
 
@@ -70,7 +73,7 @@ def spawn(command: Sequence[str], log: Path, pid_file: Path, environment: Mappin
     """Starts a process in a session of its own, output to `log` (emptied first). Returns its pid, which `pid_file` holds.
 
     posix_spawn rather than Popen: no object is left that must be waited for, the child outlives us. Ctrl-C waits until
-    the pid is written, or nobody could end the child.
+    the pid is written and the child can be known by its command line, or nobody could end it.
     Raises: SetupError when the program cannot be started.
     """
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -81,6 +84,7 @@ def spawn(command: Sequence[str], log: Path, pid_file: Path, environment: Mappin
         pid = os.posix_spawn(command[0], list(command), environment, file_actions=moves, setsid=True, setsigmask=mask)
         _spawned.add(pid)
         pid_file.write_text(str(pid))
+        wait_until(lambda: command_line(pid) != "" or pid not in _spawned, SPAWN_SECONDS)
         return pid
     except OSError as error:
         raise SetupError(command[0], f"cannot be started: {error.strerror}") from None

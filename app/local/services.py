@@ -26,9 +26,6 @@ DEFAULT_DIRECTORY = LOCAL / "services"
 PORT_ATTEMPTS = 3
 """A free port may be taken by somebody else before the server binds it."""
 
-SPAWN_SECONDS = 1.0
-"""How long a new process may show no command line; the kernel sets it a moment after the start."""
-
 Server = KafkaServer | RedisServer
 _PLANS: dict[str, Callable[[Path], Server]] = {"kafka": KafkaServer.plan, "redis": RedisServer.plan}
 
@@ -147,7 +144,6 @@ def _launch(server: Server) -> str | None:
     if _pid(server) is None:
         say(f"{server.name}: starting at {server.address}")
         process.spawn(server.command(), _log(server), _pid_file(server), server.environment())
-        process.wait_until(lambda: _pid(server) is not None, SPAWN_SECONDS)
     if not process.wait_until(lambda: server.answers() or _pid(server) is None, server.start_seconds):
         return f"does not answer after {server.start_seconds:.0f} s"
     return None if _pid(server) is not None else "ended at once"

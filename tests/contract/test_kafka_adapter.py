@@ -175,8 +175,11 @@ def end_client(client: confluent_kafka.Producer) -> None:
     assert 0 == raise_fatal(behind_header[0], confluent_kafka.KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, b"planned")
 
 
-async def test_fatal_error_what_was_sent_fails_and_what_follows_arrives(cluster: Cluster) -> None:
+async def test_fatal_error_what_was_sent_fails_and_what_follows_arrives(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A client that ended is replaced: its records are told as lost, once, and the next ones go to another client."""
+    monkeypatch.setattr("app.broker.kafka.producer.LINGER_MS", 30_000)  # it is lost before it leaves
     topic = await cluster.topic()
     producer = cluster.broker.producer()
     assert isinstance(producer, KafkaProducer)

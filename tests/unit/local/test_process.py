@@ -24,6 +24,15 @@ def pid_file(tmp_path: Path) -> Iterator[Path]:
     process.kill(file, "marker")
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT interrupts, also where a shell has the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_spawn_interrupted_before_it_returns_has_written_the_pid(
     pid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,9 +47,20 @@ def test_spawn_interrupted_before_it_returns_has_written_the_pid(
     monkeypatch.setattr(os, "posix_spawn", interrupted)
     with pytest.raises(KeyboardInterrupt):
         process.spawn(SLEEP, tmp_path / "log", pid_file, os.environ)
-    assert process.wait_until(lambda: process.find(pid_file, "marker") is not None, 10)
+    assert process.find(pid_file, "marker") is not None
     os.kill(int(pid_file.read_text()), signal.SIGTERM)
     assert process.wait_until(lambda: process.find(pid_file, "marker") is None, 10)
+
+
+def test_spawn_returns_when_the_child_can_be_known(
+    pid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment a new process shows no command line; whoever looked then would take it for gone and lose it."""
+    shown = process.command_line
+    early = iter(["", "", ""])
+    monkeypatch.setattr(process, "command_line", lambda pid: next(early, shown(pid)))
+    process.spawn(SLEEP, tmp_path / "log", pid_file, os.environ)
+    assert process.find(pid_file, "marker") is not None
 
 
 def test_spawn_of_what_is_no_program_is_a_setup_error(tmp_path: Path) -> None:
