@@ -116,6 +116,7 @@ def review_request(
         alert_type=record.alert_type,
         entity=record.entity,
         reason=one_line(reason, MAX_REASON_CHARACTERS),
+        codes=record.reasons,
         decision_offset=decision_offset,
         requested_ms=now_ms,
         alert=record.alert,

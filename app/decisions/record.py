@@ -165,7 +165,8 @@ class EffectRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ReviewRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="review_request"):
     """Something that a person must decide. The same `review_id` may be written again: it is one request.
 
-    kind: a decision that says so, or an effect that could not be completed.
+    kind: a decision that says so, or an effect that could not be completed. reason: in the decision's own words.
+    codes: why policy or a failure had a say, empty where the answer itself asks for a person.
     """
 
     review_id: str
@@ -175,6 +176,7 @@ class ReviewRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="record
     alert_type: str
     entity: str
     reason: str
+    codes: tuple[str, ...]
     decision_offset: int
     requested_ms: int
     alert: msgspec.Raw
