@@ -132,8 +132,9 @@ class Workers:
             self.alive.append(start_worker(self.address))
 
     async def publish(self, piece: list[tuple[bytes | None, bytes | None, int]]) -> None:
-        self.sent += await self._producer.send_many("raw.orders", piece)
-        assert [] == await self._producer.flush()
+        async with asyncio.timeout(LIMIT_S):
+            self.sent += await self._producer.send_many("raw.orders", piece)
+            assert [] == await self._producer.flush()
 
     async def at_work(self) -> None:
         """Everything is committed, so no dead member owns partitions any longer, and every living one has some."""
