@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -79,19 +80,42 @@ def spawn(command: Sequence[str], log: Path, pid_file: Path, environment: Mappin
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     moves = [(os.POSIX_SPAWN_DUP2, nothing, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     try:
-        pid = os.posix_spawn(command[0], list(command), environment, file_actions=moves, setsid=True, setsigmask=mask)
-        _spawned.add(pid)
-        pid_file.write_text(str(pid))
-        wait_until(lambda: command_line(pid) != "" or pid not in _spawned, SPAWN_SECONDS)
-        return pid
+        with _signals_later():
+            pid = os.posix_spawn(command[0], list(command), environment, file_actions=moves, setsid=True)
+            _spawned.add(pid)
+            pid_file.write_text(str(pid))
+            wait_until(lambda: command_line(pid) != "" or pid not in _spawned, SPAWN_SECONDS)
+            return pid
     except OSError as error:
         raise SetupError(command[0], f"cannot be started: {error.strerror}") from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(output)
         os.close(nothing)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """What would end this process waits until the block has.
+
+    A mask would not do: it is one thread's, and another thread takes the signal, upon which Python interrupts the main
+    one. No other thread is ever interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: arrived.append(number))
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():  # Ctrl-C is the last, since the next one may raise here
+            signal.signal(number, handler)
+        for arrival in arrived:
+            signal.raise_signal(arrival)
 
 
 def command_line(pid: int) -> str:
