@@ -284,9 +284,11 @@ class Worker:
                 try:
                     await part.make()(part.stopping)
                     return
+                except asyncio.CancelledError:
+                    assert _is_being_cancelled(), f"{part.name} was cancelled from within"  # or it would end unheard
+                    raise
                 except Unavailable as error:
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
+                    if _is_being_cancelled():
                         raise  # an outage while being cancelled must not become a new beginning
                     was_healthy = loop.time() - began > LONGEST_PAUSE_S
                     pause_s = FIRST_PAUSE_S if was_healthy else min(pause_s * 2, LONGEST_PAUSE_S)
@@ -295,6 +297,11 @@ class Worker:
                     await part.stopping.wait()
         finally:
             part.ended.set()
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _gate(model: Model, settings: Settings) -> ModelGate:

@@ -8,7 +8,8 @@ go out with the next one. So a crash at any point repeats outputs under the same
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -48,6 +49,14 @@ class EngineStatistics(msgspec.Struct):
     late: dict[str, int] = msgspec.field(default_factory=dict)
 
 
+class _Commit(NamedTuple):
+    """One partition's commit: nothing of it changes any more, while the state goes on."""
+
+    state: PartitionState
+    assignment: Assignment
+    offset: CommittedOffset
+
+
 class Engine:
     """Runs pipelines as one member of a consumer group. One `run` an object."""
 
@@ -64,7 +73,8 @@ class Engine:
         self._producer: Producer = broker.producer()
         self._reader = broker.reader()
         self._consumer: Consumer = broker.consumer(group, sorted(self._topics), self)
-        self._next_commit_s = 0.0
+        self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
+        self._committing: asyncio.Task[None] | None = None
         self._notices = Notices(logger, logging.INFO)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -75,12 +85,19 @@ class Engine:
         await self._producer.start()
         try:
             await self._consumer.start()
-            self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
-            while not stopping.is_set():
-                await self._step()
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self._watch_ends())
+                while not stopping.is_set():
+                    await self._step(tasks)
+                watching.cancel()
             await self._commit_last()
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) > 1:
+                raise
+            raise group.exceptions[0] from None
         finally:
             self._states.clear()  # so that leaving the group now commits nothing
+            self._committing = None
             await self._leave()
 
     async def _commit_last(self) -> None:
@@ -100,7 +117,7 @@ class Engine:
                 except HeadraceError as error:
                     logger.warning("streams: while closing: %s", error)
 
-    async def _step(self) -> None:
+    async def _step(self, tasks: asyncio.TaskGroup) -> None:
         records = await self._consumer.poll(POLL_RECORDS, POLL_TIMEOUT_MS)
         touched = self._process(records)
         for state in touched:
@@ -111,8 +128,8 @@ class Engine:
                 if not state.progress_told:  # or a new view would seem stale until the first commit
                     await self._send_progress(state)
         if asyncio.get_running_loop().time() >= self._next_commit_s:
-            await self._learn_ends(self._states.values())
-            await self._commit(list(self._states.values()))
+            commit = await self._write_tables(list(self._states.values()))
+            self._committing = tasks.create_task(self._commit(commit))  # the streams go on while the broker answers
             self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
 
     def _lag(self, states: Sequence[PartitionState]) -> int:
@@ -183,10 +200,13 @@ class Engine:
         await self._producer.send_many(table.topic, changes, partition)
         slices.table_position += len(changes)
 
-    async def _commit(self, states: Sequence[PartitionState]) -> None:
-        """The order of the module's first paragraph, for some partitions."""
+    async def _write_tables(self, states: Sequence[PartitionState]) -> list[_Commit]:
+        """The first two steps of the module's first paragraph: what may be committed when this returns."""
+        if self._committing is not None:  # the commit before this one comes before it
+            await self._committing
+            self._committing = None
         if not states:
-            return
+            return []
         moved = [state for state in states if state.position != state.committed]
         for state in moved:
             await self._send_tiles(state)
@@ -198,21 +218,31 @@ class Engine:
         for state in states:
             await self._send_progress(state)
         await self._flush()
-        offsets = {
-            self._assignments[state.place]: CommittedOffset(
-                state.position, mark_of(self._topics[state.place.topic], state)
+        return [
+            _Commit(
+                state,
+                self._assignments[state.place],
+                CommittedOffset(state.position, mark_of(self._topics[state.place.topic], state)),
             )
             for state in moved
-        }
+        ]
+
+    async def _commit(self, commits: Sequence[_Commit]) -> None:
+        """The last step; then tombstones of the windows that these commits have passed."""
         try:
-            await self._consumer.commit(offsets)
+            await self._consumer.commit({commit.assignment: commit.offset for commit in commits})
         except Fenced:  # one of them is lost: the next poll says which, the others are committed a second later
             return
-        for state in moved:
-            state.committed = state.position
-            await self._send_tombstones(state)
+        for commit in commits:
+            commit.state.committed = commit.offset.offset
+            await self._send_tombstones(commit.state)
 
-    async def _learn_ends(self, states: Iterable[PartitionState]) -> None:
+    async def _watch_ends(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_INTERVAL_S)
+            await self._learn_ends(list(self._states.values()))
+
+    async def _learn_ends(self, states: Sequence[PartitionState]) -> None:
         """Notes where the source topics end now: whoever has read up to there has seen all that was published before.
 
         Without an answer as-of stands still, and the features say their age.
@@ -278,7 +308,7 @@ class Engine:
 
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
         held = [self._states[assignment.place] for assignment in assignments if assignment.place in self._states]
-        await self._commit(held)
+        await self._commit(await self._write_tables(held))
         await self.on_lost(assignments)
 
     async def on_lost(self, assignments: Sequence[Assignment]) -> None:
