@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import TopicPartition as Place
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -82,38 +83,45 @@ def notice_dead_members_soon(address: str) -> None:
         ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in settings.items()
     ]
     group = ConfigResource(ResourceType.GROUP, STREAMS_GROUP, incremental_configs=entries)
-    client = client_of(address)
+    client = AdminClient({"bootstrap.servers": address.removeprefix("kafka://")})
     (answer,) = client.incremental_alter_configs([group]).values()
     answer.result(10)
 
 
-def client_of(address: str) -> AdminClient:
-    return AdminClient({"bootstrap.servers": address.removeprefix("kafka://")})
+class Group:
+    """What the coordinator says about the streams' group.
 
+    Committed offsets are asked for by a consumer that never joins: librdkafka's admin client crashes now and then while
+    a group has no coordinator yet.
+    """
 
-def committed_records(client: AdminClient) -> int:
-    """How many records of raw.orders the streams have committed."""
-    asked = client.list_consumer_group_offsets([ConsumerGroupTopicPartitions(STREAMS_GROUP)])
-    found = asked[STREAMS_GROUP].result(10).topic_partitions or []
-    return sum(max(0, place.offset) for place in found if place.topic == "raw.orders")
+    def __init__(self, address: str) -> None:
+        servers = address.removeprefix("kafka://")
+        self._asking = Consumer({"bootstrap.servers": servers, "group.id": STREAMS_GROUP})
+        self._admin = AdminClient({"bootstrap.servers": servers})
+        partitions = app.topics.named("raw.orders").partitions
+        self._places = [Place("raw.orders", partition) for partition in range(partitions)]
 
+    def committed(self) -> int:
+        """How many records of raw.orders; 0 while there is no coordinator, or it is loading."""
+        try:
+            return sum(max(0, place.offset) for place in self._asking.committed(self._places, timeout=10))
+        except KafkaException as error:
+            if isinstance(translate(error, STREAMS_GROUP), Unavailable):
+                return 0
+            raise
 
-def owners(client: AdminClient) -> int:
-    """How many members of the group own partitions."""
-    found = client.describe_consumer_groups([STREAMS_GROUP])[STREAMS_GROUP].result(10).members
-    return sum(bool(member.assignment and member.assignment.topic_partitions) for member in found)
-
-
-def answer(question: Callable[[AdminClient], int], client: AdminClient) -> int:
-    """What the group's coordinator says; 0 while there is none yet, or it is loading."""
-    try:
-        return question(client)
-    except TimeoutError:
-        return 0
-    except KafkaException as error:
-        if isinstance(translate(error, STREAMS_GROUP), Unavailable):
+    def owners(self) -> int:
+        """How many members own partitions; 0 while nobody answers. Something must have been committed before."""
+        asked = self._admin.describe_consumer_groups([STREAMS_GROUP])[STREAMS_GROUP]
+        try:
+            found = asked.result(10).members
+        except TimeoutError:
             return 0
-        raise
+        return sum(bool(member.assignment and member.assignment.topic_partitions) for member in found)
+
+    def close(self) -> None:
+        self._asking.close()
 
 
 class Workers:
@@ -123,7 +131,7 @@ class Workers:
         self.address = address
         self.alive: list[subprocess.Popen[bytes]] = []
         self.sent = 0
-        self._client = client_of(address)
+        self.group = Group(address)
         self._producer = producer
 
     def fill(self, number: int) -> None:
@@ -138,12 +146,12 @@ class Workers:
 
     async def at_work(self) -> None:
         """Everything is committed, so no dead member owns partitions any longer, and every living one has some."""
-        await self._wait(committed_records, self.sent)
-        await self._wait(owners, len(self.alive))
+        await self._wait(self.group.committed, self.sent)
+        await self._wait(self.group.owners, len(self.alive))
 
-    async def _wait(self, question: Callable[[AdminClient], int], wanted: int) -> None:
+    async def _wait(self, question: Callable[[], int], wanted: int) -> None:
         deadline = time.monotonic() + LIMIT_S
-        while await asyncio.to_thread(answer, question, self._client) != wanted:
+        while await asyncio.to_thread(question) != wanted:
             assert all(worker.poll() is None for worker in self.alive), "a worker ended by itself"
             assert time.monotonic() < deadline, f"no {question.__name__} within {LIMIT_S} s"
             await asyncio.sleep(0.1)
@@ -194,6 +202,7 @@ async def test_workers_killed_while_they_read_outputs_equal_a_plain_reading(own_
     finally:
         for worker in list(workers.alive):
             await workers.kill(worker)
+        await asyncio.to_thread(workers.group.close)
     outputs = {name: await read_topic(broker, name) for name in OUTPUTS}
     source = await read_topic(broker, "raw.orders")
     records = [SourceRecord(r.partition, r.offset, r.timestamp_ms, r.key, r.value) for r in source]
