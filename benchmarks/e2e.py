@@ -38,7 +38,9 @@ from app.worker import Worker
 from benchmarks import common
 from features import fraud
 
-WARM_UP_S = 3.0
+WARM_UP_S = 15.0
+"""A new broker's Java compiles for ten seconds, and takes both cores of a small machine for it."""
+
 PROBES_PER_S = 20
 PROBE_LIMIT_S = 2.0
 
@@ -256,7 +258,7 @@ async def ready(broker: KafkaBroker, store_address: str) -> None:
 
 def main(
     rate: Annotated[int, typer.Option(help="Events a second.")] = 1_000,
-    seconds: Annotated[float, typer.Option(help="How long, after a warm-up of 3 s.")] = 20,
+    seconds: Annotated[float, typer.Option(help="How long, after a warm-up of 15 s.")] = 20,
     alerts: Annotated[float, typer.Option(help="Which part of the events alerts.")] = 0.1,
     model_ms: Annotated[float, typer.Option(help="Median latency of the in-process model; p99 is 2.5 times it.")] = 300,
     broker: Annotated[str | None, typer.Option(help="kafka://host:port; a local one unless given.")] = None,
