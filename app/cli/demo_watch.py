@@ -1,5 +1,6 @@
 """Snapshots of a running demo for the view: counts from the worker, hops and latest decisions from the logs."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -95,4 +96,4 @@ def seen(record: DecisionRecord) -> SeenDecision:
 
 def _latency(name: str, times_ms: Sequence[int]) -> HopLatency:
     ordered = sorted(times_ms)
-    return HopLatency(name, ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)])
+    return HopLatency(name, *(ordered[math.ceil(len(ordered) * rank) - 1] for rank in (0.5, 0.99)))
