@@ -37,10 +37,8 @@ def ctrl_c() -> Iterator[None]:
 def test_spawn_interrupted_before_it_returns_has_written_the_pid(
     pid_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C waits until whoever comes later can find the child, and the child itself can still be ended.
-
-    Another thread is there, as in any process with a Kafka client: it takes signals that the main thread blocks.
-    """
+    """Ctrl-C waits until whoever comes later can find the child, and the child itself can still be ended."""
+    # Another thread is there, as in any process with a Kafka client: it takes signals that the main thread blocks.
     start = os.posix_spawn
 
     def interrupted(*arguments: object, **options: object) -> int:
