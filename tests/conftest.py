@@ -6,6 +6,7 @@ failure. Blocking calls of `app` on an event loop fail. Generated inputs are new
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,11 @@ _numbers = itertools.count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[missing_key] = {}
+
+
+def pytest_runtest_setup() -> None:
+    """A run that is told to end, as CI does with one it no longer wants, takes its servers and workers along."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
