@@ -20,7 +20,7 @@ from app.decisions.agent import Agent
 from app.decisions.context import Context
 from app.decisions.decision import Decision, Fallback
 from app.decisions.policy import Policy
-from app.decisions.record import decision_topic, effect_topic, review_topic
+from app.decisions.record import decision_topic, effect_topic, review_topic, switch_topic
 from app.serving.base import View, view_of
 from app.streams.graph import (
     AlertPipeline,
@@ -88,7 +88,7 @@ class App:
         if alert_topics:
             decisions = decision_topic(alert_topics)
             dead = dead_letters_of(decisions)
-            for spec in (decisions, effect_topic(decisions), review_topic(decisions), dead):
+            for spec in (decisions, effect_topic(decisions), review_topic(decisions), switch_topic(), dead):
                 registry.add(spec)
         return registry
 

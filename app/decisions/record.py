@@ -19,6 +19,7 @@ from app.serving.base import Features
 DECISIONS = "agent.decisions"
 EFFECTS = "agent.effects"
 REVIEWS = "agent.reviews"
+SWITCHES = "agent.switches"
 
 MAX_ANSWER_BYTES = 65_536
 KEEP_MS = 30 * 86_400_000
@@ -227,6 +228,11 @@ def effect_topic(decisions: TopicSpec) -> TopicSpec:
         retention_ms=KEEP_MS,
         min_compaction_lag_ms=3_600_000,
     )
+
+
+def switch_topic() -> TopicSpec:
+    """`agent.switches`: one partition, so that every process reads the same order; the last word on each name stays."""
+    return TopicSpec(name=SWITCHES, partitions=1, cleanup="compact", retention_ms=None)
 
 
 def review_topic(decisions: TopicSpec) -> TopicSpec:

@@ -197,8 +197,7 @@ async def test_dispatch_kafka_full_window_pauses_and_comes_back(scene: Scene) ->
     stuck = -(-WINDOW // keys)  # of the window's records, those of the stuck record's key, and it
     others = (WINDOW + 1_500) * (PARTITIONS - 1)
     await until(lambda: dispatcher.statistics().done >= others + WINDOW * 7 // 8 - stuck)
-    await asyncio.sleep(0.5)
-    assert (place,) == dispatcher.statistics().paused
+    await until(lambda: (place,) == dispatcher.statistics().paused)
     assert max(offset for partition, offset, _ in scene.ends if partition == 0) < WINDOW
     work.blocked.set()
     await until(lambda: len(scene.ends) == count)

@@ -130,6 +130,25 @@ def test_worker_part_that_meets_an_outage_is_started_again(call: Any) -> None:
     run_virtual(main, START_MS)
 
 
+def test_app_topics_are_those_of_the_design() -> None:
+    """What the design's table lists, with its partitions, is what `topics create` makes."""
+    expected = {
+        "raw.orders": 12,
+        "raw.user_events": 24,
+        "raw.payments": 12,
+        "raw.service_events": 6,
+        "processed.alerts": 6,
+        "features.user_features": 12,
+        "state.order_rate": 12,
+        "agent.decisions": 6,
+        "agent.effects": 6,
+        "agent.reviews": 6,
+        "agent.switches": 1,
+    }
+    declared = {spec.name: spec.partitions for spec in app.topics.all()}
+    assert expected == {name: declared.get(name) for name in expected}
+
+
 def test_worker_error_that_no_restart_helps_ends_it() -> None:
     """A half-running worker does not go on in silence."""
 
