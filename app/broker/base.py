@@ -231,7 +231,7 @@ class Producer(Protocol):
 
 
 class Reader(Protocol):
-    """Reads partitions outside any group: restores, look-backs, listings."""
+    """Reads partitions outside any group: restores, look-backs, listings, switches."""
 
     async def beginning_offsets(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]: ...
 
@@ -243,6 +243,14 @@ class Reader(Protocol):
 
     def read(self, place: TopicPartition, start: int, stop: int) -> AsyncIterator[list[Record]]:
         """The records with `start <= offset < stop`, in batches, then ends; gaps of compaction are passed over."""
+        ...
+
+    def follow(self, place: TopicPartition, start: int) -> AsyncIterator[list[Record]]:
+        """The records with `offset >= start`, in batches as they come, until the reader is closed; the iterator that is
+        closed or cancelled before holds nothing. While the broker is away it waits, and then goes on where it was.
+
+        Raises: Unavailable when no broker answers at the beginning; Rejected.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -63,6 +63,8 @@ class MemoryBroker:
         self.configs: dict[str, dict[str, str]] = {}
         self.logs: dict[TopicPartition, list[Record]] = {}
         self.groups: dict[str, _Group] = {}
+        self.followers: set[asyncio.Event] = set()
+        """Of readers that wait for the next record, whatever its topic."""
         self._faults: deque[Fault] = deque()
 
     def consumer(self, group: str, topics: Sequence[str], listener: RebalanceListener) -> "MemoryConsumer":
@@ -118,6 +120,8 @@ class MemoryBroker:
             owner = group.owner.get(TopicPartition(topic, partition))
             if owner is not None:
                 owner.wake()
+        for follower in self.followers:
+            follower.set()
         return Confirmation(partition, len(log) - 1)
 
     def rebalance(self, group: _Group) -> None:
@@ -408,6 +412,7 @@ class MemoryReader:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
+        self._closed = False
 
     async def beginning_offsets(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         return {place: 0 for place in places if self._broker.log(place) is not None}
@@ -427,8 +432,26 @@ class MemoryReader:
         for batch_start in range(max(start, 0), min(stop, len(log)), 500):
             yield log[batch_start : min(batch_start + 500, stop)]
 
+    async def follow(self, place: TopicPartition, start: int) -> AsyncIterator[list[Record]]:
+        position = max(start, 0)
+        written = asyncio.Event()
+        self._broker.followers.add(written)
+        try:
+            while not self._closed:
+                written.clear()
+                batch = self._broker.log(place)[position : position + 500]
+                position += len(batch)
+                if batch:
+                    yield batch
+                else:
+                    await written.wait()
+        finally:
+            self._broker.followers.discard(written)
+
     async def close(self) -> None:
-        """Nothing to end."""
+        self._closed = True
+        for follower in self._broker.followers:
+            follower.set()
 
 
 class MemoryAdmin:

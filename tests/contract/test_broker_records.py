@@ -1,7 +1,9 @@
 """What every broker adapter must do for records: placing, order, times, limits, acknowledgements, reading, topics."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import cast
 
 import pytest
 
@@ -10,7 +12,7 @@ from app.broker.sizes import batch_bytes
 from app.broker.topics import TopicSpec, partition_of
 from app.core.clock import SystemClock
 from app.core.errors import RecordTooEarly, RecordTooLarge, Rejected
-from app.core.record import TopicPartition
+from app.core.record import Record, TopicPartition
 from tests.contract.conftest import Cluster, read_range
 
 HOUR_MS = 3_600_000
@@ -234,6 +236,53 @@ async def test_read_left_early_lets_the_next_read_begin(cluster: Cluster, reader
         assert 0 == batch[0].offset
         break
     assert 5_000 == len(await read_range(reader, place, 0, 5_000))
+
+
+async def test_follow_gives_what_there_is_and_what_comes(cluster: Cluster, producer: Producer, reader: Reader) -> None:
+    """From the start offset on, in order, each record soon after it was written; two followers see the same."""
+    topic = await cluster.topic()
+    place = TopicPartition(topic, 0)
+    await cluster.fill(topic, 1_200)
+
+    async def follow(start: int, stop: int) -> list[int]:
+        found: list[int] = []
+        async with aclosing(cast("AsyncGenerator[list[Record]]", reader.follow(place, start))) as batches:
+            async for batch in batches:
+                found += [record.offset for record in batch]
+                if found[-1] >= stop - 1:
+                    break
+        return found
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        early = tasks.create_task(follow(1_000, 1_300))
+        late = tasks.create_task(follow(1_200, 1_300))
+        for _ in range(100):
+            await producer.confirm(topic, b"v", b"k")
+    assert (list(range(1_000, 1_300)), list(range(1_200, 1_300))) == (early.result(), late.result())
+
+
+async def test_follow_ends_when_cancelled_and_when_the_reader_closes(cluster: Cluster) -> None:
+    """Nobody needs to write a record for a follower to end."""
+    topic = await cluster.topic()
+    reader = cluster.broker.reader()
+
+    async def follow() -> int:
+        return len([batch async for batch in reader.follow(TopicPartition(topic, 0), 0)])
+
+    cancelled, closed = asyncio.ensure_future(follow()), asyncio.ensure_future(follow())
+    await asyncio.sleep(0.05)
+    cancelled.cancel()
+    await reader.close()
+    async with asyncio.timeout(10):
+        assert 0 == await closed
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+
+async def test_follow_unknown_topic_is_rejected(cluster: Cluster, reader: Reader) -> None:
+    """A place that does not exist is an error, not a wait for ever."""
+    with pytest.raises(Rejected):
+        await anext(aiter(reader.follow(TopicPartition(cluster.unique("nowhere"), 0), 0)))
 
 
 async def test_offsets_beginning_end_and_by_time(cluster: Cluster, producer: Producer, reader: Reader) -> None:

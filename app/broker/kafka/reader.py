@@ -1,6 +1,7 @@
 """Reads partitions of a Kafka cluster outside any group: restores, look-backs, listings."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
 
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException
@@ -16,10 +17,12 @@ from app.core.record import Record, TopicPartition
 BATCH_RECORDS = 1_000
 QUIET_SECONDS = 10.0
 """A partition that gives neither a record nor its end for so long is unavailable."""
+FOLLOW_SECONDS = 0.2
+"""How long a follower's client waits for records in one call, and so how long its end may take."""
 
 
 class KafkaReader:
-    """Keeps the contract of `base.Reader`. Every `read` has a client and a thread of its own while it lasts."""
+    """Keeps the contract of `base.Reader`. Every `read` and `follow` has a client and a thread of its own while it lasts."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -43,8 +46,18 @@ class KafkaReader:
         start, stop = max(start, first), min(stop, end)
         if start >= stop or self._closed:
             return
-        scan = _Scan(self._cluster, place, start, stop)
-        calls = BlockingCalls(f"kafka-read-{place}")
+        async with aclosing(self._batches(_Scan(self._cluster, place, start, stop))) as batches:
+            async for records in batches:
+                yield records
+
+    async def follow(self, place: TopicPartition, start: int) -> AsyncIterator[list[Record]]:
+        first = (await self.beginning_offsets([place]))[place]
+        async with aclosing(self._batches(_Scan(self._cluster, place, max(start, first), None))) as batches:
+            async for records in batches:
+                yield records
+
+    async def _batches(self, scan: "_Scan") -> AsyncGenerator[list[Record]]:
+        calls = BlockingCalls(f"kafka-read-{scan.place}")
         try:
             while not scan.ended and not self._closed:
                 records = await calls.run(scan.next_batch)
@@ -60,11 +73,11 @@ class KafkaReader:
 
 
 class _Scan:
-    """One pass over one partition, from `start` up to but not including `stop`. Its methods block."""
+    """One pass over one partition, from `start` up to but not including `stop`; None: without end. Its methods block."""
 
-    def __init__(self, cluster: Cluster, place: TopicPartition, start: int, stop: int) -> None:
+    def __init__(self, cluster: Cluster, place: TopicPartition, start: int, stop: int | None) -> None:
         self.ended = False
-        self._place = place
+        self.place = place
         self._start = start
         self._stop = stop
         self._cluster = cluster
@@ -75,7 +88,7 @@ class _Scan:
         try:
             return self._next_batch()
         except KafkaException as error:
-            raise translate(error, str(self._place)) from None
+            raise translate(error, str(self.place)) from None
 
     def _next_batch(self) -> list[Record]:
         if self._client is None:
@@ -91,21 +104,23 @@ class _Scan:
                     queued_max_messages_kbytes=16_384,
                 )
             )
-            self._client.assign([ClientPartition(*self._place, self._start)])
-        message = self._client.poll(QUIET_SECONDS)
+            self._client.assign([ClientPartition(*self.place, self._start)])
+        message = self._client.poll(FOLLOW_SECONDS if self._stop is None else QUIET_SECONDS)
         if message is None:
-            raise Unavailable(f"{self._place}: nothing could be read for {QUIET_SECONDS:.0f} s")
+            if self._stop is None:
+                return []
+            raise Unavailable(f"{self.place}: nothing could be read for {QUIET_SECONDS:.0f} s")
         records: list[Record] = []
         for found in [message, *self._client.consume(BATCH_RECORDS - 1, 0)]:
             error = found.error()
             if error is None:
                 record = record_of(found)
-                self.ended = self.ended or record.offset >= self._stop - 1
-                if record.offset < self._stop:
+                if self._stop is None or record.offset < self._stop:
                     records.append(record)
+                self.ended = self.ended or (self._stop is not None and record.offset >= self._stop - 1)
             elif error.code() == KafkaError._PARTITION_EOF:
-                self.ended = True
-            elif not isinstance(failure := translate(error, str(self._place)), Unavailable):
+                self.ended = self._stop is not None
+            elif not isinstance(failure := translate(error, str(self.place)), Unavailable):
                 raise failure
         return records
 
