@@ -7,12 +7,16 @@ CUT = "…[cut: "
 """How every mark begins that says what is not shown."""
 
 # Control characters, everything that is drawn as nothing (zero-width, fillers, variation selectors, tags), everything
-# that changes the direction of its neighbours, line and paragraph separators, and private use, which has no meaning.
+# that changes the direction of its neighbours, line and paragraph separators, private use, which has no meaning, and the
+# code points that are no characters.
 _UNSAFE = re.compile(
     "[\u0000-\u001f\u007f-\u009f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
     "\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ue000-\uf8ff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-    "\U000f0000-\U0010fffd]"
+    "\U000f0000-\U0010ffff\ufdd0-\ufdef\ufffe\uffff"
+    "\U0001fffe\U0001ffff\U0002fffe\U0002ffff\U0003fffe\U0003ffff\U0004fffe\U0004ffff\U0005fffe\U0005ffff"
+    "\U0006fffe\U0006ffff\U0007fffe\U0007ffff\U0008fffe\U0008ffff\U0009fffe\U0009ffff\U000afffe\U000affff"
+    "\U000bfffe\U000bffff\U000cfffe\U000cffff\U000dfffe\U000dffff\U000efffe\U000effff]"
 )
 
 
