@@ -18,7 +18,8 @@ def open_broker(settings: Settings, clock: Clock) -> Broker:
         return MemoryBroker(clock)
     from app.broker.kafka import KafkaBroker
 
-    return KafkaBroker(settings.broker, clock, replication=settings.replication)
+    security = settings.broker_security
+    return KafkaBroker(settings.broker, clock, replication=settings.replication, security=security)
 
 
 def open_model(

@@ -11,17 +11,44 @@ from urllib.parse import urlsplit
 import msgspec
 
 from app.core.errors import SetupError
+from app.core.security import MECHANISMS, BrokerSecurity, StoreSecurity, check_broker, check_store
 
 PREFIX = "HEADRACE_"
 ACTION_URL_PREFIX = "HEADRACE_ACTION_URL_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+SECRETS = ("broker_password", "store_password", "action_token")
+"""Never shown. Each may also be read from a file, as Docker and Kubernetes hand secrets over: `broker_password_file`."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Durations are milliseconds where the name ends in `_ms`. Secrets are never printed: see `redacted`."""
 
     broker: str = "kafka://127.0.0.1:9092"
+    broker_tls: bool = False
+    """Whether to speak TLS to the brokers; their names and certificates are always verified then."""
+    broker_ca: str = ""
+    """PEM file of the authorities that sign the brokers' certificates; empty for those that the system trusts."""
+    broker_certificate: str = ""
+    """PEM file of a client certificate, with `broker_key`; an alternative to user and password."""
+    broker_key: str = ""
+    """PEM file of the private key of `broker_certificate`."""
+    broker_user: str = ""
+    """User of SASL; empty for none."""
+    broker_password: str = ""
+    broker_mechanism: str = MECHANISMS[0]
+    """Of SASL: SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN."""
     store: str = "redis://127.0.0.1:6379/0"
+    """`rediss://` for TLS; user and password may stand in it, see also `store_password`."""
+    store_ca: str = ""
+    """PEM file of the authorities that sign the store's certificate; empty for those that the system trusts."""
+    store_certificate: str = ""
+    """PEM file of a client certificate, with `store_key`."""
+    store_key: str = ""
+    """PEM file of the private key of `store_certificate`."""
+    store_user: str = ""
+    """Redis user; empty for its `default`."""
+    store_password: str = ""
     model: str = "claude-sonnet-4-6"
     """`rules` for the offline rules, else the name of an Anthropic model."""
     model_url: str = ""
@@ -56,17 +83,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require("broker", self.broker.startswith(("kafka://", "memory://")), "must begin with kafka:// or memory://")
         store_schemes = ("redis://", "rediss://", "unix://", "memory://")
         _require("store", self.store.startswith(store_schemes), "must begin with redis://, unix:// or memory://")
+        check_broker(self.broker, self.broker_security)
+        check_store(self.store, self.store_security)
         form = "must begin with http:// or https:// and name a host"
         _require("model_url", not self.model_url or _is_web_address(self.model_url), form)
         for name, url in self.action_urls.items():
             _require("action_urls", _is_web_address(url), f"that of {name} {form}")
 
+    def __repr__(self) -> str:
+        return f"Settings({self.redacted()})"
+
+    @property
+    def broker_security(self) -> BrokerSecurity:
+        """What all clients of the cluster are given."""
+        return BrokerSecurity(
+            tls=self.broker_tls,
+            ca=self.broker_ca,
+            certificate=self.broker_certificate,
+            key=self.broker_key,
+            user=self.broker_user,
+            password=self.broker_password,
+            mechanism=self.broker_mechanism,
+        )
+
+    @property
+    def store_security(self) -> StoreSecurity:
+        """What all clients of the store are given."""
+        return StoreSecurity(
+            ca=self.store_ca,
+            certificate=self.store_certificate,
+            key=self.store_key,
+            user=self.store_user,
+            password=self.store_password,
+        )
+
     def redacted(self) -> dict[str, Any]:
         """All settings, with secrets and passwords in addresses replaced by `***`."""
         shown = msgspec.to_builtins(self)
         for name, value in shown.items():
-            if name.endswith(("_token", "_password", "_key")) and value:
-                shown[name] = "***"
+            if name in SECRETS:
+                shown[name] = "***" if value else ""
             elif isinstance(value, str):
                 shown[name] = without_password(value)
             elif isinstance(value, dict):
@@ -116,10 +172,12 @@ def load_settings(
     for name, value in (overrides or {}).items():
         if value is not None:
             values[name], sources[name] = value, f"--{name.replace('_', '-')}"
+    _read_secret_files(values, sources)
     known = {field.name: field for field in msgspec.structs.fields(Settings)}
     for name in values:
         if name not in known:
-            raise SetupError(sources[name], f"unknown setting; there are {', '.join(sorted(known))}")
+            there_are = sorted([*known, *(f"{secret}_file" for secret in SECRETS)])
+            raise SetupError(sources[name], f"unknown setting; there are {', '.join(there_are)}")
         try:
             values[name] = msgspec.convert(values[name], known[name].type, strict=False)
         except msgspec.ValidationError as error:
@@ -129,6 +187,25 @@ def load_settings(
     except SetupError as error:
         source = sources.get(error.setting, error.setting)
         raise SetupError(source, str(error).removeprefix(f"{error.setting}: ")) from None
+
+
+def _read_secret_files(values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Puts what a secret's file holds, without the end of its last line, in the place of the file's name."""
+    for secret in SECRETS:
+        name = f"{secret}_file"
+        if name not in values:
+            continue
+        file, source = values.pop(name), sources[name]
+        if secret in values:
+            raise SetupError(source, f"{sources[secret]} is given too; leave one out")
+        try:
+            text = Path(file).read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is not a text file"
+            raise SetupError(source, f"{file}: {reason}") from None
+        if not text:
+            raise SetupError(source, f"{file} is empty")
+        values[secret], sources[secret] = text, source
 
 
 def _is_web_address(text: str) -> bool:

@@ -9,18 +9,22 @@ from app.broker.kafka.consumer import KafkaConsumer
 from app.broker.kafka.producer import KafkaProducer
 from app.broker.kafka.reader import KafkaReader
 from app.core.clock import Clock
+from app.core.security import BrokerSecurity
 
 
 class KafkaBroker:
     """address: `kafka://host:port[,host:port]`. replication: copies of topics made here, fewer on a smaller cluster.
+    security: what all its clients are given.
 
     Raises: SetupError for another form of address; nothing is connected before something is started.
     """
 
-    def __init__(self, address: str, clock: Clock, *, replication: int = 3) -> None:
+    def __init__(
+        self, address: str, clock: Clock, *, replication: int = 3, security: BrokerSecurity = BrokerSecurity()
+    ) -> None:
         self.address = address
         self._clock = clock
-        self._cluster = Cluster(address)
+        self._cluster = Cluster(address, security)
         self._replication = replication
 
     def consumer(self, group: str, topics: Sequence[str], listener: RebalanceListener) -> KafkaConsumer:

@@ -18,6 +18,8 @@ from app.broker.kafka.errors import translate
 from app.broker.kafka.threads import BlockingCalls
 from app.core.errors import Rejected, SetupError, Unavailable
 from app.core.record import TopicPartition
+from app.core.security import BrokerSecurity
+from app.core.settings import without_password
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -49,15 +51,17 @@ def servers_of(address: str) -> str:
     for server in servers:
         host, separator, port = server.rpartition(":")
         if not address.startswith(SCHEME) or not host or not separator or not port.isdigit():
-            raise SetupError("broker", f"{address!r} is not an address; write kafka://host:port[,host:port]")
+            shown = without_password(address)
+            raise SetupError("broker", f"{shown!r} is not an address; write kafka://host:port[,host:port]")
     return ",".join(servers)
 
 
 class Cluster:
     """Shared by all consumers, producers and readers of one `KafkaBroker`."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: BrokerSecurity = BrokerSecurity()) -> None:
         self.address = address
+        self._security = security
         self._servers = servers_of(address)
         self._calls = BlockingCalls("kafka-admin")
         self._admin: AdminClient | None = None
@@ -70,6 +74,7 @@ class Cluster:
             "client.id": CLIENT_ID,
             "log_level": 2,
             "error_cb": self._log,
+            **_security_settings(self._security),
             "reconnect.backoff.max.ms": 1_000,
             "socket.timeout.ms": 10_000,
             **{name.replace("_", "."): value for name, value in more.items()},
@@ -132,6 +137,27 @@ class Cluster:
         if not self._calls.stopped:
             self._calls.submit(drop)
             self._calls.stop()
+
+
+def _security_settings(security: BrokerSecurity) -> dict[str, Any]:
+    """The client's words for it; what is empty is left to the client."""
+    protocol = ("SASL_" if security.user else "") + ("SSL" if security.tls else "PLAINTEXT")
+    words: dict[str, Any] = {"security.protocol": protocol}
+    if security.user:
+        words |= {
+            "sasl.mechanism": security.mechanism,
+            "sasl.username": security.user,
+            "sasl.password": security.password,
+        }
+    if security.tls:
+        files = {
+            "ssl.ca.location": security.ca,
+            "ssl.certificate.location": security.certificate,
+            "ssl.key.location": security.key,
+        }
+        words |= {"enable.ssl.certificate.verification": True, "ssl.endpoint.identification.algorithm": "https"}
+        words |= {name: file for name, file in files.items() if file}
+    return words
 
 
 def _require_topics(admin: AdminClient, topics: Iterable[str], deadline: float) -> None:

@@ -111,12 +111,12 @@ def test_redacted_hides_secrets_and_passwords() -> None:
     """What is logged can be shown to anyone."""
     settings = Settings(
         action_token="s3cret",
-        store="redis://user:pa@ss@store:6379/0",
+        store="rediss://user:pa@ss@store:6379/0",
         broker="kafka://a:9092",
         action_urls={"block": "https://shop:s3cret@shop.example/block?key=s3cret"},
     )
     shown = settings.redacted()
-    assert ("***", "redis://***@store:6379/0", "kafka://a:9092") == (
+    assert ("***", "rediss://***@store:6379/0", "kafka://a:9092") == (
         shown["action_token"],
         shown["store"],
         shown["broker"],
