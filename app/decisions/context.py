@@ -19,8 +19,7 @@ from app.core.record import Record
 from app.decisions.decision import D, Decision, Reason
 from app.decisions.policy import concerns_about
 from app.decisions.record import Hops, ModelUse, kept_answer, sha256
-from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, parse_answer
-from app.models.gate import ModelGate
+from app.models.base import FailureCode, Model, ModelAnswer, ModelFailure, ModelRequest, parse_answer
 from app.models.prompt import render_context
 from app.serving.base import Features
 from app.serving.features import OWN_EVENT_WAIT_MS, Origin
@@ -33,6 +32,14 @@ class FeatureSource(Protocol):
     async def read(self, view: str, entity: str) -> Features: ...
 
     async def read_with_own_event(self, view: str, entity: str, origin: Origin, wait_ms: int) -> Features: ...
+
+
+class Gate(Protocol):
+    """What is asked for a decision: `models.gate.ModelGate`."""
+
+    model: Model
+
+    async def decide(self, request: ModelRequest, deadline: float) -> ModelAnswer: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Context:
     source: AlertOrigin
     deadline: float
     clock: Clock
-    gate: ModelGate
+    gate: Gate
     reader: FeatureSource
     started_ms: int
     seen: list[Features] = field(default_factory=list)

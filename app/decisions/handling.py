@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -16,8 +16,7 @@ import msgspec
 from app.broker.base import Assignment, Producer, Reader
 from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
-from app.core.codec import encode
-from app.core.errors import BadRecord, Fenced, HeadraceError, RecordTooLarge, Unavailable
+from app.core.errors import BadRecord, Fenced, RecordTooLarge
 from app.core.notices import Notices
 from app.core.record import Record
 from app.core.text import one_line
@@ -26,10 +25,10 @@ from app.decisions.context import Context, FeatureSource, origin_of, raw
 from app.decisions.decided import look_back
 from app.decisions.decision import Decision, Reason
 from app.decisions.log import DecisionLog, Link, bare
-from app.decisions.policy import Judged, change_between, judge
+from app.decisions.outcome import Failure, Outcome, answer_of, conclude, failure_of
+from app.decisions.policy import change_between
 from app.decisions.record import DECISIONS, DecisionRecord, Mode
 from app.decisions.remembered import Remembered
-from app.models.base import ModelFailure
 from app.models.gate import ModelGate
 from app.streams.graph import Alert
 
@@ -40,14 +39,6 @@ class _Tag(msgspec.Struct):
     """As little of an alert as tells its type."""
 
     alert_type: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why the agent's fallback must speak: a reason code, and one line for a person (of `core.text.one_line`)."""
-
-    code: str
-    detail: str
 
 
 @dataclass
@@ -143,7 +134,7 @@ class AgentWork:
         if self._is_too_old(record):
             outcome: Decision | Failure = Failure(Reason.TOO_OLD, "the alert had waited too long for a model call")
         else:
-            outcome = await self._answer(alert, context)
+            outcome = await answer_of(self.agent, alert, context)
         await self._conclude(record, alert, context, outcome, attempt)
 
     async def give_up(self, record: Record, error: Exception, attempts: int) -> None:
@@ -159,7 +150,7 @@ class AgentWork:
         if self._is_repeated(record, alert):
             return
         context = self._contexts.get((record.partition, record.offset)) or self._context(record, alert)
-        await self._conclude(record, alert, context, _failure_of(error, attempts), attempts)
+        await self._conclude(record, alert, context, failure_of(error, attempts), attempts)
 
     def _decode(self, record: Record) -> Alert:
         tag = _type_of(record)
@@ -217,72 +208,29 @@ class AgentWork:
         self._contexts[place] = context
         return context
 
-    async def _answer(self, alert: Alert, context: Context) -> Decision | Failure:
-        """The handler's decision, validated, or why there is none. Raises what is worth another attempt."""
-        limit = asyncio.timeout_at(context.deadline)
-        try:
-            async with limit:
-                answer = await self.agent.handler(alert, context)
-        except ModelFailure as failure:
-            if failure.retriable:
-                raise
-            return Failure(failure.code.value, one_line(failure))
-        except Unavailable:
-            raise
-        except HeadraceError as error:
-            return Failure(Reason.HANDLER_FAILED, one_line(error))
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return Failure(Reason.HANDLER_FAILED, "the handler was cancelled from inside")
-        except TimeoutError:
-            if not limit.expired():
-                raise
-        if limit.expired():  # also where the handler has swallowed its cancellation
-            return Failure(Reason.DEADLINE, f"no decision within {self.agent.deadline_ms} ms")
-        return self._validated(answer)
-
-    def _validated(self, answer: object) -> Decision | Failure:
-        """Whatever a handler built is checked as if it came over the wire."""
-        decides = self.agent.decides
-        if not isinstance(answer, decides):
-            return Failure(Reason.WRONG_ANSWER, f"the handler returned {type(answer).__name__}, not {decides.__name__}")
-        try:
-            checked: Decision = msgspec.json.decode(encode(answer), type=decides)
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-            detail = f"the handler returned no valid {decides.__name__}: {one_line(error)}"
-            return Failure(Reason.WRONG_ANSWER, detail)
-        return checked
-
     async def _conclude(
         self, record: Record, alert: Alert, context: Context, outcome: Decision | Failure, attempt: int
     ) -> None:
         """Policy, then the acknowledged record; a dead letter where nothing safe can be said."""
         agent = self.agent
-        answered: Decision | None = None
-        reasons: tuple[str, ...] = ()
-        if isinstance(outcome, Decision):
-            answered = outcome
-            judged = judge(agent.policy, alert, answered, context.concerns(), agent.fallback)
-        elif agent.fallback is not None:
-            fallen = agent.fallback.decision(agent.decides, outcome.code, outcome.detail)
-            judged = judge(agent.policy, alert, fallen, context.concerns(), agent.fallback, may_lower=False)
-            reasons = (outcome.code,)
+        concluded = conclude(agent, alert, outcome, context.concerns())
+        if isinstance(outcome, Failure):
+            if concluded is None:
+                await self._bury(record, f"{outcome.code}: {outcome.detail}")
+                return
             self._notices.tell(
                 outcome.code,
                 f"{agent.name}: its fallback decides {one_line(alert.alert_id)}: {outcome.code}: {outcome.detail}",
             )
-        else:
-            await self._bury(record, f"{outcome.code}: {outcome.detail}")
-            return
-        if judged.unsafe:
-            await self._bury(record, f"approved in spite of {', '.join(judged.reasons)}, and there is no fallback")
+        assert concluded is not None
+        if concluded.judged.unsafe:
+            reasons = ", ".join(concluded.judged.reasons)
+            await self._bury(record, f"approved in spite of {reasons}, and there is no fallback")
             return
         try:
-            await self._write(record, alert, context, answered, judged, reasons, attempt)
+            await self._write(record, alert, context, concluded, attempt)
         except RecordTooLarge as error:
-            await self._conclude_barely(record, alert, context, answered, error, attempt)
+            await self._conclude_barely(record, alert, context, concluded.answered, error, attempt)
 
     async def _conclude_barely(
         self,
@@ -294,12 +242,12 @@ class AgentWork:
         attempt: int,
     ) -> None:
         """The fallback's decision with nothing beside it; a dead letter where there is none, or not even that fits."""
-        agent = self.agent
-        if agent.fallback is not None:
-            fallen = agent.fallback.decision(agent.decides, Reason.TOO_LARGE, one_line(error.reason))
-            judged = judge(agent.policy, alert, fallen, context.concerns(), agent.fallback, may_lower=False)
+        failure = Failure(Reason.TOO_LARGE, one_line(error.reason))
+        barely = conclude(self.agent, alert, failure, context.concerns())
+        if barely is not None:
             try:
-                await self._write(record, alert, context, answered, judged, (Reason.TOO_LARGE,), attempt, strip=bare)
+                barely = replace(barely, answered=answered)
+                await self._write(record, alert, context, barely, attempt, strip=bare)
                 return
             except RecordTooLarge as still:
                 error = still
@@ -310,16 +258,13 @@ class AgentWork:
         record: Record,
         alert: Alert,
         context: Context,
-        answered: Decision | None,
-        judged: Judged[Any],
-        reasons: tuple[str, ...],
+        outcome: Outcome,
         attempt: int,
         strip: Callable[[DecisionRecord], DecisionRecord] = lambda whole: whole,
     ) -> None:
         log = self._logs.get(record.partition)
         if log is None:
             raise Fenced(f"{record.topic}/{record.partition}: the partition is another's now")
-        asked = answered if answered is not None else judged.decision
         decided_ms = self._clock.now_ms()
         hops = context.hops(decided_ms)
 
@@ -334,10 +279,10 @@ class AgentWork:
                 alert_offset=record.offset,
                 origin=context.source.text,
                 mode=self.mode,
-                decision=raw(judged.decision),
-                answered=raw(answered),
-                policy=change_between(asked, judged),
-                reasons=tuple(dict.fromkeys((*reasons, *judged.reasons))),
+                decision=raw(outcome.judged.decision),
+                answered=raw(outcome.answered),
+                policy=change_between(outcome.asked, outcome.judged),
+                reasons=outcome.reasons,
                 attempt=attempt,
                 features=tuple(context.seen),
                 models=tuple(context.models),
@@ -352,8 +297,8 @@ class AgentWork:
         await log.write(make)
         self._decided.put(record.partition, alert.alert_id, True, decided_ms)
         self._contexts.pop((record.partition, record.offset), None)
-        self.statistics.decided[judged.decision.action] += 1
-        self.statistics.fallbacks.update(reasons)
+        self.statistics.decided[outcome.judged.decision.action] += 1
+        self.statistics.fallbacks.update(outcome.codes)
 
     async def _bury(self, record: Record, reason: str) -> None:
         await self._dead_letters.write(record, reason)
@@ -376,14 +321,3 @@ def _union(types: tuple[type[Alert], ...]) -> Any:
     for other in types[1:]:
         union = union | other
     return union
-
-
-def _failure_of(error: Exception, attempts: int) -> Failure:
-    detail = f"{one_line(error)} (attempt {attempts})"
-    match error:
-        case ModelFailure():
-            return Failure(error.code.value, detail)
-        case Unavailable():
-            return Failure(Reason.UNAVAILABLE, detail)
-        case _:
-            return Failure(Reason.HANDLER_FAILED, f"{type(error).__name__}: {detail}")
