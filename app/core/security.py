@@ -47,6 +47,10 @@ class StoreSecurity(msgspec.Struct, frozen=True, kw_only=True):
         return _shown(self)
 
 
+OPEN_BROKER, OPEN_STORE = BrokerSecurity(), StoreSecurity()
+"""Servers on loopback that ask nobody who he is."""
+
+
 def check_broker(address: str, security: BrokerSecurity) -> None:
     """Raises: SetupError naming the setting that is missing, contradicts another one, or would show a password."""
     files = {

@@ -9,7 +9,7 @@ from app.broker.kafka.consumer import KafkaConsumer
 from app.broker.kafka.producer import KafkaProducer
 from app.broker.kafka.reader import KafkaReader
 from app.core.clock import Clock
-from app.core.security import BrokerSecurity
+from app.core.security import OPEN_BROKER, BrokerSecurity
 
 
 class KafkaBroker:
@@ -20,7 +20,7 @@ class KafkaBroker:
     """
 
     def __init__(
-        self, address: str, clock: Clock, *, replication: int = 3, security: BrokerSecurity = BrokerSecurity()
+        self, address: str, clock: Clock, *, replication: int = 3, security: BrokerSecurity = OPEN_BROKER
     ) -> None:
         self.address = address
         self._clock = clock

@@ -18,7 +18,7 @@ from app.broker.kafka.errors import translate
 from app.broker.kafka.threads import BlockingCalls
 from app.core.errors import Rejected, SetupError, Unavailable
 from app.core.record import TopicPartition
-from app.core.security import BrokerSecurity
+from app.core.security import OPEN_BROKER, BrokerSecurity
 from app.core.settings import without_password
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def servers_of(address: str) -> str:
 class Cluster:
     """Shared by all consumers, producers and readers of one `KafkaBroker`."""
 
-    def __init__(self, address: str, security: BrokerSecurity = BrokerSecurity()) -> None:
+    def __init__(self, address: str, security: BrokerSecurity = OPEN_BROKER) -> None:
         self.address = address
         self._security = security
         self._servers = servers_of(address)
