@@ -1,7 +1,7 @@
 """What tests of decisions share: a small agent, a world of memory broker and fakes, and readers of what was written."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from app.decisions.record import (
     effect_topic,
     review_topic,
 )
+from app.decisions.verify import ChainCheck
 from app.dispatch.consumer import Dispatcher
 from app.dispatch.retries import RetryPolicy
 from app.dispatch.work import DispatchConfig, Work
@@ -290,6 +291,15 @@ class World:
                 yield
             finally:
                 stopping.set()
+
+
+def broken_links(records: Iterable[Record], beginning: int = 0) -> list[str]:
+    """What is wrong with the chains in the records of one partition; empty when nothing is."""
+    check = ChainCheck(TopicPartition("agent.decisions", 1), beginning, {})
+    for record in records:
+        check.take(record)
+    check.finish()
+    return check.broken
 
 
 def action_of(record: DecisionRecord) -> str:

@@ -13,6 +13,9 @@ MAX_AHEAD_MS = 60_000
 DEFAULT_MAX_MESSAGE_BYTES = 1_048_588
 """Kafka's own default of max.message.bytes."""
 
+MAX_COMPACTION_LAG_MS = 86_400_000
+"""What was replaced or taken back in a compacted topic lies no longer than this before its segment is closed and cleaned."""
+
 DEAD_EXTRA_BYTES = 65_536
 """How much more than its source a dead-letter topic takes, so that reason and place fit beside the original."""
 
@@ -63,6 +66,7 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
             config["message.timestamp.after.max.ms"] = str(2**63 - 1)
         if self.cleanup != "delete":
             config["min.compaction.lag.ms"] = str(self.min_compaction_lag_ms)
+            config["max.compaction.lag.ms"] = str(MAX_COMPACTION_LAG_MS)
         return config
 
 

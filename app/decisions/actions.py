@@ -34,7 +34,9 @@ from app.decisions.record import (
     EffectRecord,
     EffectState,
     EffectStatus,
+    entity_of,
     idempotency_key,
+    is_forgotten,
     sha256,
 )
 from app.decisions.remembered import HORIZON_MS, Remembered
@@ -106,7 +108,9 @@ class ActionsWork:
         self._handler_seconds = receivers.timeout_ms / 1000 + HANDLER_SECONDS
 
     def passes_over(self, record: Record) -> bool:
-        """Decisions that say in their header that they are not live."""
+        """Decisions that say in their header that they are not live, and those that were forgotten."""
+        if is_forgotten(record):
+            return True
         mode = record.header("mode")
         not_live = mode is not None and mode != b"live"
         self.statistics.not_live += not_live
@@ -114,7 +118,7 @@ class ActionsWork:
 
     def lane(self, record: Record) -> bytes | None:
         """Decisions about one entity are applied in order."""
-        return record.key
+        return entity_of(record)
 
     async def assigned(self, assignment: Assignment, first_unfinished: int) -> None:
         """Restores what stands and how far its effects are. Raises: Unavailable, Rejected."""
@@ -218,12 +222,13 @@ class ActionsWork:
         """The acknowledged entry of this decision; None when an earlier one stands, or all its effects have ended."""
         ledger = self._ledger(standing)
         pair = standing.record.alert_id, standing.agent.name
+        entry = ledger.get(*pair)
+        if entry is not None and entry.decision_sha256 == standing.sha256:
+            return entry  # also where it was written twice, and compaction has removed the one that was entered
         standing_offset = ledger.standing_offset(*pair)
-        if standing_offset is not None and standing_offset != standing.offset:
-            self.statistics.superseded += 1
-            return None
         if standing_offset is not None:
-            return ledger.get(*pair)
+            self.statistics.superseded += standing_offset != standing.offset
+            return None
         now_ms = self._clock.now_ms()
         effects = {
             action.name: EffectStatus(

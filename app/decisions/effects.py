@@ -19,7 +19,7 @@ from app.core.codec import encode
 from app.core.errors import Rejected
 from app.core.text import one_line
 from app.decisions.decision import MAX_REASON_CHARACTERS
-from app.decisions.record import REVIEWS, DecisionRecord, EffectState, ReviewRequest
+from app.decisions.record import REVIEWS, DecisionRecord, EffectState, ReviewRequest, review_key
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +125,13 @@ def review_request(
 
 async def write_review(producer: Producer, request: ReviewRequest, record: DecisionRecord) -> None:
     """Writes a request and awaits its acknowledgement. Raises: as `Producer.confirm`."""
-    headers = (("agent", record.agent.encode()), ("alert_id", record.alert_id.encode()))
-    await producer.confirm(
-        REVIEWS, encode(request), record.entity.encode(), partition=record.alert_partition, headers=headers
+    headers = (
+        ("agent", record.agent.encode()),
+        ("alert_id", record.alert_id.encode()),
+        ("entity", record.entity.encode()),
     )
+    key = review_key("review_request", request.review_id)
+    await producer.confirm(REVIEWS, encode(request), key, partition=record.alert_partition, headers=headers)
 
 
 def header_text(key: str) -> str:

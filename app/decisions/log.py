@@ -5,9 +5,7 @@ time would cost more and could answer differently.
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -16,7 +14,7 @@ from app.broker.base import Confirmation, Producer
 from app.core.codec import encode
 from app.core.errors import RecordTooLarge, Rejected
 from app.decisions.outages import waited_out
-from app.decisions.record import DECISIONS, DecisionRecord, decision_headers, sha256
+from app.decisions.record import DECISIONS, DecisionRecord, decision_headers, decision_key, sha256
 
 CUT = "evidence_cut"
 """Reason beside a decision whose texts did not fit the topic; lengths and hashes stayed."""
@@ -71,7 +69,7 @@ class DecisionLog:
             raise
 
     async def _offer(self, record: DecisionRecord) -> Confirmation:
-        value, key, headers = encode(record), record.entity.encode(), decision_headers(record)
+        value, key, headers = encode(record), decision_key(record.writer, record.number), decision_headers(record)
         self._link = Link(record.writer, record.number + 1, sha256(value))
         return await waited_out(
             f"a decision of {record.agent}",
@@ -116,22 +114,3 @@ def bare(record: DecisionRecord) -> DecisionRecord:
 def _digest(value: msgspec.Raw) -> msgspec.Raw:
     data = bytes(value)
     return msgspec.Raw(encode({"bytes": len(data), "sha256": sha256(data)}))
-
-
-def broken_links(values: Iterable[bytes]) -> list[str]:
-    """What is wrong with the chains in one partition's decisions, in any order; empty when nothing is.
-
-    A repeated record is no break (a write whose answer was lost), nor is a missing beginning (retention).
-    """
-    chains: dict[str, dict[int, tuple[str, str]]] = defaultdict(dict)
-    broken = []
-    for value in values:
-        record = msgspec.json.decode(value, type=DecisionRecord)
-        found = (sha256(value), record.previous)
-        if chains[record.writer].setdefault(record.number, found) != found:
-            broken.append(f"{record.writer}: two records have number {record.number}")
-    for writer, chain in chains.items():
-        for before, number in pairwise(sorted(chain)):
-            if number != before + 1 or chain[number][1] != chain[before][0]:
-                broken.append(f"{writer}: record {number} does not follow record {before}")
-    return broken

@@ -1,6 +1,8 @@
 """What is written down: decisions, the state of effects, and requests for review, and the topics that keep them.
 
-All three go to the partition number of their alert, so one owner of that partition finds everything about it.
+All three go to the partition number of their alert, so one owner of that partition finds everything about it. Keys of
+decisions and reviews are unique and say nothing about a person; whom a record concerns stands in its headers. So
+compaction removes none of them, but for what is forgotten: that is replaced, or taken back, under its key.
 """
 
 import hashlib
@@ -12,7 +14,7 @@ import msgspec
 
 from app.broker.topics import TopicSpec
 from app.core.codec import compact_key
-from app.core.record import Headers
+from app.core.record import Headers, Record
 from app.decisions.policy import PolicyChange
 from app.serving.base import Features
 
@@ -112,6 +114,17 @@ class DecisionRecord(msgspec.Struct, frozen=True, kw_only=True):
     previous: str
 
 
+class ForgottenRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands in the place of a decision whose entity was forgotten: its place in its writer's chain, and the sha256
+    of the value that stood there. forgotten_ms: wall ms."""
+
+    writer: str
+    number: int
+    previous: str
+    sha256: str
+    forgotten_ms: int
+
+
 class EffectState(Enum):
     """How far one effect is; it moves only forward, in this order."""
 
@@ -183,6 +196,16 @@ class ReviewRequest(msgspec.Struct, frozen=True, kw_only=True, tag_field="record
     alert: msgspec.Raw
 
 
+def decision_key(writer: str, number: int) -> bytes:
+    """Key on `agent.decisions`: the place in a chain, which only one decision has."""
+    return compact_key(writer=writer, number=number)
+
+
+def review_key(record: Literal["review_request", "review_verdict"], review_id: str) -> bytes:
+    """Key on `agent.reviews`: one request, and one verdict, a review. The id names the alert, so only its hash is shown."""
+    return compact_key(record=record, review=sha256(review_id.encode()))
+
+
 def effect_key(alert_id: str, agent: str) -> bytes:
     """Key on `agent.effects`."""
     return compact_key(alert_id=alert_id, agent=agent)
@@ -206,7 +229,38 @@ def kept_answer(text: str) -> Answer:
 
 def decision_headers(record: DecisionRecord) -> Headers:
     """What readers may choose by without decoding."""
-    return (("agent", record.agent.encode()), ("alert_id", record.alert_id.encode()), ("mode", record.mode.encode()))
+    return (
+        ("agent", record.agent.encode()),
+        ("alert_id", record.alert_id.encode()),
+        ("entity", record.entity.encode()),
+        ("mode", record.mode.encode()),
+    )
+
+
+FORGOTTEN = "forgotten"
+"""The one header of a forgotten decision: when it was, ms. Whoever reads decisions passes over those that have it."""
+
+
+def is_forgotten(record: Record) -> bool:
+    """Whether a record of `agent.decisions` stands in the place of a forgotten one; by its header alone."""
+    return record.header(FORGOTTEN) is not None
+
+
+class _Concerned(msgspec.Struct):
+    """As little of a record as tells whom it concerns."""
+
+    entity: str
+
+
+def entity_of(record: Record) -> bytes | None:
+    """Whom a decision or a review concerns: by its header, else by its value; None where neither says so."""
+    header = record.header("entity")
+    if header is not None:
+        return header
+    try:
+        return msgspec.json.decode(record.value or b"", type=_Concerned).entity.encode()
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
 
 
 def decision_topic(alert_topics: Sequence[TopicSpec]) -> TopicSpec:
@@ -214,6 +268,7 @@ def decision_topic(alert_topics: Sequence[TopicSpec]) -> TopicSpec:
     return TopicSpec(
         name=DECISIONS,
         partitions=max(spec.partitions for spec in alert_topics),
+        cleanup="compact,delete",
         retention_ms=KEEP_MS,
         max_message_bytes=max(spec.max_message_bytes for spec in alert_topics) + EXTRA_BYTES,
     )
@@ -240,6 +295,7 @@ def review_topic(decisions: TopicSpec) -> TopicSpec:
     return TopicSpec(
         name=REVIEWS,
         partitions=decisions.partitions,
+        cleanup="compact,delete",
         retention_ms=KEEP_MS,
         max_message_bytes=decisions.max_message_bytes,
     )

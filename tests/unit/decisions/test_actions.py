@@ -11,6 +11,7 @@ from app.broker.base import Assignment
 from app.broker.memory import Fault
 from app.core.clock import Clock, run_virtual
 from app.core.errors import BadRecord, Fenced, Rejected, Unavailable
+from app.core.record import Record
 from app.decisions.actions import RETRY
 from app.decisions.agent import Agent
 from app.decisions.effects import Effects
@@ -413,3 +414,58 @@ def test_bad_record_names_its_place() -> None:
             await world.actions_work(make_agent()).handle(record, 1)
 
     run_virtual(main, START_MS)
+
+
+def test_decision_written_twice_goes_on_where_only_the_second_is_left() -> None:
+    """A lost answer had it written twice, and compaction removed the one that was entered: its effects are still made."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        agent = with_actions(make_agent())
+        world.send(large_order())
+        async with world.running(world.agent_work(agent)):
+            await until(lambda: bool(world.records("agent.decisions")))
+        (record,) = world.records("agent.decisions")
+        assignment = Assignment("agent.decisions", record.partition, 1)
+        world.receiver.failures = {url: [AWAY] for url in ADDRESSES.values()}
+        before = world.actions_work(agent)
+        await before.assigned(assignment, 0)
+        with pytest.raises(Unavailable):
+            await before.handle(record, 1)
+        second = msgspec.structs.replace(record, offset=7)
+        after = world.actions_work(agent)
+        await after.assigned(assignment, 0)
+        await after.handle(second, 1)
+        assert {"block_order": "done", "notify": "done"} == world.states()
+        await after.handle(second, 1)
+        assert 4 == len(world.receiver.calls)
+
+    run_virtual(main, START_MS)
+
+
+def test_forgotten_decision_is_passed_over_by_its_header() -> None:
+    """What stands in the place of a forgotten decision costs no decoding and is no dead letter."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        work = world.actions_work(with_actions(make_agent()))
+        assert work.passes_over(Record("agent.decisions", 1, 3, 0, b"k", b"{}", (("forgotten", b"1"),)))
+
+    run_virtual(main, START_MS)
+
+
+def test_decisions_of_one_entity_share_a_lane() -> None:
+    """Keys of decisions are all different; the order of effects is that of the entity."""
+
+    async def main(clock: Clock) -> set[bytes | None]:
+        world = await World.create(clock)
+        agent = make_agent()
+        for number in range(3):
+            world.send(large_order(order=f"o-{number}"))
+        async with world.running(world.agent_work(agent)):
+            await until(lambda: len(world.records("agent.decisions")) == 3)
+        work = world.actions_work(agent)
+        assert 3 == len({record.key for record in world.records("agent.decisions")})
+        return {work.lane(record) for record in world.records("agent.decisions")}
+
+    assert {b"u-1"} == run_virtual(main, START_MS)

@@ -49,6 +49,6 @@ def test_path_review_asks_a_person_once() -> None:
             await until(lambda: world.states() == {"queue": "done"})
         assert ["ask_model:queue:large_order:u-1:o-1"] == [request.review_id for request in world.reviews()]
         alert, request = world.records("processed.alerts")[0], world.records("agent.reviews")[0]
-        assert (alert.partition, alert.key) == (request.partition, request.key)
+        assert (alert.partition, alert.key) == (request.partition, request.header("entity"))
 
     run_virtual(main, START_MS)
