@@ -7,7 +7,9 @@ repeat what must not be repeated. Its exceptions leave through `translate`, and 
 import asyncio
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anthropic
@@ -17,19 +19,31 @@ import msgspec
 
 from app.core.errors import SetupError
 from app.core.text import one_line
-from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, StopReason
+from app.models.base import (
+    MAX_ANSWER_TOKENS,
+    FailureCode,
+    ModelAnswer,
+    ModelFailure,
+    ModelRequest,
+    RateLimit,
+    RateLimits,
+    StopReason,
+)
 from app.models.prompt import DATA_RULE, answer_schema
 
 ADDRESS = "https://api.anthropic.com"
 
-MAX_ANSWER_TOKENS = 4_096
-"""Limit of one answer, thinking included. A decision takes some 200; the rest is for models that think first."""
+MAX_RESPONSE_BYTES = 1_048_576
+"""What is read of one response. An answer of as many tokens as it may have takes some 50 kB."""
 
 MAX_CONNECTIONS = 256
 """What one process keeps open: beyond as many calls at once, one loop's CPU is the bottleneck."""
 
 _KEEP_OPEN_SECONDS = 55
 """Idle connections live this long: a new one costs a TLS handshake, longer than many an alert has to spare."""
+
+_RATE_KINDS = ("requests", "input-tokens", "output-tokens")
+_MILLISECOND = timedelta(milliseconds=1)
 
 _STOP_REASONS = {
     "end_turn": StopReason.COMPLETE,
@@ -139,7 +153,8 @@ class AnthropicModel:
             base_url=url,
             max_retries=0,
             open_telemetry=False,
-            http_client=anthropic.DefaultAsyncHttpxClient(limits=limits),
+            default_headers={"accept-encoding": "identity"},  # what is small on the wire must be small here
+            http_client=anthropic.DefaultAsyncHttpxClient(limits=limits, event_hooks={"response": [_limit_size]}),
         )
         self._messages = self._client.messages.with_raw_response  # loads its module here, not under the first alert
 
@@ -171,8 +186,8 @@ class AnthropicModel:
         except anthropic.AnthropicError as error:
             raise translate(error) from error
         except TimeoutError:
-            raise ModelFailure(FailureCode.TIMEOUT, f"no answer within {request.timeout_ms} ms") from None
-        return _read(body, round((loop.time() - started) * 1000))
+            raise ModelFailure(FailureCode.TIMEOUT, f"no answer within {request.timeout_ms} ms", unknown=True) from None
+        return _read(body, parse_rates(response.headers), round((loop.time() - started) * 1000))
 
     async def close(self) -> None:
         await self._client.close()
@@ -182,12 +197,13 @@ def translate(error: anthropic.AnthropicError) -> ModelFailure:
     """The failure that an exception of the library means. The nearest base in FAILURE_CODES decides."""
     code = next(FAILURE_CODES[kind] for kind in type(error).__mro__ if kind in FAILURE_CODES)
     if not isinstance(error, anthropic.APIStatusError):
-        return ModelFailure(code, one_line(f"{error} {error.__cause__ or ''}"))
+        return ModelFailure(code, one_line(f"{error} {error.__cause__ or ''}"), unknown=True)
     message = error.api_message or ""
     if code is FailureCode.BAD_REQUEST:
         code = _cause_in_words(message)
     text = one_line(f"HTTP {error.status_code} {error.type or ''} {message}")
-    return ModelFailure(code, text, retry_after_ms=parse_retry_after_ms(error.response.headers))
+    headers = error.response.headers
+    return ModelFailure(code, text, retry_after_ms=parse_retry_after_ms(headers), rates=parse_rates(headers))
 
 
 def parse_retry_after_ms(headers: Mapping[str, str]) -> int | None:
@@ -199,6 +215,55 @@ def parse_retry_after_ms(headers: Mapping[str, str]) -> int | None:
     return math.ceil(seconds * 1000) if 0 <= seconds < 1e9 else None
 
 
+def parse_rates(headers: Mapping[str, str]) -> RateLimits:
+    """What `anthropic-ratelimit-*` say. Resets are reckoned from the response's own `date`: clocks may differ."""
+    try:
+        date = parsedate_to_datetime(headers.get("date", ""))
+    except ValueError:
+        date = None
+    return RateLimits(*(_rate_of(headers, f"anthropic-ratelimit-{kind}", date) for kind in _RATE_KINDS))
+
+
+def _rate_of(headers: Mapping[str, str], prefix: str, date: datetime | None) -> RateLimit | None:
+    limit, remaining = headers.get(f"{prefix}-limit", ""), headers.get(f"{prefix}-remaining", "")
+    if not (limit.isdecimal() and remaining.isdecimal() and len(limit) < 16 and len(remaining) < 16):
+        return None
+    try:
+        full_in_ms = (datetime.fromisoformat(headers.get(f"{prefix}-reset", "")) - date) // _MILLISECOND if date else 0
+    except (ValueError, TypeError):
+        full_in_ms = 0
+    return RateLimit(int(limit), int(remaining), max(0, full_in_ms))
+
+
+async def _limit_size(response: httpx2.Response) -> None:
+    """Raises: httpx2.RemoteProtocolError for a response that is too large, here or while it is read."""
+    declared = response.headers.get("content-length", "0")
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise httpx2.RemoteProtocolError("the response is compressed, which was not asked for")
+    if declared.isdecimal() and int(declared) > MAX_RESPONSE_BYTES:
+        raise httpx2.RemoteProtocolError(f"the response has {declared} bytes, more than {MAX_RESPONSE_BYTES}")
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    response.stream = _Limited(response.stream)
+
+
+class _Limited(httpx2.AsyncByteStream):
+    """A response's bytes, no more than may be."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self._stream:
+            size += len(part)
+            if size > MAX_RESPONSE_BYTES:
+                raise httpx2.RemoteProtocolError(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 def _cause_in_words(message: str) -> FailureCode:
     """Two causes that the API reports as a plain 400 and tells apart by words alone. None of them is retried."""
     if message.startswith("prompt is too long"):
@@ -208,12 +273,12 @@ def _cause_in_words(message: str) -> FailureCode:
     return FailureCode.BAD_REQUEST
 
 
-def _read(body: bytes, model_ms: int) -> ModelAnswer:
+def _read(body: bytes, rates: RateLimits, model_ms: int) -> ModelAnswer:
     try:
         reply = msgspec.json.decode(body, type=_Reply)
     except (ValueError, RecursionError) as error:
         raise ModelFailure(
-            FailureCode.UNAVAILABLE, f"the response is not the Messages API's: {one_line(error)}"
+            FailureCode.UNAVAILABLE, f"the response is not the Messages API's: {one_line(error)}", unknown=True
         ) from None
     usage = reply.usage
     return ModelAnswer(
@@ -225,6 +290,7 @@ def _read(body: bytes, model_ms: int) -> ModelAnswer:
         cache_read_tokens=usage.cache_read_input_tokens or 0,
         cache_write_tokens=usage.cache_creation_input_tokens or 0,
         model_ms=model_ms,
+        rates=rates,
     )
 
 

@@ -6,7 +6,7 @@ An answer is text until `parse_answer` has validated it here, whatever the model
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -14,6 +14,9 @@ from app.core.errors import HeadraceError
 from app.core.text import one_line
 
 A = TypeVar("A", bound=msgspec.Struct)
+
+MAX_ANSWER_TOKENS = 4_096
+"""Limit of one answer, thinking included. A decision takes some 200; the rest is for models that think first."""
 
 
 class FailureCode(Enum):
@@ -45,6 +48,10 @@ class FailureCode(Enum):
     """The model's side does not accept the request: unknown model, schema not supported."""
     GATE_CLOSED = "gate_closed"
     """This process is stopping and starts no more calls; the next one may."""
+    BREAKER_OPEN = "breaker_open"
+    """The model has failed again and again; no call is made for a while."""
+    NO_BUDGET = "no_budget"
+    """The agent's budget of the day is used up, or reserved by calls that run."""
 
     @property
     def retriable(self) -> bool:
@@ -59,6 +66,7 @@ _RETRIABLE = frozenset(
         FailureCode.RATE_LIMITED,
         FailureCode.UNAVAILABLE,
         FailureCode.GATE_CLOSED,
+        FailureCode.BREAKER_OPEN,
     }
 )
 
@@ -73,11 +81,41 @@ class StopReason(Enum):
     OTHER = "other"
 
 
+class Usage(NamedTuple):
+    """Tokens of one call, by what they are priced and limited as."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+class RateLimit(NamedTuple):
+    """One limit a minute as the API's headers tell it: the whole, what is left, and ms until all of it is back; 0 where
+    that is not told."""
+
+    limit: int
+    remaining: int
+    full_in_ms: int = 0
+
+
+class RateLimits(NamedTuple):
+    """What the headers of a response say; None for what they do not say."""
+
+    requests: RateLimit | None = None
+    input_tokens: RateLimit | None = None
+    output_tokens: RateLimit | None = None
+
+
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One question to a model.
 
     instructions: the stable part, the author's. context_text: the data, as `prompt.render_context` made it of `context`
-    (rules take `context` itself). timeout_ms: limit of this one attempt.
+    (rules take `context` itself). timeout_ms: limit of this one attempt. partition: the alert's, -1 outside of a topic.
     """
 
     agent: str
@@ -86,13 +124,15 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     context: Mapping[str, Any]
     answer_type: type[msgspec.Struct]
     timeout_ms: int
+    partition: int = -1
 
 
 class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What came back, not yet validated.
 
     model: the id that the model's side reports. input_tokens: those neither written to nor read from the prompt cache,
-    which are counted apart because they are priced apart. model_ms: the call as seen from here.
+    which are counted apart because they are priced apart. model_ms: the call as seen from here. rates: what the
+    response says about limits.
     """
 
     text: str
@@ -103,12 +143,18 @@ class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     model_ms: int = 0
+    rates: RateLimits | None = None
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.input_tokens, self.output_tokens, self.cache_read_tokens, self.cache_write_tokens)
 
 
 class ModelFailure(HeadraceError):
     """No usable answer. `answer` is what came back, where something did: its text is evidence, its tokens were paid.
 
-    retry_after_ms: how long the model's side asks to wait; None where it does not say.
+    retry_after_ms: how long the model's side asks to wait; None where it does not say. unknown: the call may have been
+    carried out and paid, though nothing of it came back. rates: what the response says about limits.
     """
 
     def __init__(
@@ -118,11 +164,15 @@ class ModelFailure(HeadraceError):
         *,
         retry_after_ms: int | None = None,
         answer: ModelAnswer | None = None,
+        unknown: bool = False,
+        rates: RateLimits | None = None,
     ) -> None:
         super().__init__(f"{code.value}: {message}")
         self.code = code
         self.retry_after_ms = retry_after_ms
         self.answer = answer
+        self.unknown = unknown
+        self.rates = rates
 
     @property
     def retriable(self) -> bool:

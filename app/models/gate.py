@@ -1,139 +1,371 @@
-"""The gate before a model: no call without time for it, no more calls at once than agreed, first come first served.
+"""The gate before a model: no call without time, hope, money, room and a permit for it; and what it took is settled.
 
-In this order: the deadline, a permit, the deadline again, the call. A caller that waits, or that will retry, holds no
-permit; a permit is given back however its call ends.
+In this order: the deadline; the breaker; the agent's budget; the line, which is first come, first served, for the
+buckets of requests and tokens and for a permit; the deadline again; the call; settlement. Whoever waits, or will retry,
+holds no permit. However a call ends, and wherever it is cancelled, everything that it holds is given back.
 """
 
 import asyncio
+import logging
+import math
 from collections import Counter
+from dataclasses import dataclass
 
 import msgspec
 
-from app.models.base import FailureCode, Model, ModelAnswer, ModelFailure, ModelRequest
+from app.core.notices import Notices
+from app.core.text import one_line
+from app.models.base import MAX_ANSWER_TOKENS, FailureCode, Model, ModelAnswer, ModelFailure, ModelRequest, Usage
+from app.models.breaker import REFUSED_OPEN_S, Breaker, BreakerState, Ticket
+from app.models.buckets import NOTHING, Amounts, Buckets
+from app.models.budget import NO_USAGE, Budget, Budgets, BudgetStatistics, Reservation, Spent
+from app.models.line import Line, Place
+from app.models.permits import Permits
+from app.models.shares import Shares
+
+logger = logging.getLogger(__name__)
 
 LEAST_ATTEMPT_MS = 20
 """With less time than this left no round trip to a model fits, so none is begun."""
 
+LONGEST_PAUSE_S = 300.0
+"""No `retry-after` closes the gate for longer; a call after it tells whether more is asked for."""
 
-class GateStatistics(msgspec.Struct, frozen=True):
+_BYTES_A_TOKEN = 3
+_SCHEMA_TOKENS = 500
+_USUAL_OUTPUT_TOKENS = min(500, MAX_ANSWER_TOKENS)
+
+_REFUSALS = frozenset({FailureCode.SPEND_LIMIT, FailureCode.UNAUTHORIZED})
+_OVERLOADS = frozenset({FailureCode.RATE_LIMITED, FailureCode.OVERLOADED, FailureCode.TIMEOUT, FailureCode.DEADLINE})
+_OUTAGES = frozenset({FailureCode.RATE_LIMITED, FailureCode.OVERLOADED, FailureCode.TIMEOUT, FailureCode.UNAVAILABLE})
+
+
+class BucketStatistics(msgspec.Struct, frozen=True):
+    """a_minute: this process's part of the limit; left: now; None where no limit is known."""
+
+    a_minute: int | None
+    left: int | None
+
+
+class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What a gate has done so far, and does now.
 
-    calls: begun. failures: calls and refusals of the gate by reason code; an answer that turns out not to be a decision
-    is not among them. Tokens are those of all answers.
+    concurrency: calls at once at the most; permits: at once now. calls: begun. failures: calls and refusals of the gate
+    by reason code; an answer that turns out not to be a decision is not among them. Tokens and cost are those of all
+    answers. paused_ms: how long the model's side wants no call. share: of the global limits.
     """
 
     concurrency: int
+    permits: int
     in_flight: int
     waiting: int
     calls: int
     answers: int
     failures: dict[str, int]
+    breaker: str
+    breaker_openings: int
+    paused_ms: int
+    share: float
+    buckets: dict[str, BucketStatistics]
+    budgets: dict[str, BudgetStatistics]
     input_tokens: int
     output_tokens: int
     cache_read_tokens: int
     cache_write_tokens: int
+    cost_micro_usd: int
+
+
+@dataclass(slots=True)
+class _Call:
+    """What one caller holds on its way, and what its call has told. given_ms: the time its call was given, 0 until the
+    model is asked."""
+
+    ticket: Ticket
+    input_tokens: int
+    budget: Reservation | None = None
+    place: Place | None = None
+    given_ms: int = 0
+    answer: ModelAnswer | None = None
+    failure: ModelFailure | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """What came back says that it was used."""
+        answer = self.answer or (self.failure and self.failure.answer)
+        return answer.usage if answer else NO_USAGE
+
+    @property
+    def charged(self) -> Usage:
+        """What was paid, or may have been: of a call that broke off, the input."""
+        unknown = self.given_ms and not self.answer and (self.failure is None or self.failure.unknown)
+        return Usage(self.input_tokens, 0, 0, 0) if unknown else self.usage
 
 
 class ModelGate:
-    """Guards one model. concurrency: calls at once, at least 1. attempt_ms: limit of one call, more than 0."""
+    """Guards one model for all agents of a process.
 
-    def __init__(self, model: Model, *, concurrency: int, attempt_ms: int) -> None:
-        assert concurrency >= 1
+    concurrency: calls at once at the most, at least 1. attempt_ms: limit of one call, more than 0. buckets: the limits a
+    minute that are known beforehand. budgets: None where no agent has one.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        concurrency: int,
+        attempt_ms: int,
+        buckets: Buckets | None = None,
+        budgets: Budgets | None = None,
+    ) -> None:
         assert attempt_ms > 0
         self.model = model
-        self._concurrency = concurrency
         self._attempt_ms = attempt_ms
-        self._permits = asyncio.Semaphore(concurrency)  # wakes its waiters in the order of their coming
+        self._breaker = Breaker()
+        self._permits = Permits(concurrency)
+        self._buckets = buckets or Buckets(0, 0, 0)
+        self._budgets = budgets
+        self._line = Line(self._permits, self._buckets)
+        self._shares = Shares()
+        self._pause_code = FailureCode.RATE_LIMITED
         self._closed = False
-        self._waiting = 0
         self._in_flight = 0
         self._calls = 0
         self._answers = 0
         self._failures: Counter[str] = Counter()
-        self._tokens: Counter[str] = Counter()
+        self._paid = NO_USAGE
+        self._cost_micro_usd = 0
+        self._notices = Notices(logger, logging.WARNING)
 
     async def decide(self, request: ModelRequest, deadline: float) -> ModelAnswer:
         """One attempt, ended by `deadline` or after `attempt_ms`, whichever is first; `request.timeout_ms` is set here.
 
         Args:    deadline: loop time in seconds at which an answer is of no more use.
-        Raises:  ModelFailure: deadline (before or during the call), timeout (this attempt only), gate_closed, or the
-                 model's own. On cancellation the call is given up and its permit is back.
+        Raises:  ModelFailure: deadline (before or during the call), breaker_open, no_budget, rate_limited or overloaded
+                 (the model's side wants no call before the deadline), timeout (this attempt only), gate_closed, or the
+                 model's own. On cancellation the call is given up, and everything that was held for it is back.
         """
         try:
             answer = await self._decide(request, deadline)
         except ModelFailure as failure:
             self._failures[failure.code.value] += 1
-            if failure.answer:
-                self._count_tokens(failure.answer)
             raise
         self._answers += 1
-        self._count_tokens(answer)
         return answer
 
     async def close(self) -> None:
         """Begins no more calls, and closes the model: calls that run fail."""
         self._closed = True
+        self._line.dismiss(_gate_closed)
         await self.model.close()
 
+    def declare(self, agent: str, partitions: int, budget: Budget | None) -> None:
+        """An agent that will call, how many partitions its topic has, and its budget.
+
+        Raises: SetupError for a budget that cannot be kept.
+        """
+        self._shares.declare(agent, partitions)
+        if budget is not None:
+            assert self._budgets is not None, "budgets need a gate with budgets"
+            self._budgets.declare(agent, budget, partitions)
+
+    def assigned(self, agent: str, partition: int, spent: Spent | None) -> None:
+        """A partition is ours: its part of limits and budget too, less what its decisions say was spent."""
+        self._shares.assigned(agent, partition)
+        if self._budgets is not None:
+            self._budgets.assigned(agent, partition, spent)
+        self._share_out()
+
+    def ended(self, agent: str, partition: int) -> None:
+        """A partition is another's. Known or not."""
+        self._shares.ended(agent, partition)
+        if self._budgets is not None:
+            self._budgets.ended(agent, partition)
+        self._share_out()
+
+    def spent(self, agent: str, partition: int) -> Spent | None:
+        """What a decision says about its agent's spending; None without a budget."""
+        return self._budgets.spent(agent, partition) if self._budgets is not None else None
+
     def statistics(self) -> GateStatistics:
+        """On the running loop."""
+        now = asyncio.get_running_loop().time()
+        buckets = self._buckets
+        named = {
+            "requests": buckets.requests,
+            "input_tokens": buckets.input_tokens,
+            "output_tokens": buckets.output_tokens,
+        }
         return GateStatistics(
-            self._concurrency,
-            self._in_flight,
-            self._waiting,
-            self._calls,
-            self._answers,
-            dict(self._failures),
-            self._tokens["input"],
-            self._tokens["output"],
-            self._tokens["cache_read"],
-            self._tokens["cache_write"],
+            concurrency=self._permits.most,
+            permits=self._permits.allowed,
+            in_flight=self._in_flight,
+            waiting=len(self._line),
+            calls=self._calls,
+            answers=self._answers,
+            failures=dict(self._failures),
+            breaker=self._breaker.state.value,
+            breaker_openings=self._breaker.openings,
+            paused_ms=math.ceil(self._permits.closed_s(now) * 1000),
+            share=self._shares.share,
+            buckets={
+                name: BucketStatistics(_whole(bucket.size), _whole(bucket.left(now))) for name, bucket in named.items()
+            },
+            budgets=self._budgets.statistics() if self._budgets is not None else {},
+            input_tokens=self._paid.input_tokens,
+            output_tokens=self._paid.output_tokens,
+            cache_read_tokens=self._paid.cache_read_tokens,
+            cache_write_tokens=self._paid.cache_write_tokens,
+            cost_micro_usd=self._cost_micro_usd,
         )
 
     async def _decide(self, request: ModelRequest, deadline: float) -> ModelAnswer:
         _remaining_ms(deadline)
-        await self._acquire(deadline)
+        if self._closed:
+            raise _gate_closed()
+        call = _Call(self._enter(deadline), _estimated_tokens(request))
         try:
-            if self._closed:
-                raise ModelFailure(FailureCode.GATE_CLOSED, "this process is stopping and calls no more models")
+            if self._budgets is not None:
+                call.budget = self._budgets.reserve(request.agent, request.partition, call.input_tokens)
+                if call.budget is None:
+                    raise ModelFailure(FailureCode.NO_BUDGET, f"the budget of {request.agent} is used up for today")
+            call.place = await self._wait(call, deadline)
             remaining_ms = _remaining_ms(deadline)
-            timeout_ms = min(self._attempt_ms, remaining_ms)
+            call.given_ms = min(self._attempt_ms, remaining_ms)
             out_of_time = FailureCode.DEADLINE if remaining_ms <= self._attempt_ms else FailureCode.TIMEOUT
-            self._in_flight += 1
-            self._calls += 1
-            try:
-                return await self._attempt(msgspec.structs.replace(request, timeout_ms=timeout_ms), out_of_time)
-            finally:
-                self._in_flight -= 1
+            call.answer = await self._attempt(msgspec.structs.replace(request, timeout_ms=call.given_ms), out_of_time)
+            return call.answer
+        except ModelFailure as failure:
+            call.failure = failure
+            raise
         finally:
-            self._permits.release()
+            self._settle(call)
 
-    async def _acquire(self, deadline: float) -> None:
-        self._waiting += 1
+    def _enter(self, deadline: float) -> Ticket:
+        """Raises: ModelFailure where the breaker is open, or a pause that was asked for is longer than the time left."""
+        now = asyncio.get_running_loop().time()
+        pause_s = self._permits.closed_s(now)
+        if pause_s and now + pause_s > deadline - LEAST_ATTEMPT_MS / 1000:
+            raise self._paused()
+        ticket = self._breaker.enter(now)
+        if ticket is None:
+            raise self._breaker_open()
+        return ticket
+
+    async def _wait(self, call: _Call, deadline: float) -> Place:
+        amounts = Amounts(1, call.input_tokens, _USUAL_OUTPUT_TOKENS)
         try:
-            async with asyncio.timeout_at(deadline - LEAST_ATTEMPT_MS / 1000):
-                await self._permits.acquire()
+            return await self._line.enter(amounts, deadline - LEAST_ATTEMPT_MS / 1000)
         except TimeoutError:
-            raise ModelFailure(FailureCode.DEADLINE, "the deadline came while all permits were taken") from None
-        finally:
-            self._waiting -= 1
+            raise ModelFailure(FailureCode.DEADLINE, "the deadline came before the turn to call") from None
 
     async def _attempt(self, request: ModelRequest, out_of_time: FailureCode) -> ModelAnswer:
         """The model keeps the time limit itself; one that does not loses its call here."""
+        self._calls += 1
+        self._in_flight += 1
         try:
             async with asyncio.timeout(request.timeout_ms / 1000):
                 return await self.model.decide(request)
         except TimeoutError:
-            raise ModelFailure(out_of_time, f"no answer within {request.timeout_ms} ms") from None
+            raise ModelFailure(out_of_time, f"no answer within {request.timeout_ms} ms", unknown=True) from None
         except ModelFailure as failure:
             if failure.code is FailureCode.TIMEOUT and out_of_time is FailureCode.DEADLINE:
-                raise ModelFailure(out_of_time, f"no answer within {request.timeout_ms} ms") from failure
+                raise ModelFailure(out_of_time, f"no answer within {request.timeout_ms} ms", unknown=True) from failure
             raise
+        finally:
+            self._in_flight -= 1
 
-    def _count_tokens(self, answer: ModelAnswer) -> None:
-        self._tokens["input"] += answer.input_tokens
-        self._tokens["output"] += answer.output_tokens
-        self._tokens["cache_read"] += answer.cache_read_tokens
-        self._tokens["cache_write"] += answer.cache_write_tokens
+    def _settle(self, call: _Call) -> None:
+        """Gives back what the call holds, learns from its end, and lets others go on."""
+        self._paid = Usage(*(sum(pair) for pair in zip(self._paid, call.usage, strict=True)))
+        charged = call.charged
+        if call.budget is not None and self._budgets is not None:
+            self._budgets.settle(call.budget, charged)
+            self._cost_micro_usd += self._budgets.cost(charged)
+        self._learn(call)
+        if call.place is not None:
+            input_tokens = charged.input_tokens + charged.cache_write_tokens  # what the cache held counts for no limit
+            used = Amounts(1, input_tokens, charged.output_tokens) if call.given_ms else NOTHING
+            self._line.leave(call.place, used)
+
+    def _learn(self, call: _Call) -> None:
+        """What the end of a call says about the model's side."""
+        now = asyncio.get_running_loop().time()
+        failure = call.failure
+        told = call.answer or failure
+        if call.place is None or not call.given_ms or told is None:
+            self._breaker.left(call.ticket, now)
+            return
+        if told.rates is not None:
+            self._buckets.correct(now, told.rates)
+        if failure is not None and failure.code in _REFUSALS:
+            self._refused(call.ticket, failure, now)
+        elif failure is not None and failure.code in _OUTAGES:
+            self._failed(call.ticket, call.place.epoch, failure, now)
+        elif failure is not None and failure.code is FailureCode.DEADLINE:
+            if call.ticket.is_probe or call.given_ms * 2 >= self._attempt_ms:  # time enough for an answer
+                self._failed(call.ticket, call.place.epoch, failure, now)
+            else:
+                self._breaker.left(call.ticket, now)
+        else:
+            self._permits.succeeded(call.place.epoch)
+            if self._breaker.succeeded(call.ticket):
+                logger.warning("%s answers again; calls begin slowly", self.model.name)
+                self._permits.restart()
+
+    def _failed(self, ticket: Ticket, epoch: int, failure: ModelFailure, now: float) -> None:
+        if failure.code in _OVERLOADS:
+            self._permits.overloaded(epoch)
+        if failure.retry_after_ms:
+            self._pause_code = failure.code
+            pause_s = min(failure.retry_after_ms / 1000, LONGEST_PAUSE_S)
+            self._permits.close(now + pause_s)
+            self._notices.tell("pause", f"{self.model.name} asks for a pause of {pause_s:g} s: {one_line(failure)}")
+            self._line.dismiss(self._paused, only=lambda place: place.deadline < now + pause_s)
+        if self._breaker.failed(ticket, now):
+            self._notices.tell("open", f"{self.model.name}: the breaker opens, alerts fall back: {one_line(failure)}")
+            self._line.dismiss(self._breaker_open)
+
+    def _refused(self, ticket: Ticket, failure: ModelFailure, now: float) -> None:
+        if self._breaker.refused(ticket, now):
+            logger.error(
+                "%s REFUSES ALL CALLS: %s. Alerts fall back until this is put right; one call every %d s tries it",
+                self.model.name,
+                one_line(failure),
+                REFUSED_OPEN_S,
+            )
+        self._line.dismiss(self._breaker_open)
+
+    def _breaker_open(self) -> ModelFailure:
+        wait_s = self._breaker.wait_s(asyncio.get_running_loop().time())
+        state = "a call tries it" if self._breaker.state is BreakerState.HALF_OPEN else f"for {wait_s:.1f} s more"
+        return ModelFailure(
+            FailureCode.BREAKER_OPEN,
+            f"{self.model.name} has failed again and again and is not called: {state}",
+            retry_after_ms=math.ceil(wait_s * 1000),
+        )
+
+    def _paused(self) -> ModelFailure:
+        seconds = self._permits.closed_s(asyncio.get_running_loop().time())
+        text = f"{self.model.name} wants no call for {seconds:.1f} s more, longer than this alert can wait"
+        return ModelFailure(self._pause_code, text, retry_after_ms=math.ceil(seconds * 1000))
+
+    def _share_out(self) -> None:
+        self._buckets.set_share(asyncio.get_running_loop().time(), self._shares.share)
+        self._line.tick()
+
+
+def _gate_closed() -> ModelFailure:
+    return ModelFailure(FailureCode.GATE_CLOSED, "this process is stopping and calls no more models")
+
+
+def _estimated_tokens(request: ModelRequest) -> int:
+    """Of the input, rather too many than too few."""
+    size = len(request.instructions.encode(errors="replace")) + len(request.context_text.encode(errors="replace"))
+    return size // _BYTES_A_TOKEN + _SCHEMA_TOKENS
+
+
+def _whole(value: float) -> int | None:
+    return None if math.isinf(value) else math.floor(value)
 
 
 def _remaining_ms(deadline: float) -> int:

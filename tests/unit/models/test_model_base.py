@@ -103,4 +103,4 @@ def test_stop_reasons_every_one_is_handled() -> None:
 def test_failure_codes_only_passing_troubles_are_retriable() -> None:
     """Nothing that would be refused again, or judged again, is retried."""
     retriable = {code.value for code in FailureCode if code.retriable}
-    assert {"timeout", "overloaded", "rate_limited", "unavailable", "gate_closed"} == retriable
+    assert {"timeout", "overloaded", "rate_limited", "unavailable", "gate_closed", "breaker_open"} == retriable

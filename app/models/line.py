@@ -1,0 +1,104 @@
+"""The line in front of a model: first come, first served, each when the buckets have what it needs and a permit is free.
+
+Reservation and permit are taken in one step, in the moment when the head of the line may go. So nobody holds one while
+waiting for the other, nobody overtakes, and whoever is cancelled has either nothing or both, and gives both back.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+
+from app.models.base import ModelFailure
+from app.models.buckets import NOTHING, Amounts, Buckets
+from app.models.permits import Permits
+
+_SHORTEST_TIMER_S = 0.001
+
+
+class Place:
+    """One caller's place. After `Line.enter` it holds a permit (of `epoch`) and `amounts`, until `Line.leave`."""
+
+    __slots__ = ("amounts", "deadline", "epoch", "goes", "holds")
+
+    def __init__(self, amounts: Amounts, deadline: float, goes: "asyncio.Future[ModelFailure | None]") -> None:
+        self.amounts = amounts
+        self.deadline = deadline
+        self.goes = goes
+        self.epoch = 0
+        self.holds = False
+
+
+class Line:
+    """Who waits. `tick` must be called whenever permits or buckets have changed from outside."""
+
+    def __init__(self, permits: Permits, buckets: Buckets) -> None:
+        self._permits = permits
+        self._buckets = buckets
+        self._waiting: deque[Place] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def enter(self, amounts: Amounts, deadline: float) -> Place:
+        """Waits for the turn. On cancellation the place is free and nothing is held.
+
+        Raises: TimeoutError at `deadline`, in the loop's seconds; what `dismiss` makes.
+        """
+        place = Place(amounts, deadline, asyncio.get_running_loop().create_future())
+        self._waiting.append(place)
+        self.tick()
+        try:
+            async with asyncio.timeout_at(deadline):
+                failure = await place.goes
+        except BaseException:
+            if place.holds:
+                self.leave(place, NOTHING)
+            elif place in self._waiting:
+                self._waiting.remove(place)
+                self.tick()
+            raise
+        if failure is not None:
+            raise failure
+        return place
+
+    def leave(self, place: Place, used: Amounts) -> None:
+        """The call is over, or was not made; it has used so much."""
+        assert place.holds
+        place.holds = False
+        self._permits.give_back()
+        self._buckets.settle(asyncio.get_running_loop().time(), place.amounts, used)
+        self.tick()
+
+    def dismiss(self, failure: Callable[[], ModelFailure], only: Callable[[Place], bool] = lambda place: True) -> None:
+        """Those who wait fail."""
+        staying: deque[Place] = deque()
+        for place in self._waiting:
+            if not only(place):
+                staying.append(place)
+            elif not place.goes.done():
+                place.goes.set_result(failure())
+        self._waiting = staying
+        self.tick()
+
+    def tick(self) -> None:
+        """Lets go whoever may, in order, and looks again when time alone will let the next one go."""
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting:
+            place = self._waiting[0]
+            if not place.goes.done():  # else it is being cancelled
+                now = loop.time()
+                wait_s = max(self._buckets.wait_s(now, place.amounts), self._permits.wait_s(now))
+                if wait_s > 0:
+                    if wait_s < math.inf:
+                        self._timer = loop.call_later(max(wait_s, _SHORTEST_TIMER_S), self.tick)
+                    return
+                place.epoch = self._permits.take()
+                self._buckets.take(now, place.amounts)
+                place.holds = True
+                place.goes.set_result(None)
+            self._waiting.popleft()
