@@ -42,7 +42,8 @@ class History:
 
     def check_commit(self, broker: MemoryBroker, place: TopicPartition, committed: CommittedOffset) -> None:
         """Nothing before the offset, and nothing marked as done beyond it, may be unfinished."""
-        marks = decode_marks(committed.offset, committed.metadata) or {}
+        known = decode_marks(committed.offset, committed.metadata)
+        marks = known.marks if known else {}
         for record in broker.logs[place]:
             claimed = record.offset < committed.offset or marks.get(record.offset) is Mark.DONE
             if claimed and not self.ends[place_of(record)]:

@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+import anyio
+
 from app.broker.base import Consumer
 from app.core.errors import Fenced, Unavailable
 from app.dispatch.partitions import Partition
@@ -22,17 +24,25 @@ class Commits:
     Two commits never overlap: an older one that arrived last would set the position back.
     """
 
-    def __init__(self, consumer: Consumer, interval_ms: int) -> None:
+    def __init__(self, consumer: Consumer, interval_ms: int, on_committed: Callable[[Partition], None]) -> None:
+        """on_committed: called after each commit, for each of its partitions."""
         self.commits = 0
         self.failures = 0
         self._consumer = consumer
         self._interval_seconds = interval_ms / 1000
+        self._on_committed = on_committed
         self._changed = asyncio.Event()
+        self._urgent = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
 
     def note(self) -> None:
         """Something is done: a commit follows within the interval."""
         self._changed.set()
+
+    def hurry(self) -> None:
+        """Something waits for a commit: it follows at once."""
+        self._changed.set()
+        self._urgent.set()
 
     async def follow(
         self, partitions: Callable[[], Iterable[Partition]], lost: Callable[[Sequence[Partition]], Awaitable[None]]
@@ -40,12 +50,15 @@ class Commits:
         """Commits whenever something has changed, for ever. `lost` is told of epochs that turn out to have ended."""
         while True:
             await self._changed.wait()
-            await asyncio.sleep(self._interval_seconds)
+            with anyio.move_on_after(self._interval_seconds):
+                await self._urgent.wait()
             self._changed.clear()
+            self._urgent.clear()
             try:
                 fenced = await self.commit(partitions())
             except Unavailable as error:
                 logger.warning("commit failed, tried again: %s", error)
+                await asyncio.sleep(self._interval_seconds)
                 self._changed.set()
                 continue
             if fenced:
@@ -67,11 +80,13 @@ class Commits:
             return []
 
     async def commit_last(self, partitions: Iterable[Partition]) -> None:
-        """Commits before the partitions go, for as long as `LAST_COMMIT_SECONDS`.
+        """Commits before the partitions go, for as long as `LAST_COMMIT_SECONDS`, and says that they ended cleanly.
 
         Raises: Rejected.
         """
         partitions = list(partitions)
+        for partition in partitions:
+            partition.tracker.close()
         try:
             async with asyncio.timeout(LAST_COMMIT_SECONDS):
                 while True:
@@ -105,3 +120,4 @@ class Commits:
         self.commits += 1
         for partition, changes in live:
             partition.committed_changes = changes
+            self._on_committed(partition)

@@ -56,8 +56,8 @@ class Dispatcher:
         self._config = config
         self._random = random
         self._consumer = broker.consumer(work.group, work.topics, self)
-        self._commits = Commits(self._consumer, config.commit_interval_ms)
-        self._runner = Runner(work, config, random, self._on_progress, self._on_failure)
+        self._runner = Runner(work, config, random, self._on_progress, self._on_hold, self._on_failure)
+        self._commits = Commits(self._consumer, config.commit_interval_ms, self._runner.was_committed)
         self._partitions: dict[TopicPartition, Partition] = {}
         self._ended: list[Partition] = []  # whose tasks have not all unwound yet
         self._begun_anew: dict[Partition, int] = {}  # whose log is another one now, and its first offset
@@ -125,6 +125,9 @@ class Dispatcher:
         for partition in self._partitions.values():
             for task in partition.tasks:
                 task.cancel()
+
+    def _on_hold(self) -> None:
+        self._commits.hurry()
 
     def _on_failure(self, failure: BaseException) -> None:
         self._failure = self._failure or failure
@@ -210,7 +213,7 @@ class Dispatcher:
 
     def _begin(self, assignment: Assignment, committed: CommittedOffset | None) -> None:
         assert assignment.place not in self._partitions, f"{assignment.place} is assigned twice"
-        partition = self._partitions[assignment.place] = Partition(assignment, committed, self._config.max_waiting)
+        partition = self._partitions[assignment.place] = Partition(assignment, committed, self._config)
         self._foreign_metadata += partition.tracker.foreign_metadata
         partition.closing = self._stopping.is_set()
         self._settle(partition)  # pauses it: nothing of it runs before it is prepared
@@ -246,6 +249,7 @@ class Dispatcher:
             if assignment not in self._consumer.assignments():
                 del self._refused[partition]
             elif asyncio.get_running_loop().time() >= due and not self._stopping.is_set():
+                partition.tracker.close()  # its handlers were cancelled: nothing has crashed
                 start = partition.tracker.committable()
                 with suppress(Fenced):
                     async with self._rebalancing:
@@ -355,6 +359,7 @@ class Dispatcher:
             vanished=counts.vanished,
             abandoned=counts.abandoned,
             given_up=counts.given_up,
+            condemned=counts.condemned,
             retries=counts.retries,
             give_up_failures=counts.give_up_failures,
             in_flight=self._runner.in_flight,

@@ -64,8 +64,8 @@ class Lanes(Generic[T]):
         """How many lanes there are."""
         return sum(map(len, self._lanes.values()))
 
-    def add(self, owner: Hashable, key: bytes | None, item: T) -> None:
-        """Puts the item at the end of its lane."""
+    def add(self, owner: Hashable, key: bytes | None, item: T) -> bool:
+        """Puts the item at the end of its lane; True when it is the head."""
         lanes = self._lanes.get(owner)
         if lanes is None:
             lanes = self._lanes[owner] = {}
@@ -75,6 +75,7 @@ class Lanes(Generic[T]):
             lane = lanes[name] = Lane(owner, name)
             self._ready.append(lane)
         lane._items.append(item)
+        return len(lane._items) == 1
 
     def take(self) -> Lane[T] | None:
         """The lane whose turn it is, running from now on; None when no lane can run."""
@@ -99,6 +100,13 @@ class Lanes(Generic[T]):
             del lanes[lane.key]
             if not lanes:
                 del self._lanes[lane.owner]
+
+    def put_back(self, lane: Lane[T]) -> None:
+        """The lane was taken, and its head could not run: it waits for its turn again. Nothing, when it is gone."""
+        if lane._state is not _State.GONE:
+            assert lane._state is _State.RUNNING
+            lane._state = _State.READY
+            self._ready.append(lane)
 
     def park(self, lane: Lane[T]) -> None:
         """The head waits for its retry, until `unpark`."""

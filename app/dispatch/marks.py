@@ -1,7 +1,8 @@
 """What is known of the offsets beyond a committed one, in the characters that travel with it.
 
 Two bits an offset: nothing known, unfinished in one or two crashes, or done. A window of `WINDOW` offsets is 2,048 bytes,
-so the text always fits what a broker takes beside an offset, however the done ones are scattered.
+so the text always fits what a broker takes beside an offset, however the done ones are scattered. Before them stands
+whether the owner still held the partition, and the few suspects that it had announced (see `caution`).
 
 The text is bound to its offset by a checksum: one that another client wrote, or that was carried to another offset, is
 not ours, and no record is passed over because of it.
@@ -9,16 +10,24 @@ not ours, and no record is passed over because of it.
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import IntEnum
+from typing import NamedTuple
 
 from app.broker.base import MAX_METADATA_CHARACTERS
 
 WINDOW = 8_192
 """Offsets from the first unfinished one up to which records are taken."""
 
-_VERSION = "h1."
+MAX_ANNOUNCED = 64
+"""Announced suspects that fit: two bytes each, 176 of the characters."""
+
+_VERSION = "h2."
+_FIRST_VERSION = "h1."
+"""Marks alone: of an owner that counted no crashes."""
+
 _PLAIN, _DEFLATED = b"\x00", b"\x01"
+_OPEN = 128
 _CHECKSUM_BYTES = 4
 _PACKED_BYTES = WINDOW // 4
 
@@ -31,40 +40,62 @@ class Mark(IntEnum):
     DONE = 3
 
 
-def encode_marks(position: int, marks: Mapping[int, Mark]) -> str:
-    """The metadata of a commit at `position`: at most 4,095 characters, empty when there are no marks.
+class Known(NamedTuple):
+    """What one commit says beside its offset.
 
-    Args: marks: by offset, each with `position <= offset < position + WINDOW`.
+    announced: suspects that may have been running. is_open: its owner meant to commit again, so when this is the last
+    commit, that owner did not end cleanly.
     """
-    if not marks:
+
+    marks: dict[int, Mark]
+    announced: frozenset[int] = frozenset()
+    is_open: bool = False
+
+
+def encode_marks(
+    position: int, marks: Mapping[int, Mark], announced: Collection[int] = (), *, is_open: bool = False
+) -> str:
+    """The metadata of a commit at `position`: at most 4,095 characters, empty when there is nothing to say.
+
+    Args: marks: by offset. announced: `MAX_ANNOUNCED` offsets at most. All with `position <= offset < position + WINDOW`.
+    """
+    if not (marks or announced or is_open):
         return ""
-    ahead = max(marks) - position
-    assert ahead < WINDOW, f"offset {max(marks)} lies beyond the window of {position}"
-    packed = bytearray(ahead // 4 + 1)
+    assert len(announced) <= MAX_ANNOUNCED
+    packed = bytearray(_ahead(max(marks), position) // 4 + 1 if marks else 0)
     for offset, mark in marks.items():
-        ahead = offset - position
-        assert ahead >= 0, f"offset {offset} lies before {position}"
+        ahead = _ahead(offset, position)
         packed[ahead >> 2] |= mark << ((ahead & 3) << 1)
+    head = bytes([is_open * _OPEN + len(announced)])
+    head += b"".join(_ahead(offset, position).to_bytes(2, "big") for offset in sorted(announced))
     deflated = zlib.compress(packed, level=1)
-    body = _DEFLATED + deflated if len(deflated) < len(packed) else _PLAIN + packed
+    body = head + (_DEFLATED + deflated if len(deflated) < len(packed) else _PLAIN + packed)
     text = _VERSION + base64.b64encode(_checksum(position, body) + body).decode()
     assert len(text) <= MAX_METADATA_CHARACTERS
     return text
 
 
-def decode_marks(position: int, metadata: str) -> dict[int, Mark] | None:
-    """The marks that `encode_marks` wrote for this position; None when the text is not ours or is damaged."""
+def decode_marks(position: int, metadata: str) -> Known | None:
+    """What `encode_marks` wrote for this position; None when the text is not ours or is damaged."""
     if not metadata:
-        return {}
-    if not metadata.startswith(_VERSION):
+        return Known({})
+    version, text = metadata[: len(_VERSION)], metadata[len(_VERSION) :]
+    if version not in (_VERSION, _FIRST_VERSION):
         return None
     try:
-        blob = base64.b64decode(metadata[len(_VERSION) :], validate=True)
+        blob = base64.b64decode(text, validate=True)
     except ValueError:
         return None
     checksum, body = blob[:_CHECKSUM_BYTES], blob[_CHECKSUM_BYTES:]
     if checksum != _checksum(position, body):
         return None
+    is_open, announced = False, frozenset[int]()
+    if version == _VERSION:
+        if not body:
+            return None
+        is_open, count = body[0] >= _OPEN, body[0] % _OPEN
+        head, body = body[1 : 1 + 2 * count], body[1 + 2 * count :]
+        announced = frozenset(position + int.from_bytes(head[at : at + 2], "big") for at in range(0, len(head), 2))
     packed = _unpack(body)
     if packed is None:
         return None
@@ -74,7 +105,13 @@ def decode_marks(position: int, metadata: str) -> dict[int, Mark] | None:
             for place in range(4):
                 if bits := (four >> (place << 1)) & 3:
                     marks[position + index * 4 + place] = Mark(bits)
-    return marks
+    return Known(marks, announced, is_open)
+
+
+def _ahead(offset: int, position: int) -> int:
+    assert offset >= position, f"offset {offset} lies before {position}"
+    assert offset - position < WINDOW, f"offset {offset} lies beyond the window of {position}"
+    return offset - position
 
 
 def _unpack(body: bytes) -> bytes | None:

@@ -5,12 +5,15 @@ done, never anything derived from the highest offset seen; what is done beyond i
 clean restart repeats nothing. Records are taken only within a window from that position, so the metadata always fits.
 
 Offsets may have gaps (compaction, transactions): a gap is nothing to wait for, and nothing to store.
+
+It also keeps how often an unfinished record may have taken its process with it. Which records come under suspicion, and
+what that means for them, is decided in `caution`.
 """
 
 from collections import deque
 
 from app.broker.base import CommittedOffset
-from app.dispatch.marks import WINDOW, Mark, decode_marks, encode_marks
+from app.dispatch.marks import MAX_ANNOUNCED, WINDOW, Known, Mark, decode_marks, encode_marks
 
 
 class OffsetTracker:
@@ -31,12 +34,19 @@ class OffsetTracker:
         """Offsets between the committed one and the first record: what they held is gone (retention)."""
         self._received: deque[int] = deque()  # from the first unfinished one on, in order
         self._unfinished: set[int] = set()
-        marks = decode_marks(start.offset, start.metadata) if start else {}
-        self.foreign_metadata = marks is None
-        self._marks = marks or {}
+        known = decode_marks(start.offset, start.metadata) if start else Known({})
+        self.foreign_metadata = known is None
+        known = known or Known({})
+        self.unclean = known.is_open
+        """Whether the epoch before ended without its last commit."""
+        self._marks = known.marks
+        self._announced: set[int] = set()
+        self._condemned = {at for at in known.announced if self._marks.get(at) is Mark.TWO_CRASHES}
+        self._marks.update((at, Mark.TWO_CRASHES) for at in known.announced if self._marks.get(at) is Mark.ONE_CRASH)
+        self._closed = False
         self._ended = False
         self.changes = 0
-        """Grows with every change of what `committable` answers."""
+        """Grows with every change of what `committable` answers; the first record is one."""
 
     @property
     def position(self) -> int:
@@ -73,8 +83,11 @@ class OffsetTracker:
         if not self.started:
             self.started = True
             self._first = offset
+            self.changes += 1
             if offset < self._next:  # the log begins anew below what was committed: old marks say nothing about it
                 self._marks.clear()
+                self._condemned.clear()
+                self.unclean = False
             elif self._committed:
                 self.vanished = offset - self._next
         else:
@@ -98,6 +111,8 @@ class OffsetTracker:
         assert offset in self._unfinished, f"offset {offset} was not received, or is done already"
         self._unfinished.remove(offset)
         self._marks[offset] = Mark.DONE
+        self._announced.discard(offset)
+        self._condemned.discard(offset)
         self.changes += 1
         received, marks, unfinished = self._received, self._marks, self._unfinished
         while received and received[0] not in unfinished:
@@ -105,14 +120,52 @@ class OffsetTracker:
         assert bool(received) == bool(unfinished)
         return True
 
+    def crashes(self, offset: int) -> int:
+        """In how many unclean ends the unfinished record may have had a part: 0 to 3."""
+        if offset in self._condemned:
+            return 3
+        mark = self._marks.get(offset)
+        assert mark is not Mark.DONE
+        return int(mark or 0)
+
+    def suspect(self, offset: int) -> None:
+        """The record may have been running when the epoch before ended uncleanly."""
+        self._marks.setdefault(offset, Mark.ONE_CRASH)
+        self.changes += 1
+
+    @property
+    def announced(self) -> int:
+        """How many records the next commit says may be running, and lays an unclean end to the charge of."""
+        return len(self._announced)
+
+    def announce(self, offset: int) -> None:
+        """The record runs once this is committed; an unclean end from then on counts against it."""
+        assert self._marks.get(offset) in (Mark.ONE_CRASH, Mark.TWO_CRASHES)
+        self._announced.add(offset)
+        self.changes += 1
+
+    def withdraw(self, offset: int) -> None:
+        """The announced record does not run now."""
+        if offset in self._announced and not self._ended:
+            self._announced.remove(offset)
+            self.changes += 1
+
     def committable(self) -> CommittedOffset:
-        """The position, and what is done beyond it: every offset before it is done or does not exist."""
+        """The position, and what is known beyond it: every offset before it is done or does not exist."""
         position = self.position
-        # Marks of offsets that were never received stay until the position has passed them.
-        behind = [offset for offset in self._marks if offset < position]
-        for offset in behind:
+        # What is said of offsets that were never received stays until the position has passed them.
+        for offset in [offset for offset in self._marks if offset < position]:
             del self._marks[offset]
-        return CommittedOffset(position, encode_marks(position, self._marks))
+        self._condemned = {offset for offset in self._condemned if offset >= position}
+        announced = [*(() if self._closed else self._announced), *self._condemned][:MAX_ANNOUNCED]
+        return CommittedOffset(position, encode_marks(position, self._marks, announced, is_open=not self._closed))
+
+    def close(self) -> None:
+        """The next commit is the last one, and says that the epoch ended cleanly. Without a record there is none: how the
+        epoch before ended is then left for the next owner to read."""
+        if self.started and not self._closed:
+            self._closed = True
+            self.changes += 1
 
     def end(self) -> None:
         """The epoch is over: completions change nothing from here on."""

@@ -2,11 +2,15 @@
 
 import asyncio
 from collections import deque
+from typing import Any
 
 from app.broker.base import Assignment, CommittedOffset
 from app.core.record import Record
+from app.dispatch.caution import Caution
+from app.dispatch.lanes import Lane
 from app.dispatch.marks import WINDOW
 from app.dispatch.offsets import OffsetTracker
+from app.dispatch.work import DispatchConfig
 
 MAX_UNFINISHED_BYTES = 16 * 1024 * 1024
 """Values of the unfinished records of one partition, together; above it the partition is paused."""
@@ -17,12 +21,15 @@ class Partition:
     an ended epoch can reach the new one: neither a late completion nor a record under a reused offset.
     """
 
-    def __init__(self, assignment: Assignment, committed: CommittedOffset | None, max_waiting: int) -> None:
+    def __init__(self, assignment: Assignment, committed: CommittedOffset | None, config: DispatchConfig) -> None:
         self.assignment = assignment
         self.start = committed.offset if committed else 0
         self.tracker = OffsetTracker(committed)
         self.committed_changes = 0
         """The tracker's `changes` when it was last committed."""
+        self.caution = Caution(self.tracker, config.concurrency)
+        self.aside: list[Lane[Any]] = []
+        """Lanes whose turn it was and whose heads may not run yet."""
         self.prepared = False
         self.closing = False
         """No record of it is started any more."""
@@ -37,7 +44,7 @@ class Partition:
         self.waiting = 0
         """Records taken that do not run now; those that wait for a retry among them."""
         self.unfinished_bytes = 0
-        self._max_waiting = max_waiting
+        self._max_waiting = config.max_waiting
 
     @property
     def running(self) -> bool:

@@ -10,9 +10,10 @@ from random import Random
 from app.core.errors import HeadraceError, RecordError, Rejected
 from app.core.record import Record
 from app.core.text import one_line
+from app.dispatch.caution import CONDEMNED
 from app.dispatch.lanes import Lane, Lanes
 from app.dispatch.partitions import Partition
-from app.dispatch.work import DispatchConfig, Work
+from app.dispatch.work import Crashed, DispatchConfig, Work
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Counts:
     given_up: int = 0
     retries: int = 0
     give_up_failures: int = 0
+    condemned: int = 0
 
 
 class Runner:
@@ -47,8 +49,9 @@ class Runner:
 
     The tasks are in no task group: that would wait without bound for a handler that swallows its cancellation. They are
     in `Partition.tasks`, and whoever ends a partition waits for them, for as long as it will.
-    on_progress: called after each record that has reached its end: its partition may have room again. on_failure: of
-    what must end the dispatcher: a broken invariant, or Rejected by the last resort.
+    on_progress: called after each record that has reached its end: its partition may have room again. on_hold: when a
+    record may not run before the next commit. on_failure: of what must end the dispatcher: a broken invariant, or
+    Rejected by the last resort.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Runner:
         config: DispatchConfig,
         random: Random,
         on_progress: Callable[[Partition], None],
+        on_hold: Callable[[], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.counts = Counts()
@@ -65,6 +69,7 @@ class Runner:
         self._concurrency = config.concurrency
         self._random = random
         self._on_progress = on_progress
+        self._on_hold = on_hold
         self._on_failure = on_failure
         self._lanes: Lanes[_Item] = Lanes()
         self._running = 0
@@ -111,7 +116,8 @@ class Runner:
             return
         partition.waiting += 1
         partition.unfinished_bytes += len(record.value or b"")
-        self._lanes.add(partition, key, _Item(record, error))
+        is_head = self._lanes.add(partition, key, _Item(record, error))
+        partition.caution.receive(record.offset, is_first_of_key=is_head)
 
     def start(self) -> None:
         """Starts handlers while there are permits and lanes whose turn it is."""
@@ -121,12 +127,38 @@ class Runner:
                 return
             partition = lane.owner
             assert isinstance(partition, Partition)
+            if not self._may_start(partition, lane.head):
+                partition.aside.append(lane)
+                continue
             task = self._loop.create_task(self._run_head(partition, lane, lane.head))
             self._running += 1
             partition.waiting -= 1
             partition.tasks.add(task)
             # Not in the task's own `finally`: a task that is cancelled before its first step runs none of it.
             task.add_done_callback(partial(self._release, partition))
+
+    def _may_start(self, partition: Partition, item: _Item) -> bool:
+        offset, caution, committed = item.record.offset, partition.caution, partition.committed_changes
+        if caution.may_start(offset, committed, others_run=bool(partition.tasks)):
+            if item.error is None and caution.is_condemned(offset):
+                item.error = Crashed(f"the process that handled it ended uncleanly, {CONDEMNED} times")
+                self.counts.condemned += 1
+            return True
+        if caution.wants_commit(committed):
+            self._on_hold()
+        return False
+
+    def was_committed(self, partition: Partition) -> None:
+        """A commit may be what some records have waited for."""
+        partition.caution.was_committed()
+        if partition.aside:
+            self._put_back(partition)
+            self.start()
+
+    def _put_back(self, partition: Partition) -> None:
+        aside, partition.aside = partition.aside, []
+        for lane in aside:
+            self._lanes.put_back(lane)
 
     def stop(self) -> None:
         """Nothing is started from here on."""
@@ -138,6 +170,7 @@ class Runner:
         partition.waiting = 0
         self._lanes.drop(partition)
         partition.held.clear()
+        partition.aside.clear()
         for timer in partition.timers:
             timer.cancel()
         partition.timers.clear()
@@ -157,6 +190,7 @@ class Runner:
         if not task.cancelled() and task.exception() is not None:
             self.stop()
             self._on_failure(task.exception() or AssertionError())
+        self._put_back(partition)
         self.start()
 
     async def _run_head(self, partition: Partition, lane: Lane[_Item], item: _Item) -> None:
@@ -170,10 +204,12 @@ class Runner:
             if partition.tracker.finish(item.record.offset):
                 self.counts.done += 1
                 self.counts.given_up += item.error is not None
+                partition.caution.stopped(item.record.offset, is_done=True)
             if not lane.gone:
                 self._lanes.finish(lane)
             self._on_progress(partition)
         elif not lane.gone:
+            partition.caution.stopped(item.record.offset, is_done=False)
             partition.waiting += 1
             self._lanes.park(lane)
             self._wake_later(partition, lane, delay_ms)

@@ -6,10 +6,14 @@ from typing import Protocol
 import msgspec
 
 from app.broker.base import Assignment
-from app.core.errors import SetupError
+from app.core.errors import HeadraceError, SetupError
 from app.core.record import Record, TopicPartition
 from app.dispatch.marks import WINDOW
 from app.dispatch.retries import RetryPolicy
+
+
+class Crashed(HeadraceError):
+    """The record was on trial when its process ended uncleanly for the third time: it is given up without running."""
 
 
 class Work(Protocol):
@@ -110,7 +114,8 @@ class DispatchStatistics(msgspec.Struct, frozen=True):
     received: every record taken; each then counts once in done, passed_over, recorded (an earlier owner had recorded it
     as done), or abandoned (unfinished when its partition went), or is in flight or waiting. lanes: keys that have records
     here now; parked: those of them that wait for a retry.
-    given_up: those of done that `give_up` brought to their end. held: received from the broker, not taken yet.
+    given_up: those of done that `give_up` brought to their end. condemned: those that were given up because their
+    process had ended uncleanly three times. held: received from the broker, not taken yet.
     vanished: offsets behind a committed one that held no record any more when their partition came (retention).
     """
 
@@ -121,6 +126,7 @@ class DispatchStatistics(msgspec.Struct, frozen=True):
     vanished: int
     abandoned: int
     given_up: int
+    condemned: int
     retries: int
     give_up_failures: int
     in_flight: int

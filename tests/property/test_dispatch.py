@@ -201,6 +201,12 @@ class FinishedAtBegin(OffsetTracker):
     def finish(self, offset: int) -> bool:
         return True
 
+    def suspect(self, offset: int) -> None:
+        """What is done is under no suspicion."""
+
+    def crashes(self, offset: int) -> int:
+        return 0
+
 
 @pytest.mark.parametrize("broken", [HighestSeen, FinishedAtBegin])
 def test_dispatch_broken_tracker_is_noticed(broken: type[OffsetTracker], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,8 +219,8 @@ def test_dispatch_without_lanes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     """Ablation: with every record in a lane of its own, two of one key run at once."""
     add = Lanes.add
 
-    def add_apart(self: Lanes[Any], owner: Hashable, key: bytes | None, item: Any) -> None:
-        add(self, owner, None, item)
+    def add_apart(self: Lanes[Any], owner: Hashable, key: bytes | None, item: Any) -> bool:
+        return add(self, owner, None, item)
 
     monkeypatch.setattr(Lanes, "add", add_apart)
     assert any("at once" in line for line in violations_of(0, alone))

@@ -88,6 +88,7 @@ class TrackerMachine(RuleBasedStateMachine):
     def hand_over(self, clean: bool) -> None:
         """A clean one commits last; after a kill the last commit stands. What runs completes late, for nobody."""
         if clean:
+            self.tracker.close()
             self.commit()
             assert self.finished <= self.recorded(), "a clean restart would repeat what was done"
         self.tracker.end()
@@ -106,9 +107,9 @@ class TrackerMachine(RuleBasedStateMachine):
         """The offsets of the log that the committed offset and its metadata say are done."""
         if self.committed is None:
             return set()
-        marks = decode_marks(*self.committed)
-        assert marks is not None
-        done = {offset for offset, mark in marks.items() if mark is Mark.DONE}
+        known = decode_marks(*self.committed)
+        assert known is not None
+        done = {offset for offset, mark in known.marks.items() if mark is Mark.DONE}
         return {offset for offset in self.log if offset < self.committed.offset or offset in done}
 
     @invariant()
@@ -134,6 +135,7 @@ class TrackerMachine(RuleBasedStateMachine):
                 self.ended.add(offset)
                 self.tracker.finish(offset)
         assert set(self.log) == self.ended
+        self.tracker.close()
         assert CommittedOffset(self.log[-1] + 1) == self.tracker.committable() or not self.received
 
 

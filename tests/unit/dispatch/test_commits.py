@@ -1,10 +1,11 @@
 """Commits follow completions, survive a broker that fails, and never run ahead."""
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 
-from app.broker.base import CommittedOffset
+from app.broker.base import Assignment, CommittedOffset
 from app.broker.memory import Fault, MemoryConsumer
 from app.core.errors import Fenced, Rejected
 from app.core.record import Record
@@ -34,7 +35,7 @@ def test_commits_idle_dispatcher_commits_nothing() -> None:
         stage.send("u-1")
         async with stage.running() as dispatcher:
             await asyncio.sleep(3_600)
-            assert 1 == dispatcher.statistics().commits
+            assert 2 == dispatcher.statistics().commits, "one before anything ran, one when it was done"
             assert stage.broker.consumers[0].polls < 3_600 * 1_000 / consumer.POLL_TIMEOUT_MS + 10
 
     on_stage(play)
@@ -75,9 +76,8 @@ def test_commits_failed_commit_is_tried_again(action: str) -> None:
             stage.broker.plan(Fault("commit", action))  # type: ignore[arg-type]
         stage.send("u-1", "u-2")
         async with stage.running() as dispatcher:
-            await until(lambda: dispatcher.statistics().commits == 1)
+            await until(lambda: stage.broker.position() == 2)
             assert 5 == dispatcher.statistics().commit_failures
-            assert 2 == stage.broker.position()
 
     on_stage(play)
 
@@ -118,9 +118,10 @@ def test_commits_fenced_epoch_ends_and_others_go_on() -> None:
         stage.work.handler = handle
         for partition in (0, 1):
             stage.send("short", "long", partition=partition)
-        stage.broker.plan(Fault("commit", "fail", error=Fenced("the epoch has ended")))  # the commit of both
-        stage.broker.plan(Fault("commit", "fail", error=Fenced("the epoch has ended")))  # the first alone
         async with stage.running() as dispatcher:
+            await until(lambda: len(stage.history.running) == 2)
+            stage.broker.plan(Fault("commit", "fail", error=Fenced("the epoch has ended")))  # the commit of both
+            stage.broker.plan(Fault("commit", "fail", error=Fenced("the epoch has ended")))  # the first alone
             await until(lambda: stage.broker.position(1) == 1, within_seconds=2)
             await until(lambda: bool(stage.history.ended), within_seconds=1)
             assert [0] == cancelled
@@ -136,7 +137,11 @@ def test_commits_fenced_epochs_are_told_apart_at_the_same_time(monkeypatch: pyte
     """A consumer may need a second to be sure of a refusal: for twelve partitions that is two seconds, not thirteen."""
 
     async def play(stage: Stage) -> None:
-        async def refuse(self: object, offsets: object) -> None:
+        commit = MemoryConsumer.commit
+
+        async def refuse(self: MemoryConsumer, offsets: Mapping[Assignment, CommittedOffset]) -> None:
+            if not stage.all_ended():
+                return await commit(self, offsets)
             await asyncio.sleep(1)
             raise Fenced("the epoch has ended")
 
@@ -184,7 +189,7 @@ def test_commits_refused_though_still_ours_without_safeguard_stays_unread(monkey
 
 def test_commits_without_metadata_repeat_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ablation: without what travels beside the offset, a clean restart repeats everything behind the slow record."""
-    monkeypatch.setattr(offsets, "encode_marks", lambda position, marks: "")
+    monkeypatch.setattr(offsets, "encode_marks", lambda position, marks, announced, is_open: "")
 
     async def play(stage: Stage) -> None:
         async def handle(record: Record, attempt: int) -> None:

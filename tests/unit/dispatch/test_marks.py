@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 from hypothesis import given
-from hypothesis.strategies import dictionaries, integers, sampled_from, text
+from hypothesis.strategies import booleans, dictionaries, integers, sampled_from, sets, text
 
 from app.broker.base import MAX_METADATA_CHARACTERS
-from app.dispatch.marks import WINDOW, Mark, decode_marks, encode_marks
+from app.dispatch.marks import MAX_ANNOUNCED, WINDOW, Known, Mark, decode_marks, encode_marks
 
 POSITION = 12_345_678_901
 
@@ -17,12 +17,17 @@ POSITION = 12_345_678_901
 @given(
     position=integers(0, 2**62),
     ahead=dictionaries(integers(0, WINDOW - 1), sampled_from(Mark), max_size=300),
+    announced=sets(integers(0, WINDOW - 1), max_size=MAX_ANNOUNCED),
+    is_open=booleans(),
 )
-def test_encode_marks_any_marks_are_read_back(position: int, ahead: dict[int, Mark]) -> None:
+def test_encode_marks_all_that_is_known_is_read_back(
+    position: int, ahead: dict[int, Mark], announced: set[int], is_open: bool
+) -> None:
     """What was written at an offset is read back at that offset, and fits."""
     marks = {position + distance: mark for distance, mark in ahead.items()}
-    metadata = encode_marks(position, marks)
-    assert marks == decode_marks(position, metadata)
+    offsets = frozenset(position + distance for distance in announced)
+    metadata = encode_marks(position, marks, offsets, is_open=is_open)
+    assert Known(marks, offsets, is_open) == decode_marks(position, metadata)
     assert len(metadata) <= MAX_METADATA_CHARACTERS
 
 
@@ -30,9 +35,10 @@ def test_encode_marks_full_incompressible_window_fits() -> None:
     """A window whose every offset has a mark drawn by chance fits what a broker takes, with room to spare."""
     random = Random(3)
     marks = {POSITION + ahead: random.choice(list(Mark)) for ahead in range(WINDOW)}
-    metadata = encode_marks(POSITION, marks)
-    assert marks == decode_marks(POSITION, metadata)
-    assert len(metadata) <= 2_800
+    announced = frozenset(range(POSITION + WINDOW - MAX_ANNOUNCED, POSITION + WINDOW))
+    metadata = encode_marks(POSITION, marks, announced, is_open=True)
+    assert Known(marks, announced, True) == decode_marks(POSITION, metadata)
+    assert len(metadata) <= 2_950
 
 
 def test_encode_marks_long_run_is_short() -> None:
@@ -44,7 +50,7 @@ def test_encode_marks_long_run_is_short() -> None:
 def test_encode_marks_nothing_known_is_empty() -> None:
     """No marks, no metadata."""
     assert encode_marks(POSITION, {}) == ""
-    assert decode_marks(POSITION, "") == {}
+    assert decode_marks(POSITION, "") == Known({})
 
 
 @pytest.mark.parametrize("offset", [POSITION - 1, POSITION + WINDOW])
@@ -57,8 +63,8 @@ def test_encode_marks_outside_window_is_a_broken_invariant(offset: int) -> None:
 @given(text(max_size=60))
 def test_decode_marks_foreign_text_is_not_ours(foreign: str) -> None:
     """What another client wrote is not read as marks, and does not fail."""
-    assert decode_marks(POSITION, foreign) == ({} if foreign == "" else None)
-    assert decode_marks(POSITION, "h1." + foreign) is None
+    assert decode_marks(POSITION, foreign) == (Known({}) if foreign == "" else None)
+    assert decode_marks(POSITION, "h2." + foreign) is None
 
 
 def test_decode_marks_at_another_offset_are_not_ours() -> None:
@@ -89,5 +95,11 @@ def test_decode_marks_each_damaged_character_is_noticed() -> None:
 )
 def test_decode_marks_well_signed_nonsense_is_not_ours(body: bytes) -> None:
     """A right checksum over a wrong body is refused too, and a small text that inflates to megabytes is not inflated."""
+    assert decode_marks(POSITION, signed("h1.", body)) is None
+    assert decode_marks(POSITION, signed("h2.", b"\x80" + body)) is None
+    assert decode_marks(POSITION, signed("h2.", b"")) is None
+
+
+def signed(version: str, body: bytes) -> str:
     checksum = zlib.crc32(body, zlib.crc32(str(POSITION).encode())).to_bytes(4, "big")
-    assert decode_marks(POSITION, "h1." + base64.b64encode(checksum + body).decode()) is None
+    return version + base64.b64encode(checksum + body).decode()

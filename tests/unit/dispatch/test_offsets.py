@@ -1,5 +1,8 @@
 """Which offset may be committed: the tracker case by case, with the known bugs of others among them."""
 
+import base64
+import zlib
+
 import pytest
 
 from app.broker.base import MAX_METADATA_CHARACTERS, CommittedOffset
@@ -16,7 +19,15 @@ def tracker_of(*offsets: int, start: CommittedOffset | None = None) -> OffsetTra
 
 
 def done_beyond(committed: CommittedOffset) -> set[int]:
-    return set(decode_marks(committed.offset, committed.metadata) or {})
+    known = decode_marks(committed.offset, committed.metadata)
+    assert known is not None
+    return {offset for offset, mark in known.marks.items() if mark is Mark.DONE}
+
+
+def last_of(tracker: OffsetTracker) -> CommittedOffset:
+    """What the epoch commits when it ends cleanly."""
+    tracker.close()
+    return tracker.committable()
 
 
 def test_offset_tracker_all_done_commits_after_last() -> None:
@@ -24,7 +35,7 @@ def test_offset_tracker_all_done_commits_after_last() -> None:
     tracker = tracker_of(0, 1, 2)
     for offset in (2, 0, 1):
         assert tracker.finish(offset)
-    assert CommittedOffset(3) == tracker.committable()
+    assert CommittedOffset(3) == last_of(tracker)
 
 
 def test_offset_tracker_first_unfinished_holds_position() -> None:
@@ -51,12 +62,12 @@ def test_offset_tracker_late_completion_of_ended_epoch_changes_nothing() -> None
     """Parallel-consumer #909: work of an ended epoch must not count in the next one, under the same offsets."""
     old = tracker_of(5, 6, start=CommittedOffset(5))
     old.end()
-    new = tracker_of(5, 6, start=old.committable())
+    new = tracker_of(5, 6, start=last_of(old))
     assert not old.finish(5)
     assert 5 == new.committable().offset
     assert new.finish(5)
-    assert CommittedOffset(6) == new.committable()
-    assert CommittedOffset(5) == old.committable()
+    assert CommittedOffset(6) == last_of(new)
+    assert CommittedOffset(5) == last_of(old)
 
 
 def test_offset_tracker_position_is_one_that_can_be_fetched() -> None:
@@ -71,11 +82,11 @@ def test_offset_tracker_restart_passes_over_what_was_done() -> None:
     before = tracker_of(0, 1, 2, 3)
     for offset in (1, 3):
         before.finish(offset)
-    after = OffsetTracker(before.committable())
+    after = OffsetTracker(last_of(before))
     assert [True, False, True, False] == [after.receive(offset) for offset in range(4)]
     after.finish(0)
     after.finish(2)
-    assert CommittedOffset(4) == after.committable()
+    assert CommittedOffset(4) == last_of(after)
 
 
 def test_offset_tracker_records_not_yet_received_again_stay_recorded() -> None:
@@ -83,22 +94,82 @@ def test_offset_tracker_records_not_yet_received_again_stay_recorded() -> None:
     before = tracker_of(0, 1, 2, 3, 4)
     for offset in (1, 4):
         before.finish(offset)
-    after = tracker_of(0, start=before.committable())
+    after = tracker_of(0, start=last_of(before))
     after.finish(0)
     committed = after.committable()
     assert 1 == committed.offset
     assert {1, 4} == done_beyond(committed)
 
 
-def test_offset_tracker_crash_counts_of_another_version_are_carried_on() -> None:
+def test_offset_tracker_crash_counts_of_first_version_are_carried_on() -> None:
     """Marks of crashes stand for unfinished records: they run, and the counts stay until they are done."""
-    metadata = encode_marks(4, {4: Mark.TWO_CRASHES, 6: Mark.ONE_CRASH, 7: Mark.DONE})
-    tracker = OffsetTracker(CommittedOffset(4, metadata))
+    marks = {4: Mark.TWO_CRASHES, 6: Mark.ONE_CRASH, 7: Mark.DONE}
+    tracker = OffsetTracker(CommittedOffset(4, first_version(4, marks)))
+    assert not tracker.unclean
     assert [True, True, True, False] == [tracker.receive(offset) for offset in (4, 5, 6, 7)]
-    assert metadata == tracker.committable().metadata
+    assert [2, 0, 1] == [tracker.crashes(offset) for offset in (4, 5, 6)]
+    assert CommittedOffset(4, encode_marks(4, marks)) == last_of(tracker)
     for offset in (4, 5, 6):
         tracker.finish(offset)
-    assert CommittedOffset(8) == tracker.committable()
+    assert CommittedOffset(8) == last_of(tracker)
+
+
+def first_version(position: int, marks: dict[int, Mark]) -> str:
+    """Metadata as it was before crashes were counted: marks alone."""
+    packed = bytearray(WINDOW // 4)
+    for offset, mark in marks.items():
+        packed[(offset - position) >> 2] |= mark << ((offset - position & 3) << 1)
+    body = b"\x00" + packed
+    checksum = zlib.crc32(body, zlib.crc32(str(position).encode())).to_bytes(4, "big")
+    return "h1." + base64.b64encode(checksum + body).decode()
+
+
+def test_offset_tracker_unclean_end_is_known_until_a_clean_one() -> None:
+    """Every commit but the last says that its epoch is open; who finds that knows that the last one is missing."""
+    tracker = tracker_of(0, 1)
+    assert OffsetTracker(tracker.committable()).unclean
+    assert not OffsetTracker(last_of(tracker)).unclean
+    assert not OffsetTracker(None).unclean
+
+
+def test_offset_tracker_without_a_record_leaves_how_the_epoch_before_ended() -> None:
+    """An owner that received nothing has nothing to commit: who comes after it still counts the crash."""
+    committed = tracker_of(0).committable()
+    tracker = OffsetTracker(committed)
+    tracker.close()
+    assert 0 == tracker.changes
+    assert committed == tracker.committable()
+
+
+def test_offset_tracker_unclean_end_counts_against_the_announced_alone() -> None:
+    """Of two suspects, the one that was announced has two crashes then; the other, which waited, still one."""
+    metadata = encode_marks(4, {4: Mark.ONE_CRASH, 5: Mark.ONE_CRASH}, {5}, is_open=True)
+    tracker = tracker_of(4, 5, 6, start=CommittedOffset(4, metadata))
+    assert [1, 2, 0] == [tracker.crashes(offset) for offset in (4, 5, 6)]
+
+
+def test_offset_tracker_on_trial_at_an_unclean_end_is_condemned_until_it_is_done() -> None:
+    """Three crashes are remembered over further ends, clean or not, until the record has reached its end."""
+    metadata = encode_marks(4, {4: Mark.TWO_CRASHES, 5: Mark.TWO_CRASHES}, {5}, is_open=True)
+    first = tracker_of(4, 5, start=CommittedOffset(4, metadata))
+    assert [2, 3] == [first.crashes(offset) for offset in (4, 5)]
+    second = tracker_of(4, 5, start=first.committable())
+    assert [2, 3] == [second.crashes(offset) for offset in (4, 5)]
+    third = tracker_of(4, 5, start=last_of(second))
+    assert [2, 3] == [third.crashes(offset) for offset in (4, 5)]
+    third.finish(5)
+    assert 2 == OffsetTracker(third.committable()).crashes(4)
+    assert {5} == done_beyond(third.committable())
+
+
+def test_offset_tracker_clean_end_counts_against_nobody() -> None:
+    """What was announced and then left unfinished by a clean end has the crashes that it had."""
+    metadata = encode_marks(4, {4: Mark.ONE_CRASH, 5: Mark.TWO_CRASHES})
+    tracker = tracker_of(4, 5, start=CommittedOffset(4, metadata))
+    tracker.announce(4)
+    tracker.announce(5)
+    after = tracker_of(4, 5, start=last_of(tracker))
+    assert [1, 2] == [after.crashes(offset) for offset in (4, 5)]
 
 
 def test_offset_tracker_gaps_are_nothing_to_wait_for() -> None:
@@ -107,16 +178,16 @@ def test_offset_tracker_gaps_are_nothing_to_wait_for() -> None:
     tracker.finish(900)
     assert {900} == done_beyond(tracker.committable())
     tracker.finish(3)
-    assert CommittedOffset(5_000) == tracker.committable()
+    assert CommittedOffset(5_000) == last_of(tracker)
 
 
 def test_offset_tracker_recorded_offsets_that_vanished_are_forgotten() -> None:
     """What was recorded as done and then compacted away does not stay in the metadata for ever."""
     before = tracker_of(0, 1, 2)
     before.finish(1)
-    after = tracker_of(0, 3, start=before.committable())
+    after = tracker_of(0, 3, start=last_of(before))
     after.finish(0)
-    assert CommittedOffset(3) == after.committable()
+    assert CommittedOffset(3) == last_of(after)
 
 
 def test_offset_tracker_window_bounds_span_not_count() -> None:
@@ -179,7 +250,7 @@ def test_offset_tracker_log_that_begins_anew_ignores_old_marks() -> None:
         before.finish(offset)
     before.receive(10)
     before.finish(10)
-    after = OffsetTracker(before.committable())
+    after = OffsetTracker(last_of(before))
     assert all(after.receive(offset) for offset in range(12))
 
 
