@@ -39,6 +39,8 @@ class Reason(StrEnum):
     """The handler did not return in its time."""
     TOO_OLD = "too_old"
     """The alert had waited longer than the agent's `max_age`; no model was asked."""
+    CRASHED = "crashed"
+    """The process that handled the alert ended uncleanly, three times; the last time on its trial."""
     HANDLER_FAILED = "handler_failed"
     """The handler raised, at every attempt."""
     WRONG_ANSWER = "wrong_answer"

@@ -16,6 +16,7 @@ from app.decisions.agent import Agent
 from app.decisions.context import Context
 from app.decisions.decision import Decision, Reason
 from app.decisions.policy import Judged, judge
+from app.dispatch.work import Crashed
 from app.models.base import ModelFailure
 from app.streams.graph import Alert
 
@@ -108,5 +109,7 @@ def failure_of(error: Exception, attempts: int) -> Failure:
             return Failure(error.code.value, detail)
         case Unavailable():
             return Failure(Reason.UNAVAILABLE, detail)
+        case Crashed():
+            return Failure(Reason.CRASHED, one_line(error))
         case _:
             return Failure(Reason.HANDLER_FAILED, f"{type(error).__name__}: {detail}")
