@@ -21,6 +21,7 @@ from app.decisions.context import Context
 from app.decisions.decision import Decision, Fallback
 from app.decisions.policy import Policy
 from app.decisions.record import decision_topic, effect_topic, review_topic, switch_topic
+from app.models.budget import Budget
 from app.serving.base import View, view_of
 from app.streams.graph import (
     AlertPipeline,
@@ -131,6 +132,7 @@ class App:
         deadline: str = "20s",
         max_attempts: int = 3,
         max_age: str = "15m",
+        budget: Budget | None = None,
         rules: Rule | None = None,
     ) -> Callable[[Callable[[Any, Context], Awaitable[Any]]], Agent[Any]]:
         """Declares the agent that decides alerts of one topic; see `decisions.agent.Agent`.
@@ -151,6 +153,7 @@ class App:
                 deadline=deadline,
                 max_attempts=max_attempts,
                 max_age=max_age,
+                budget=budget,
             )
             if agent.name in self.agents:
                 raise SetupError(f"agent {agent.name}", "the name is taken; it names a consumer group")

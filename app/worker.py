@@ -33,7 +33,10 @@ from app.dispatch.consumer import DispatchConfig, Dispatcher
 from app.dispatch.retries import RetryPolicy
 from app.http.client import HttpClient
 from app.models.base import Model
+from app.models.buckets import Buckets
+from app.models.budget import Budgets
 from app.models.gate import ModelGate
+from app.models.pricing import parse_prices
 from app.models.rules import require_rules
 from app.serving.base import FeatureStore
 from app.serving.features import FeatureReader
@@ -94,7 +97,7 @@ class Worker:
         self._clock = clock
         self._parts = parts
         self._random = random or Random()
-        self._gate = _gate(model, settings) if model is not None else None
+        self._gate = _gate(model, settings, clock, app) if model is not None else None
         self._producer: Producer = broker.producer()
         self._reader = broker.reader()
         self._features = FeatureReader(store, clock, app.views)
@@ -304,5 +307,19 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _gate(model: Model, settings: Settings) -> ModelGate:
-    return ModelGate(model, concurrency=settings.model_concurrency, attempt_ms=settings.model_attempt_ms)
+def _gate(model: Model, settings: Settings, clock: Clock, app: App) -> ModelGate:
+    """Raises: SetupError for prices that are none, and budgets that cannot be kept."""
+    gate = ModelGate(
+        model,
+        concurrency=settings.model_concurrency,
+        attempt_ms=settings.model_attempt_ms,
+        buckets=Buckets(
+            settings.model_requests_per_minute,
+            settings.model_input_tokens_per_minute,
+            settings.model_output_tokens_per_minute,
+        ),
+        budgets=Budgets(clock, parse_prices(settings.model_prices), model.name),
+    )
+    for agent in app.agents.values():
+        gate.declare(agent.name, app.topics.named(agent.topic).partitions, agent.budget)
+    return gate

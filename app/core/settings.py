@@ -57,6 +57,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Model calls at once in this process, 1 to 256."""
     model_attempt_ms: int = 8_000
     """Time limit of one model call; shorter than every agent's deadline."""
+    model_requests_per_minute: int = 0
+    """Model calls a minute over all processes; 0 for what the API's headers say. So too the next two."""
+    model_input_tokens_per_minute: int = 0
+    """Without those read from the prompt cache."""
+    model_output_tokens_per_minute: int = 0
+    model_prices: str = ""
+    """`name=input/output/cache-read/cache-write, ...` in dollars per million tokens; claude-sonnet-4-6 is known."""
     action_urls: dict[str, str] = {}
     """Where effects are posted, by the name of the action's function: `[tool.headrace.action_urls]`, or
     `HEADRACE_ACTION_URL_BLOCK_TRANSACTION=https://...`. An effect without an address is logged instead."""
@@ -75,6 +82,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require("model_concurrency", 1 <= self.model_concurrency <= 256, "must be 1 to 256")
         _require("replication", self.replication >= 1, "must be at least 1")
         _require("model_attempt_ms", self.model_attempt_ms > 0, "must be more than 0")
+        for name in ("model_requests_per_minute", "model_input_tokens_per_minute", "model_output_tokens_per_minute"):
+            _require(name, getattr(self, name) >= 0, "must not be negative; 0 is for what the API's headers say")
         _require_shorter("model_attempt_ms", self.model_attempt_ms, "drain_ms", self.drain_ms)
         _require("action_timeout_ms", self.action_timeout_ms > 0, "must be more than 0")
         _require_shorter("action_timeout_ms", self.action_timeout_ms, "drain_ms", self.drain_ms)

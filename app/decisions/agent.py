@@ -23,6 +23,7 @@ from app.decisions.context import Context
 from app.decisions.decision import D, Decision, Fallback, Severity, actions_of
 from app.decisions.effects import Effects
 from app.decisions.policy import Policy
+from app.models.budget import Budget
 from app.models.prompt import answer_schema
 from app.streams.graph import Alert
 
@@ -61,10 +62,12 @@ class Agent(Generic[D]):
         deadline: str = "20s",
         max_attempts: int = 3,
         max_age: str = "15m",
+        budget: Budget | None = None,
     ) -> None:
         """
         Args: alert: one alert type, or a union of several. fallback: None sends what fails to the dead letters.
-              concurrency: handlers at once in this process. deadline: for one run of the handler.
+              concurrency: handlers at once in this process. deadline: for one alert in one process, from the first run
+              of the handler on, with all its attempts. budget: what its model calls may cost a day; None for no limit.
               max_attempts: runs of the handler for one alert. max_age: how long an alert may have waited and still be
               worth a model call.
         Raises: SetupError that names the wrong argument, or the part of `decides` that no model could answer.
@@ -82,6 +85,7 @@ class Agent(Generic[D]):
         self.concurrency = concurrency
         self.deadline_ms = _positive_ms(deadline, f"{where}, deadline")
         self.max_attempts = max_attempts
+        self.budget = budget
         self.max_age_ms = _positive_ms(max_age, f"{where}, max_age")
         for setting, value in (("concurrency", concurrency), ("max_attempts", max_attempts)):
             if value < 1:

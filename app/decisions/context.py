@@ -87,6 +87,8 @@ class Context:
     gate: Gate
     reader: FeatureSource
     started_ms: int
+    partition: int = -1
+    """The alert's, whose part of the budget pays for what is asked."""
     seen: list[Features] = field(default_factory=list)
     models: list[ModelUse] = field(default_factory=list)
     enriched_ms: int = 0
@@ -134,6 +136,7 @@ class Context:
             context=shown,
             answer_type=self.answer_type,
             timeout_ms=self.remaining_ms,
+            partition=self.partition,
         )
         answer: ModelAnswer | None = None
         try:

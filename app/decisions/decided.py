@@ -12,9 +12,15 @@ from app.core.record import Record, TopicPartition
 from app.decisions.record import DECISIONS, Mode
 from app.decisions.remembered import Remembered
 from app.dispatch.marks import WINDOW
+from app.models.budget import SPENT, Spent
 
 LOOK_BACK_MS = 600_000
 """How long before the first unfinished alert was written a repeat of it may have been decided."""
+
+DAY_MS = 86_400_000
+
+FIRST_STEP = 1_000
+"""Offsets that a search for the last decision of an agent reads first; then four times as many each time."""
 
 LOOK_BACK_OFFSETS = 8 * WINDOW
 """No look-back reads more of the log, however old the first unfinished alert is: decisions about alerts behind it are
@@ -43,6 +49,32 @@ async def look_back(
             if record.header("agent") == agent.encode() and _counts(record, mode):
                 alert_id = (record.header("alert_id") or b"").decode(errors="replace")
                 decided.put(place.partition, alert_id, True, record.timestamp_ms)
+
+
+async def spent_today(reader: Reader, clock: Clock, agent: str, mode: Mode, partition: int) -> Spent | None:
+    """What the agent's newest decisions about a partition say that it has spent since midnight UTC, in its mode.
+
+    Searched from the end of the log: its first step finds it, unless the agent was quiet while others were not.
+    Raises: Unavailable, Rejected.
+    """
+    place = TopicPartition(DECISIONS, partition)
+    midnight_ms = clock.now_ms() // DAY_MS * DAY_MS
+    start = (await reader.offsets_for_times({place: midnight_ms}))[place]
+    end = (await reader.end_offsets([place]))[place]
+    step = FIRST_STEP
+    while end > start:
+        begin = max(start, end - step)
+        found = [
+            spent
+            async for batch in reader.read(place, begin, end)
+            for record in batch
+            if record.header("agent") == agent.encode() and record.header("mode") == mode.encode()
+            if (spent := Spent.decode(record.header(SPENT) or b"")) is not None
+        ]
+        if found:
+            return max(found, key=lambda spent: (spent.day, spent.tokens, spent.micro_usd))
+        end, step = begin, step * 4
+    return None
 
 
 async def written_ms(reader: Reader, clock: Clock, place: TopicPartition, offset: int) -> int:

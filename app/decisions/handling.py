@@ -18,17 +18,18 @@ from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
 from app.core.errors import BadRecord, Fenced, RecordTooLarge
 from app.core.notices import Notices
-from app.core.record import Record
+from app.core.record import Headers, Record
 from app.core.text import one_line
 from app.decisions.agent import Agent
 from app.decisions.context import Context, FeatureSource, origin_of, raw
-from app.decisions.decided import look_back
+from app.decisions.decided import look_back, spent_today
 from app.decisions.decision import Decision, Reason
 from app.decisions.log import DecisionLog, Link, bare
 from app.decisions.outcome import Failure, Outcome, answer_of, conclude, failure_of
 from app.decisions.policy import change_between
 from app.decisions.record import DECISIONS, DecisionRecord, Mode
 from app.decisions.remembered import Remembered
+from app.models.budget import SPENT
 from app.models.gate import ModelGate
 from app.streams.graph import Alert
 
@@ -104,7 +105,12 @@ class AgentWork:
         """Learns what is decided already. Raises: Unavailable, Rejected."""
         self._forget(assignment.partition)
         writer = f"{self.agent.name}/{assignment.partition}/{assignment.epoch}/{self._clock.now_ms()}"
-        self._logs[assignment.partition] = DecisionLog(self._producer, writer)
+        partition = assignment.partition
+        self._logs[partition] = DecisionLog(self._producer, writer, lambda: self._spent_header(partition))
+        spent = None
+        if self.agent.budget is not None:
+            spent = await spent_today(self._reader, self._clock, self.agent.name, self.mode, partition)
+        self._gate.assigned(self.agent.name, partition, spent)
         await look_back(
             self._reader, self._clock, self.agent.name, self.mode, assignment, first_unfinished, self._decided
         )
@@ -114,7 +120,12 @@ class AgentWork:
         for assignment in assignments:
             self._forget(assignment.partition)
 
+    def _spent_header(self, partition: int) -> Headers:
+        spent = self._gate.spent(self.agent.name, partition)
+        return ((SPENT, spent.encode()),) if spent is not None else ()
+
     def _forget(self, partition: int) -> None:
+        self._gate.ended(self.agent.name, partition)
         self._logs.pop(partition, None)
         self._decided.forget(partition)
         self._behind.discard(partition)
@@ -198,11 +209,12 @@ class AgentWork:
             agent=self.agent.name,
             answer_type=self.agent.decides,
             source=origin_of(record, alert),
-            deadline=asyncio.get_running_loop().time() + self.agent.deadline_ms / 1000,
+            deadline=earlier.deadline if earlier else asyncio.get_running_loop().time() + self.agent.deadline_ms / 1000,
             clock=self._clock,
             gate=self._gate,
             reader=self._features,
             started_ms=self._clock.now_ms(),
+            partition=record.partition,
             models=earlier.models if earlier else [],
         )
         self._contexts[place] = context

@@ -13,6 +13,7 @@ import msgspec
 from app.broker.base import Confirmation, Producer
 from app.core.codec import encode
 from app.core.errors import RecordTooLarge, Rejected
+from app.core.record import Headers
 from app.decisions.outages import waited_out
 from app.decisions.record import DECISIONS, DecisionRecord, decision_headers, decision_key, sha256
 
@@ -38,9 +39,11 @@ class DecisionLog:
     numbers are the order of the chain; that of the log is the same but for what an outage has delayed.
     """
 
-    def __init__(self, producer: Producer, writer: str) -> None:
+    def __init__(self, producer: Producer, writer: str, headers: Callable[[], Headers] = tuple) -> None:
+        """headers: further ones, as they are when a record is offered first."""
         self._producer = producer
         self._name = writer
+        self._headers = headers
         self._restarts = 0
         self._link = Link(writer, 0, "")
 
@@ -70,6 +73,7 @@ class DecisionLog:
 
     async def _offer(self, record: DecisionRecord) -> Confirmation:
         value, key, headers = encode(record), decision_key(record.writer, record.number), decision_headers(record)
+        headers = (*headers, *self._headers())
         self._link = Link(record.writer, record.number + 1, sha256(value))
         return await waited_out(
             f"a decision of {record.agent}",

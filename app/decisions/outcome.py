@@ -54,7 +54,7 @@ async def answer_of(agent: Agent[Any], alert: Alert, context: Context) -> Decisi
         async with limit:
             answer = await agent.handler(alert, context)
     except ModelFailure as failure:
-        if failure.retriable:
+        if failure.retriable and (failure.retry_after_ms or 0) < context.remaining_ms:
             raise
         return Failure(failure.code.value, one_line(failure))
     except Unavailable:

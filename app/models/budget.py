@@ -22,6 +22,9 @@ from app.models.pricing import FREE, Price
 _MICRO = 1_000_000
 NO_USAGE = Usage(0, 0, 0, 0)
 
+SPENT = "spent"
+"""The header of a decision that says what its agent has spent about its partition until then."""
+
 
 @dataclass(frozen=True)
 class Budget:
