@@ -12,6 +12,9 @@ is over.
 import asyncio
 import gc
 import logging
+import os
+import secrets
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -29,6 +32,8 @@ from app.decisions.actions import RETRY, ActionsWork
 from app.decisions.agent import Agent
 from app.decisions.effects import Receivers
 from app.decisions.handling import AgentWork
+from app.decisions.record import Mode
+from app.decisions.switches import Switches
 from app.dispatch.consumer import DispatchConfig, Dispatcher
 from app.dispatch.retries import RetryPolicy
 from app.http.client import HttpClient
@@ -95,11 +100,13 @@ class Worker:
         self._broker = broker
         self._store = store
         self._clock = clock
-        self._parts = parts
+        self._parts = _acting(parts, settings)
         self._random = random or Random()
         self._gate = _gate(model, settings, clock, app) if model is not None else None
         self._producer: Producer = broker.producer()
         self._reader = broker.reader()
+        process = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+        self.switches = Switches(self._producer, self._reader, process=process, mode=settings.mode)
         self._features = FeatureReader(store, clock, app.views)
         self._http = HttpClient()
         self.engine: Engine | None = None
@@ -147,6 +154,8 @@ class Worker:
             await self._producer.start()
             if {"features", "agents"} & set(self._parts):
                 await self._store.start()
+            if any(part.name == "switches" for part in parts):
+                await self.switches.load()
             self._app.connect(Publisher(self._producer, self._app.topics))
             async with asyncio.TaskGroup() as tasks:
                 for part in parts:
@@ -228,6 +237,8 @@ class Worker:
             parts += [_Part(f"agent {agent.name}", self._agent_maker(agent)) for agent in self._app.agents.values()]
         if "actions" in self._parts and self._app.agents:
             parts.append(_Part("actions", self._make_actions))
+        if self._app.agents and {"agents", "actions"} & set(self._parts):
+            parts.append(_Part("switches", lambda: self.switches.run, supplies=True))
         return parts
 
     def _make_streams(self) -> Run:
@@ -244,7 +255,7 @@ class Worker:
         gate = self._gate
         assert gate is not None, "agents need a model"
 
-        def make() -> Run:
+        def make(mode: Mode) -> Run:
             work = AgentWork(
                 agent,
                 producer=self._producer,
@@ -253,6 +264,9 @@ class Worker:
                 gate=gate,
                 clock=self._clock,
                 declared=self._app.alert_tags,
+                partitions=self._app.topics.named(agent.topic).partitions,
+                switches=self.switches,
+                mode=mode,
             )
             self.agents[agent.name] = work
             retry = RetryPolicy(max_attempts=agent.max_attempts)
@@ -260,7 +274,26 @@ class Worker:
                 work, DispatchConfig(concurrency=agent.concurrency, retry=retry, drain_ms=self._settings.drain_ms)
             )
 
-        return make
+        async def run(stopping: asyncio.Event) -> None:
+            while not stopping.is_set():
+                mode = self.switches.mode(agent.name)
+                if not await self._run_in_mode(agent, mode, make(mode), stopping):
+                    return
+
+        return lambda: run
+
+    async def _run_in_mode(self, agent: Agent[Any], mode: Mode, run: Run, stopping: asyncio.Event) -> bool:
+        """Runs an agent until it is to stop, or until its mode is another one, and with it its group: then what it had
+        begun is cancelled uncommitted, and the answer is True."""
+        with anyio.CancelScope() as scope:
+
+            def changed() -> None:
+                if self.switches.mode(agent.name) != mode:
+                    scope.cancel()
+
+            with self.switches.watched(changed):
+                await run(stopping)
+        return scope.cancelled_caught
 
     def _make_actions(self) -> Run:
         receivers = Receivers(self._settings.action_urls, self._settings.action_token, self._settings.action_timeout_ms)
@@ -271,6 +304,7 @@ class Worker:
             poster=self._http,
             receivers=receivers,
             clock=self._clock,
+            switches=self.switches,
         )
         return self._dispatcher(self.actions, DispatchConfig(retry=RETRY, drain_ms=self._settings.drain_ms))
 
@@ -300,6 +334,16 @@ class Worker:
                     await part.stopping.wait()
         finally:
             part.ended.set()
+
+
+def _acting(parts: Sequence[str], settings: Settings) -> Sequence[str]:
+    """The parts that run in this mode: only a live worker acts. Raises: SetupError when none is left."""
+    if settings.mode == "live":
+        return parts
+    left = tuple(part for part in parts if part != "actions")
+    if not left:
+        raise SetupError("mode", f"a worker in mode {settings.mode} does not act, and has nothing to do but actions")
+    return left
 
 
 def _is_being_cancelled() -> bool:

@@ -33,7 +33,9 @@ from app.decisions.record import (
     decision_topic,
     effect_topic,
     review_topic,
+    switch_topic,
 )
+from app.decisions.switches import Switches
 from app.decisions.verify import ChainCheck
 from app.dispatch.consumer import Dispatcher
 from app.dispatch.retries import RetryPolicy
@@ -195,6 +197,14 @@ class Receiver:
 ADDRESSES = {"block_order": "http://pay.test/block", "notify": "http://team.test/notify"}
 
 
+class SteadySwitches(Switches):
+    """Switches that nobody needs to follow: everything is on, and known."""
+
+    @property
+    def steady(self) -> bool:
+        return True
+
+
 @dataclass
 class World:
     """One memory broker with the topics of decisions, and what stands around an agent."""
@@ -205,14 +215,16 @@ class World:
     features: FakeFeatures
     receiver: Receiver
     addresses: dict[str, str]
+    switches: Switches
 
     @classmethod
     async def create(cls, clock: Clock, text: Callable[[ModelRequest], str] | None = None) -> "World":
         broker = MemoryBroker(clock)
-        specs = [ALERTS, DECISIONS, effect_topic(DECISIONS), review_topic(DECISIONS)]
+        specs = [ALERTS, DECISIONS, effect_topic(DECISIONS), review_topic(DECISIONS), switch_topic()]
         await broker.admin().create([*specs, dead_letters_of(ALERTS), dead_letters_of(DECISIONS)])
         model = FakeModel(text or answering("block"))
-        return cls(clock, broker, model, FakeFeatures(), Receiver(), dict(ADDRESSES))
+        switches = SteadySwitches(broker.producer(), broker.reader(), process="test")
+        return cls(clock, broker, model, FakeFeatures(), Receiver(), dict(ADDRESSES), switches)
 
     def agent_work(self, agent: Agent[Any], *, mode: Mode = "live", producer: Producer | None = None) -> AgentWork:
         return AgentWork(
@@ -223,6 +235,8 @@ class World:
             gate=ModelGate(self.model, concurrency=8, attempt_ms=8_000),
             clock=self.clock,
             declared=("large_order", "other_alert"),
+            partitions=ALERTS.partitions,
+            switches=self.switches,
             mode=mode,
         )
 
@@ -234,6 +248,7 @@ class World:
             poster=self.receiver,
             receivers=Receivers(self.addresses, "secret"),
             clock=self.clock,
+            switches=self.switches,
         )
 
     def send(self, alert: Alert, *, key: str | None = "u-1", headers: Mapping[str, str] | None = None) -> None:

@@ -31,6 +31,7 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     type: the record type of its values, or a union of tagged ones; None for topics that are read as bytes.
     key: name of the field that is the key. retention_ms: None keeps for ever. max_ahead_ms: None does not limit.
+    segment_ms: after how long what was written can be compacted; None leaves it to the broker.
     time: "event" keeps the publisher's time, "written" lets the broker stamp its own.
     """
 
@@ -44,6 +45,7 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_ahead_ms: int | None = None
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     min_compaction_lag_ms: int = 0
+    segment_ms: int | None = None
 
     def __post_init__(self) -> None:
         """Raises: SetupError for a name that no broker takes."""
@@ -66,6 +68,8 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
             config["message.timestamp.after.max.ms"] = str(2**63 - 1)
         if self.cleanup != "delete":
             config["min.compaction.lag.ms"] = str(self.min_compaction_lag_ms)
+        if self.segment_ms is not None:
+            config["segment.ms"] = str(self.segment_ms)
             config["max.compaction.lag.ms"] = str(MAX_COMPACTION_LAG_MS)
         return config
 

@@ -5,7 +5,7 @@ then the command line. A wrong or unknown one is an error that names it.
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -71,6 +71,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Bearer token sent with effects."""
     action_timeout_ms: int = 5_000
     """Time limit of one such post; shorter than the drain."""
+    mode: Literal["live", "shadow", "dry-run"] = "live"
+    """Only what agents decide `live` is acted on. In `shadow` they decide beside the live ones, in groups of their own."""
     drain_ms: int = 25_000
     """How long a stopping worker lets running work finish."""
     grace_ms: int = 30_000

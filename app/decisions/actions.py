@@ -2,7 +2,8 @@
 
 The first `live` decision in the log stands; it is entered on `agent.effects` before anything is done, and every later one
 is passed over. An effect that fails is tried again under the same key until the dispatcher's bound; then it is `failed`,
-a person is asked on `agent.reviews`, and the lane goes on.
+a person is asked on `agent.reviews`, and the lane goes on. So it is where an operator has switched off the action by then:
+its effect is `withheld`. Nothing is called while this process does not know the switches.
 """
 
 import asyncio
@@ -40,6 +41,7 @@ from app.decisions.record import (
     sha256,
 )
 from app.decisions.remembered import HORIZON_MS, Remembered
+from app.decisions.switches import Switches
 from app.dispatch.retries import RetryPolicy
 from app.streams.graph import Alert
 
@@ -91,6 +93,7 @@ class ActionsWork:
         poster: Poster,
         receivers: Receivers,
         clock: Clock,
+        switches: Switches,
     ) -> None:
         self.topics: Sequence[str] = (DECISIONS,)
         self.group = GROUP
@@ -101,6 +104,7 @@ class ActionsWork:
         self._poster = poster
         self._receivers = receivers
         self._clock = clock
+        self._switches = switches
         self._dead_letters = DeadLetters(producer, GROUP)
         self._notices = Notices(logger, logging.WARNING)
         self._ledgers: dict[int, Ledger] = {}
@@ -262,12 +266,16 @@ class ActionsWork:
             detail = f"{detail}/{standing.record.alert_offset}"
             return await self._report(standing, state, name, EffectState.FAILED, detail)
         at_most_once = state.effects[name].receiver == "at_most_once"
-        if at_most_once:
-            if reached(state, name) is EffectState.CALLED:
-                detail = "the call broke off; it is not known whether the receiver applied it"
-                return await self._report(standing, state, name, EffectState.UNKNOWN, detail)
+        if at_most_once and reached(state, name) is EffectState.CALLED:
+            detail = "the call broke off; it is not known whether the receiver applied it"
+            return await self._report(standing, state, name, EffectState.UNKNOWN, detail)
+        withheld = await self._withheld(standing)
+        if at_most_once and not withheld:
             called = self._status(state, name, EffectState.CALLED, "")
             state = await self._ledger(standing).claim(state, name, called)
+            withheld = await self._withheld(standing)  # again: the claim may have waited for the broker
+        if withheld:
+            return await self._report(standing, state, name, EffectState.WITHHELD, withheld)
         effects = Effects(
             name,
             state.effects[name].key,
@@ -292,6 +300,15 @@ class ActionsWork:
             detail = "the handler ended without making its effect"
             return await self._report(standing, state, name, EffectState.FAILED, detail)
         return await self._end(standing, state, name, effects.outcome, "")
+
+    async def _withheld(self, standing: Standing) -> str:
+        """Why the effects of a decision may not be made now; empty where they may. Waits while nobody can tell: what an
+        operator has switched off may not be known here yet. That is no failed attempt."""
+        await self._switches.hold()
+        fallback = standing.agent.fallback
+        return self._switches.withholds(
+            standing.agent.name, standing.decision.action, fallback.action if fallback else None
+        )
 
     async def _call(self, action: Action, decision: Decision, effects: Effects) -> None:
         """Runs a handler. Raises: TimeoutError when it took too long; what it raises."""

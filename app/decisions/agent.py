@@ -17,12 +17,12 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from app.broker.topics import record_types
-from app.core.durations import parse_duration_ms
+from app.core.durations import format_duration, parse_duration_ms
 from app.core.errors import SetupError
 from app.decisions.context import Context
 from app.decisions.decision import D, Decision, Fallback, Severity, actions_of
 from app.decisions.effects import Effects
-from app.decisions.policy import Policy
+from app.decisions.policy import LONGEST_WITHIN_MS, Limit, Policy
 from app.models.budget import Budget
 from app.models.prompt import answer_schema
 from app.streams.graph import Alert
@@ -92,6 +92,8 @@ class Agent(Generic[D]):
                 raise SetupError(f"{where}, {setting}", f"{value} is less than 1")
         self._require_safe_fallback(where)
         self._require_known_limits(where)
+        for limit in self.policy.limits:
+            self._require_sound_limit(limit, f"{where}, policy, limit of {limit.action}")
         self._actions: dict[str, Action] = {}
 
     @property
@@ -161,6 +163,19 @@ class Agent(Generic[D]):
                     raise SetupError(f"{where}, policy", f"may_lower names {name!r}; {_listed(self.actions_allowed)}")
             if severities[pair[1]] >= severities[pair[0]]:
                 raise SetupError(f"{where}, policy", f"may_lower {pair[0]} to {pair[1]} lowers nothing")
+
+    def _require_sound_limit(self, limit: Limit, setting: str) -> None:
+        if limit.action not in self.actions_allowed:
+            raise SetupError(setting, f"there is no such action; {_listed(self.actions_allowed)}")
+        if self.fallback is None:
+            raise SetupError(setting, "needs a fallback, which stands when the limit is reached")
+        if limit.action == self.fallback.action:
+            raise SetupError(setting, "is the fallback, which stands when a limit is reached: it cannot have one")
+        numbers = [number for number in (limit.an_entity, limit.a_minute) if number is not None]
+        if not numbers or min(numbers) < 1:
+            raise SetupError(setting, "needs an_entity, a_minute or both, each at least 1")
+        if _positive_ms(limit.within, f"{setting}, within") > LONGEST_WITHIN_MS:
+            raise SetupError(f"{setting}, within", f"is more than {format_duration(LONGEST_WITHIN_MS)}")
 
 
 def _require_async(handler: object, where: str, parameters: str) -> None:

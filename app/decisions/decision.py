@@ -65,6 +65,10 @@ class Reason(StrEnum):
     """A rule raised, or named an action that does not exist."""
     LOWERING_REFUSED = "lowering_refused"
     """A rule wanted a milder action than the policy's declared limits allow."""
+    SWITCHED_OFF = "switched_off"
+    """An operator has switched off the action, or the agent."""
+    LIMIT_REACHED = "limit_reached"
+    """The action was decided as often as the policy's `limits` allow."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

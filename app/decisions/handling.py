@@ -24,11 +24,13 @@ from app.decisions.agent import Agent
 from app.decisions.context import Context, FeatureSource, origin_of, raw
 from app.decisions.decided import look_back, spent_today
 from app.decisions.decision import Decision, Reason
+from app.decisions.limits import Limits
 from app.decisions.log import DecisionLog, Link, bare
 from app.decisions.outcome import Failure, Outcome, answer_of, conclude, failure_of
-from app.decisions.policy import change_between
+from app.decisions.policy import Barred, change_between
 from app.decisions.record import DECISIONS, DecisionRecord, Mode
 from app.decisions.remembered import Remembered
+from app.decisions.switches import Switches
 from app.models.budget import SPENT
 from app.models.gate import ModelGate
 from app.streams.graph import Alert
@@ -68,12 +70,17 @@ class AgentWork:
         gate: ModelGate,
         clock: Clock,
         declared: Iterable[str],
+        partitions: int,
+        switches: Switches,
         mode: Mode = "live",
     ) -> None:
-        """declared: tags of all alert types that may stand in the topic; others than the agent's are passed over."""
+        """declared: tags of all alert types that may stand in the topic; others than the agent's are passed over.
+        partitions: of the topic, which share the agent's limits. mode: any but live has a group of its own, since what
+        it decides nobody acts on, and the live group must not take it for done.
+        """
         self.agent = agent
         self.topics: Sequence[str] = (agent.topic,)
-        self.group = agent.group
+        self.group = agent.group if mode == "live" else f"{agent.group}.{mode}"
         self.mode: Mode = mode
         self.statistics = AgentStatistics()
         self._producer = producer
@@ -81,6 +88,8 @@ class AgentWork:
         self._features = features
         self._gate = gate
         self._clock = clock
+        self._switches = switches
+        self._limits = Limits(agent.policy.limits, partitions)
         self._others = frozenset(declared) - agent.alert_types.keys()
         self._dead_letters = DeadLetters(producer, self.group)
         types = tuple(agent.alert_types.values())
@@ -102,7 +111,7 @@ class AgentWork:
         return record.key
 
     async def assigned(self, assignment: Assignment, first_unfinished: int) -> None:
-        """Learns what is decided already. Raises: Unavailable, Rejected."""
+        """Learns what is decided already, and how often. Raises: Unavailable, Rejected."""
         self._forget(assignment.partition)
         writer = f"{self.agent.name}/{assignment.partition}/{assignment.epoch}/{self._clock.now_ms()}"
         partition = assignment.partition
@@ -111,6 +120,7 @@ class AgentWork:
         if self.agent.budget is not None:
             spent = await spent_today(self._reader, self._clock, self.agent.name, self.mode, partition)
         self._gate.assigned(self.agent.name, partition, spent)
+        await self._limits.assigned(self._reader, self._clock, self.agent.name, self.mode, assignment.partition)
         await look_back(
             self._reader, self._clock, self.agent.name, self.mode, assignment, first_unfinished, self._decided
         )
@@ -128,6 +138,7 @@ class AgentWork:
         self._gate.ended(self.agent.name, partition)
         self._logs.pop(partition, None)
         self._decided.forget(partition)
+        self._limits.ended(partition)
         self._behind.discard(partition)
         for place in [place for place in self._contexts if place[0] == partition]:
             del self._contexts[place]
@@ -144,6 +155,8 @@ class AgentWork:
         context = self._context(record, alert)
         if self._is_too_old(record):
             outcome: Decision | Failure = Failure(Reason.TOO_OLD, "the alert had waited too long for a model call")
+        elif self._switches.agent_is_off(self.agent.name):
+            outcome = Failure(Reason.SWITCHED_OFF, "the agent is switched off; no model was asked")
         else:
             outcome = await answer_of(self.agent, alert, context)
         await self._conclude(record, alert, context, outcome, attempt)
@@ -225,7 +238,7 @@ class AgentWork:
     ) -> None:
         """Policy, then the acknowledged record; a dead letter where nothing safe can be said."""
         agent = self.agent
-        concluded = conclude(agent, alert, outcome, context.concerns())
+        concluded = conclude(agent, alert, outcome, context.concerns(), self._barred(record))
         if isinstance(outcome, Failure):
             if concluded is None:
                 await self._bury(record, f"{outcome.code}: {outcome.detail}")
@@ -236,13 +249,26 @@ class AgentWork:
             )
         assert concluded is not None
         if concluded.judged.unsafe:
-            reasons = ", ".join(concluded.judged.reasons)
-            await self._bury(record, f"approved in spite of {reasons}, and there is no fallback")
+            judged = concluded.judged
+            said = f"{judged.decision.action} may not stand: {', '.join(judged.reasons)}"
+            await self._bury(record, f"{said}; there is no fallback")
             return
         try:
             await self._write(record, alert, context, concluded, attempt)
         except RecordTooLarge as error:
             await self._conclude_barely(record, alert, context, concluded.answered, error, attempt)
+
+    def _barred(self, record: Record) -> Barred:
+        """What switches and limits do not allow now. What they allow is counted: `_write` gives it back where nothing is
+        written."""
+
+        def barred(action: str) -> Reason | None:
+            if self._switches.bars(self.agent.name, action):
+                return Reason.SWITCHED_OFF
+            taken = self._limits.take(record.partition, _entity_of(record), action, self._clock.now_ms())
+            return None if taken else Reason.LIMIT_REACHED
+
+        return barred
 
     async def _conclude_barely(
         self,
@@ -255,7 +281,7 @@ class AgentWork:
     ) -> None:
         """The fallback's decision with nothing beside it; a dead letter where there is none, or not even that fits."""
         failure = Failure(Reason.TOO_LARGE, one_line(error.reason))
-        barely = conclude(self.agent, alert, failure, context.concerns())
+        barely = conclude(self.agent, alert, failure, context.concerns(), self._barred(record))
         if barely is not None:
             try:
                 barely = replace(barely, answered=answered)
@@ -274,8 +300,9 @@ class AgentWork:
         attempt: int,
         strip: Callable[[DecisionRecord], DecisionRecord] = lambda whole: whole,
     ) -> None:
+        entity, action = _entity_of(record), outcome.judged.decision.action
         log = self._logs.get(record.partition)
-        if log is None:
+        if log is None:  # and with it went what was counted
             raise Fenced(f"{record.topic}/{record.partition}: the partition is another's now")
         decided_ms = self._clock.now_ms()
         hops = context.hops(decided_ms)
@@ -285,7 +312,7 @@ class AgentWork:
                 agent=self.agent.name,
                 alert_id=alert.alert_id,
                 alert_type=str(type(alert).__struct_config__.tag),
-                entity=(record.key or b"").decode(),
+                entity=entity,
                 alert_topic=record.topic,
                 alert_partition=record.partition,
                 alert_offset=record.offset,
@@ -306,16 +333,24 @@ class AgentWork:
             )
             return strip(whole)
 
-        await log.write(make)
+        try:
+            await log.write(make)
+        except BaseException:
+            self._limits.give_back(record.partition, entity, action)
+            raise
         self._decided.put(record.partition, alert.alert_id, True, decided_ms)
         self._contexts.pop((record.partition, record.offset), None)
-        self.statistics.decided[outcome.judged.decision.action] += 1
+        self.statistics.decided[action] += 1
         self.statistics.fallbacks.update(outcome.codes)
 
     async def _bury(self, record: Record, reason: str) -> None:
         await self._dead_letters.write(record, reason)
         self._contexts.pop((record.partition, record.offset), None)
         self.statistics.dead_letters += 1
+
+
+def _entity_of(record: Record) -> str:
+    return (record.key or b"").decode()
 
 
 def _type_of(record: Record) -> str | None:

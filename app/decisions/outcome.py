@@ -15,7 +15,7 @@ from app.core.text import one_line
 from app.decisions.agent import Agent
 from app.decisions.context import Context
 from app.decisions.decision import Decision, Reason
-from app.decisions.policy import Judged, judge
+from app.decisions.policy import Barred, Judged, judge, nothing_barred
 from app.dispatch.work import Crashed
 from app.models.base import ModelFailure
 from app.streams.graph import Alert
@@ -86,18 +86,22 @@ def _validated(decides: type[Decision], answer: object) -> Decision | Failure:
 
 
 def conclude(
-    agent: Agent[Any], alert: Alert, answer: Decision | Failure, concerns: tuple[Reason, ...]
+    agent: Agent[Any],
+    alert: Alert,
+    answer: Decision | Failure,
+    concerns: tuple[Reason, ...],
+    barred: Barred = nothing_barred,
 ) -> Outcome | None:
     """The answer after policy; where there is none the fallback's decision, which policy may only raise.
 
     None where nothing may stand in for a failure: the agent declares no fallback.
     """
     if isinstance(answer, Decision):
-        return Outcome(answer, judge(agent.policy, alert, answer, concerns, agent.fallback), ())
+        return Outcome(answer, judge(agent.policy, alert, answer, concerns, agent.fallback, barred=barred), ())
     if agent.fallback is None:
         return None
     fallen = agent.fallback.decision(agent.decides, answer.code, answer.detail)
-    judged = judge(agent.policy, alert, fallen, concerns, agent.fallback, may_lower=False)
+    judged = judge(agent.policy, alert, fallen, concerns, agent.fallback, may_lower=False, barred=barred)
     return Outcome(None, judged, (answer.code,))
 
 

@@ -1,15 +1,17 @@
-"""What code may change in an answer: severity is raised freely, and lowered only within declared limits.
+"""What code may change in an answer: severity is raised freely, and lowered only within declared limits, or where an
+operator or a declared number says that an action may not be taken now.
 
 Pure functions over an answer and what was known when it was given; the change is part of the decision's record.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Generic
 
 import msgspec
 
+from app.core.durations import parse_duration_ms
 from app.decisions.decision import D, Decision, Fallback, Reason, Severity, actions_of
 from app.serving.base import Features, Freshness, OwnEvent
 
@@ -19,18 +21,53 @@ Rule = Callable[[Any, Any], str | None]
 """`rule(alert, decision)` names the action that it wants, or None to leave the decision as it is."""
 
 
+Barred = Callable[[str], Reason | None]
+"""`barred(action)` says why an action may not be taken now, or None. Asked once a decision, about its last word."""
+
+
+def nothing_barred(action: str) -> Reason | None:
+    """Every action may be taken."""
+    return None
+
+
+MINUTE_MS = 60_000
+LONGEST_WITHIN_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How often an action may be decided; beyond that the agent's fallback stands, with the reason `limit_reached`.
+
+    an_entity: so often for one entity, the alert's key, `within` a duration of a day at most. a_minute: so often for all
+    entities. None: as often as it is answered.
+    """
+
+    action: str
+    _: KW_ONLY
+    an_entity: int | None = None
+    within: str = "1m"
+    a_minute: int | None = None
+
+    @property
+    def within_ms(self) -> int:
+        """Raises: SetupError for what is no duration."""
+        return parse_duration_ms(self.within, "within")
+
+
 @dataclass(frozen=True)
 class Policy:
     """An agent's policy.
 
     rules: asked in order, each about the decision that the ones before it left. may_lower: pairs (from, to) of actions
     that rules may lower. tolerates: of stale and missing features, the own event's absence and an unknown origin, what
-    does not matter to this agent; everything else raises the decision to the fallback.
+    does not matter to this agent; everything else raises the decision to the fallback. limits: how often actions may be
+    decided; they count last.
     """
 
     rules: tuple[Rule, ...] = ()
     may_lower: frozenset[tuple[str, str]] = frozenset()
     tolerates: frozenset[Reason] = frozenset()
+    limits: tuple[Limit, ...] = ()
 
 
 class PolicyChange(msgspec.Struct, frozen=True):
@@ -43,7 +80,7 @@ class PolicyChange(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Judged(Generic[D]):
-    """A decision after policy. `unsafe`: it approves in spite of a concern, and there is no fallback to raise it to."""
+    """A decision after policy. `unsafe`: it may not stand, for the reasons, and there is no fallback in its place."""
 
     decision: D
     reasons: tuple[str, ...]
@@ -73,12 +110,15 @@ def judge(
     fallback: Fallback | None,
     *,
     may_lower: bool = True,
+    barred: Barred = nothing_barred,
 ) -> Judged[D]:
     """The decision that is allowed to stand.
 
     may_lower: False for a fallback's decision, which rules may only raise. Concerns count last, so that no rule undoes
     them, and with one nothing is lowered. A rule that raises an exception counts as a concern. Whatever the rules do,
     the result is at least as severe as `decision` unless the pair of both actions is in `policy.may_lower`.
+    In the place of what is `barred` the fallback stands, more severe or less; nothing else may stand in for it, so a
+    fallback that is barred itself stays, and only its effects are withheld.
     """
     reasons: list[str] = []
     open_concerns = [concern for concern in concerns if concern not in policy.tolerates]
@@ -107,6 +147,12 @@ def judge(
     if open_concerns and fallback is not None and judged.severity < decision.severities[fallback.action]:
         judged = msgspec.structs.replace(judged, action=fallback.action)
     unsafe = bool(open_concerns) and judged.severity is Severity.APPROVE
+    why_barred = None if unsafe else barred(judged.action)
+    if why_barred is not None:
+        reasons.append(why_barred)
+        unsafe = fallback is None
+        if fallback is not None:
+            judged = msgspec.structs.replace(judged, action=fallback.action)
     return Judged(judged, tuple(reasons), unsafe)
 
 

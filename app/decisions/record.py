@@ -130,6 +130,8 @@ class EffectState(Enum):
 
     INTENDED = "intended"
     CALLED = "called"
+    WITHHELD = "withheld"
+    """An operator had switched it off before it was made: a person must look."""
     UNKNOWN = "unknown"
     """The call of an `at_most_once` receiver broke off: a person must look."""
     FAILED = "failed"
@@ -286,8 +288,9 @@ def effect_topic(decisions: TopicSpec) -> TopicSpec:
 
 
 def switch_topic() -> TopicSpec:
-    """`agent.switches`: one partition, so that every process reads the same order; the last word on each name stays."""
-    return TopicSpec(name=SWITCHES, partitions=1, cleanup="compact", retention_ms=None)
+    """`agent.switches`: one partition, so that every process reads the same order; the last word on each name stays. Old
+    heartbeats go after minutes, so that a start has little to read."""
+    return TopicSpec(name=SWITCHES, partitions=1, cleanup="compact", retention_ms=None, segment_ms=600_000)
 
 
 def review_topic(decisions: TopicSpec) -> TopicSpec:

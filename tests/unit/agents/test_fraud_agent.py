@@ -23,21 +23,20 @@ from agents.fraud import (
     judge_order,
     very_large_orders_are_seen,
 )
-from app.broker.memory import MemoryBroker
 from app.core.clock import SystemClock
 from app.core.codec import encode
 from app.decisions.actions import ActionsWork
 from app.decisions.effects import Receivers
 from app.decisions.handling import AgentWork
 from app.decisions.policy import judge
-from app.decisions.record import ReviewRequest, effect_topic, review_topic
+from app.decisions.record import ReviewRequest
 from app.http.client import HttpClient
 from app.models.gate import ModelGate
 from app.models.prompt import answer_schema
 from app.models.rules import RulesModel
 from app.serving.base import Features, Freshness, OwnEvent
 from features.fraud import HighValueOrder
-from tests.decisions_kit import ALERTS, DECISIONS, START_MS, FakeFeatures, FakeModel, Receiver, World, until
+from tests.decisions_kit import START_MS, World, until
 
 
 def order(amount: str = "12000", number: int = 1) -> HighValueOrder:
@@ -172,19 +171,19 @@ async def listening(service: PaymentsAndTeam) -> AsyncIterator[str]:
 
 
 async def world_with_rules(features: Features) -> tuple[World, AgentWork]:
-    clock = SystemClock()
-    broker = MemoryBroker(clock)
-    await broker.admin().create([ALERTS, DECISIONS, effect_topic(DECISIONS), review_topic(DECISIONS)])
+    world = await World.create(SystemClock())
+    world.addresses.clear()
     rules = RulesModel({"judge_order": lambda alert, user: judge_by_rules(alert, features)})
-    world = World(clock, broker, FakeModel(lambda request: ""), FakeFeatures(), Receiver(), {})
     work = AgentWork(
         judge_order,
-        producer=broker.producer(),
-        reader=broker.reader(),
+        producer=world.broker.producer(),
+        reader=world.broker.reader(),
         features=world.features,
         gate=ModelGate(rules, concurrency=4, attempt_ms=1_000),
-        clock=clock,
+        clock=world.clock,
         declared=("high_value_order",),
+        partitions=1,
+        switches=world.switches,
     )
     return world, work
 
@@ -197,6 +196,7 @@ def actions_work(world: World, client: HttpClient, addresses: dict[str, str]) ->
         poster=client,
         receivers=Receivers(addresses, "secret", 2_000),
         clock=world.clock,
+        switches=world.switches,
     )
 
 

@@ -37,8 +37,10 @@ def test_kept_answer_long_text_is_cut_between_characters() -> None:
 
 def test_effect_state_order_is_the_only_way() -> None:
     """Intended, called, then an end; every end counts as one."""
-    assert ["intended", "called", "unknown", "failed", "logged", "done"] == [state.value for state in EffectState]
-    assert {"unknown", "failed", "logged", "done"} == {state.value for state in EffectState if state.ended}
+    assert ["intended", "called", "withheld", "unknown", "failed", "logged", "done"] == [
+        state.value for state in EffectState
+    ]
+    assert {"withheld", "unknown", "failed", "logged", "done"} == {state.value for state in EffectState if state.ended}
 
 
 def test_idempotency_key_names_agent_effect_and_alert() -> None:

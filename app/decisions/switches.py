@@ -1,0 +1,331 @@
+"""What operators have switched off, and in which mode each agent is: `agent.switches`, as one process knows it.
+
+A process reads the whole topic before its agents and actions start, and follows it from then on. Once a second it writes
+a heartbeat to the same partition and waits to read it back: when that one has come, so has everything that was written
+before it. So a process knows, without comparing clocks, that it has missed nothing for longer than `STEADY_SECONDS`; one
+that does not know that (the broker is away, or the process was frozen) makes no effect until it does.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
+
+import anyio
+import msgspec
+
+from app.broker.base import Producer, Reader
+from app.core.codec import compact_key, encode
+from app.core.errors import Unavailable
+from app.core.record import Record, TopicPartition
+from app.core.text import one_line
+from app.decisions.agent import Agent
+from app.decisions.record import SWITCHES, Mode
+
+logger = logging.getLogger(__name__)
+
+PLACE = TopicPartition(SWITCHES, 0)
+EVERYTHING = "all"
+HEARTBEAT_KEY = compact_key(heartbeat="workers")
+"""One for all processes: compaction leaves a single one, however many have come and gone."""
+
+HEARTBEAT_SECONDS = 1.0
+STEADY_SECONDS = 2.0
+AGAIN_SECONDS = 0.5
+
+State = Literal["on", "off"]
+
+CAUTION: tuple[Mode, ...] = ("dry-run", "shadow", "live")
+"""From the most careful mode to the one that acts."""
+
+
+class Switch(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="switch"):
+    """The last word on one name. who: the operating system's user. at_ms: wall time where it was given."""
+
+    name: str
+    state: State
+    who: str
+    reason: str
+    at_ms: int
+
+    @property
+    def key(self) -> bytes:
+        return compact_key(switch=self.name)
+
+
+class ModeSwitch(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="mode"):
+    """The last word on one agent's mode."""
+
+    agent: str
+    mode: Mode
+    who: str
+    reason: str
+    at_ms: int
+
+    @property
+    def key(self) -> bytes:
+        return compact_key(mode=self.agent)
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="heartbeat"):
+    """A process that runs agents or actions, once a second. known: the offset up to which it has read the topic."""
+
+    process: str
+    number: int
+    known: int
+
+
+class _Key(msgspec.Struct):
+    switch: str = ""
+    mode: str = ""
+
+
+class SwitchStatistics(msgspec.Struct, frozen=True):
+    """What one process knows now. off: names; modes: agents whose mode is switched. steady: it has missed nothing, so
+    effects are made; heartbeat_age_ms: since the newest heartbeat that came back was written, None before the first.
+    held: effects that wait; withheld effects are counted where they end."""
+
+    off: tuple[str, ...]
+    modes: dict[str, Mode]
+    steady: bool
+    heartbeat_age_ms: int | None
+    heartbeats: int
+    unreadable: int
+    held: int
+
+
+class Switches:
+    """The switches of one process. mode: the one that it was started in. process: a name that no other process has."""
+
+    def __init__(self, producer: Producer, reader: Reader, *, process: str, mode: Mode = "live") -> None:
+        self.switched: dict[str, Switch] = {}
+        self.modes: dict[str, ModeSwitch] = {}
+        self._producer = producer
+        self._reader = reader
+        self._process = process
+        self._mode: Mode = mode
+        self._known = 0
+        self._number = 0
+        self._sent: dict[int, float] = {}
+        """When heartbeats were offered that have not come back, loop time, by number."""
+        self._heard: float | None = None
+        """When the newest heartbeat that came back was offered: what was written until then is known."""
+        self._came_back = asyncio.Event()
+        self._held = 0
+        self._unreadable = 0
+        self._watchers: list[Callable[[], None]] = []
+
+    async def load(self) -> None:
+        """Reads the whole topic. Raises: Unavailable, Rejected."""
+        end = (await self._reader.end_offsets([PLACE]))[PLACE]
+        async for batch in self._reader.read(PLACE, self._known, end):
+            self._take(batch)
+        self._known = max(self._known, end)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Follows the topic and writes heartbeats until `stopping` is set. Outages are waited out.
+
+        Raises: Rejected.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            services = [tasks.create_task(self._follow()), tasks.create_task(self._beat())]
+            await stopping.wait()
+            for service in services:
+                service.cancel()
+
+    def is_off(self, *names: str) -> bool:
+        return any((switch := self.switched.get(name)) is not None and switch.state == "off" for name in names)
+
+    def agent_is_off(self, agent: str) -> bool:
+        """Whether its fallback decides in its place."""
+        return self.is_off(EVERYTHING, agent)
+
+    def bars(self, agent: str, action: str) -> bool:
+        """Whether the agent may not decide that action now."""
+        return self.is_off(EVERYTHING, agent, *_names_of(agent, action))
+
+    def withholds(self, agent: str, action: str, fallback: str | None) -> str:
+        """Why the effects of a decided action may not be made now; empty where they may.
+
+        fallback: the agent's fallback action. Its effects are made also while the agent is off: they are how a person
+        hears of what the agent would have decided.
+        """
+        names = [EVERYTHING, *_names_of(agent, action)]
+        if action != fallback:
+            names.append(agent)
+        for name in names:
+            switch = self.switched.get(name)
+            if switch is not None and switch.state == "off":
+                return f"{name} was switched off by {switch.who}" + (f": {switch.reason}" if switch.reason else "")
+        return ""
+
+    def mode(self, agent: str) -> Mode:
+        """The more careful one of the process's and the switched one: no switch makes a shadow worker act."""
+        switched = self.modes.get(agent)
+        return self._mode if switched is None else min(self._mode, switched.mode, key=CAUTION.index)
+
+    @property
+    def steady(self) -> bool:
+        """Whether everything is known that was written until `STEADY_SECONDS` ago."""
+        heard = self._heard
+        return heard is not None and asyncio.get_running_loop().time() < heard + STEADY_SECONDS
+
+    async def hold(self) -> None:
+        """Returns as soon as the process is steady, at once where it is. Holds nothing on cancellation."""
+        if self.steady:
+            return
+        self._held += 1
+        try:
+            while not self.steady:
+                await self._came_back.wait()
+        finally:
+            self._held -= 1
+
+    @contextmanager
+    def watched(self, changed: Callable[[], None]) -> Iterator[None]:
+        """Calls `changed` after every change of a switch or mode."""
+        self._watchers.append(changed)
+        try:
+            yield
+        finally:
+            self._watchers.remove(changed)
+
+    def statistics(self) -> SwitchStatistics:
+        age_ms = None
+        if self._heard is not None:
+            age_ms = round((asyncio.get_running_loop().time() - self._heard) * 1000)
+        return SwitchStatistics(
+            off=tuple(sorted(name for name in self.switched if self.is_off(name))),
+            modes={agent: switch.mode for agent, switch in sorted(self.modes.items())},
+            steady=self.steady,
+            heartbeat_age_ms=age_ms,
+            heartbeats=self._number,
+            unreadable=self._unreadable,
+            held=self._held,
+        )
+
+    async def _follow(self) -> None:
+        while True:
+            with suppress(Unavailable):
+                async for batch in self._reader.follow(PLACE, self._known):
+                    self._take(batch)
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _beat(self) -> None:
+        """One at a time: while the broker is away they do not pile up, and the next one follows its return at once."""
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            self._number += 1
+            self._sent = {number: at for number, at in self._sent.items() if at > now - STEADY_SECONDS}
+            self._sent[self._number] = now
+            beat = Heartbeat(process=self._process, number=self._number, known=self._known)
+            try:
+                await self._producer.confirm(SWITCHES, encode(beat), HEARTBEAT_KEY, partition=0)
+            except Unavailable as error:
+                logger.warning("no heartbeat on %s: %s", SWITCHES, error)
+            await asyncio.sleep(max(0.0, now + HEARTBEAT_SECONDS - loop.time()))
+
+    def _take(self, records: Iterable[Record]) -> None:
+        changed = False
+        for record in records:
+            self._known = record.offset + 1
+            if record.key == HEARTBEAT_KEY:
+                self._hear(record.value or b"")
+            else:
+                changed |= self._learn(record)
+        if changed:
+            for watcher in list(self._watchers):
+                watcher()
+
+    def _hear(self, value: bytes) -> None:
+        beat = _decoded(value)
+        if isinstance(beat, Heartbeat) and beat.process == self._process:
+            sent = self._sent.pop(beat.number, None)
+            if sent is not None:
+                self._heard = sent
+                came_back, self._came_back = self._came_back, asyncio.Event()
+                came_back.set()
+
+    def _learn(self, record: Record) -> bool:
+        """Takes a switch. One that cannot be read is off, and a mode is the most careful one: somebody meant to stop
+        something. A tombstone takes it back."""
+        try:
+            key = msgspec.json.decode(record.key or b"", type=_Key)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            key = _Key()
+        found = _decoded(record.value or b"")
+        if record.value is None:
+            self.switched.pop(key.switch, None)
+            self.modes.pop(key.mode, None)
+        elif key.switch and not (isinstance(found, Switch) and found.name == key.switch):
+            self._unreadable += 1
+            logger.error("%s/%s: no switch that can be read: %s is off", PLACE, record.offset, one_line(key.switch))
+            self.switched[key.switch] = Switch(
+                name=key.switch, state="off", who="nobody", reason="unreadable", at_ms=record.timestamp_ms
+            )
+        elif key.mode and not (isinstance(found, ModeSwitch) and found.agent == key.mode):
+            self._unreadable += 1
+            logger.error("%s/%s: no mode that can be read: %s acts no more", PLACE, record.offset, one_line(key.mode))
+            self.modes[key.mode] = ModeSwitch(
+                agent=key.mode, mode=CAUTION[0], who="nobody", reason="unreadable", at_ms=record.timestamp_ms
+            )
+        elif isinstance(found, Switch):
+            self.switched[found.name] = found
+            logger.warning("%s is %s, by %s: %s", *_told(found.name, found.state, found.who, found.reason))
+        elif isinstance(found, ModeSwitch):
+            self.modes[found.agent] = found
+            logger.warning(
+                "agent %s is in mode %s, by %s: %s", *_told(found.agent, found.mode, found.who, found.reason)
+            )
+        else:
+            return False
+        return True
+
+
+def _told(*texts: str) -> tuple[str, ...]:
+    return tuple(one_line(text) for text in texts)
+
+
+def _names_of(agent: str, action: str) -> tuple[str, str]:
+    """The switches of an action: of all agents, and of this one."""
+    return action, f"{agent}.{action}"
+
+
+def _decoded(value: bytes) -> Switch | ModeSwitch | Heartbeat | None:
+    try:
+        found: Switch | ModeSwitch | Heartbeat = _decoder.decode(value)
+        return found
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+_decoder = msgspec.json.Decoder(Switch | ModeSwitch | Heartbeat)
+
+
+def switch_names(agents: Mapping[str, Agent[Any]]) -> tuple[str, ...]:
+    """Everything that can be switched off: all, agents, actions of all agents, and those of each."""
+    actions = {action for agent in agents.values() for action in agent.actions_allowed}
+    of_each = [f"{name}.{action}" for name, agent in agents.items() for action in agent.actions_allowed]
+    return tuple(dict.fromkeys((EVERYTHING, *agents, *sorted(actions), *of_each)))
+
+
+async def write_switch(producer: Producer, switch: Switch | ModeSwitch) -> int:
+    """Writes a switch; the offset at which it stands, acknowledged. Raises: Unavailable, Rejected."""
+    return (await producer.confirm(SWITCHES, encode(switch), switch.key, partition=0)).offset
+
+
+async def heard(reader: Reader, offset: int, seconds: float) -> dict[str, bool]:
+    """Whose heartbeats are seen behind `offset` within that time, and whether each has read it.
+
+    Raises: Unavailable, Rejected.
+    """
+    processes: dict[str, bool] = {}
+    with anyio.move_on_after(seconds):
+        async for batch in reader.follow(PLACE, offset):
+            for record in batch:
+                beat = _decoded(record.value or b"") if record.key == HEARTBEAT_KEY else None
+                if isinstance(beat, Heartbeat):
+                    processes[beat.process] = beat.known > offset
+    return processes
