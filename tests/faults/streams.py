@@ -1,0 +1,277 @@
+"""Workers of the streams killed, frozen and replaced while they read: their outputs against a plain reading of the topic.
+
+The driver publishes the demo's scenario in pieces and does one thing to one worker in each round, at a seeded moment; in
+the second half two workers share the partitions. At the end every topic is read back and compared.
+"""
+
+import asyncio
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import TopicPartition as Place
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
+
+from agents import app
+from app.application import STREAMS_GROUP
+from app.broker.base import Producer
+from app.broker.kafka import KafkaBroker
+from app.broker.kafka.errors import translate
+from app.core.clock import SystemClock
+from app.core.errors import Unavailable
+from app.core.record import Record, TopicPartition
+from features.scenario import scenario
+from tests.reference import SourceRecord, read_all
+from tests.streams_kit import check_outputs
+
+PIECES, PIECE_S = 20, 0.1
+"""In how many pieces, and how far apart, the events of one round are published."""
+
+EVENT_MS, SPARE_MS = 22, 600_000
+"""Event time that one publication takes on average, and how long ago the last one lies at least."""
+
+SESSION_MS = 2_000
+LIMIT_S = 60
+OUTPUTS = ("processed.alerts", "features.order_rate_5m", "features.user_features", "raw.orders.late", "raw.orders.dead")
+
+Process = subprocess.Popen[bytes]
+Start = Callable[[], Process]
+Fault = Literal["kill", "freeze"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """events: in all, in as many rounds as there are faults. frozen_s: how long a frozen worker stands still."""
+
+    events: int
+    faults: int
+    seed: int
+    fault: Fault = "kill"
+    frozen_s: float = 2.5 * SESSION_MS / 1000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """violations: what is wrong with the outputs, empty when they are those of the plain reading. repeated: outputs that
+    came more than once. recovery_s: from the last fault until everything was committed."""
+
+    events: int
+    alerts: int
+    repeated: int
+    recovery_s: float
+    violations: list[str]
+
+
+def pieces_of_scenario(plan: Plan) -> Iterator[list[tuple[bytes | None, bytes | None, int]]]:
+    """Value, key and time of the scenario's publications, in pieces."""
+    pieces = plan.faults * PIECES
+    start_ms = SystemClock().now_ms() - plan.events * EVENT_MS - SPARE_MS
+    publications = scenario(plan.events, plan.seed, start_ms)
+    for piece in range(pieces):
+        count = (piece + 1) * plan.events // pieces - piece * plan.events // pieces
+        yield [(each.value, each.key, each.timestamp_ms) for each in islice(publications, count)]
+
+
+async def read_topic(broker: KafkaBroker, topic: str) -> list[Record]:
+    reader, found = broker.reader(), list[Record]()
+    places = [TopicPartition(topic, number) for number in range(app.topics.named(topic).partitions)]
+    for place, end in (await reader.end_offsets(places)).items():
+        async for records in reader.read(place, 0, end):
+            found += records
+    await reader.close()
+    return found
+
+
+def notice_dead_members_soon(address: str, group_name: str) -> None:
+    """After 2 s instead of 6, which each of the faults would wait for."""
+    settings = {"consumer.session.timeout.ms": str(SESSION_MS), "consumer.heartbeat.interval.ms": "500"}
+    entries = [
+        ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in settings.items()
+    ]
+    group = ConfigResource(ResourceType.GROUP, group_name, incremental_configs=entries)
+    client = AdminClient({"bootstrap.servers": address.removeprefix("kafka://")})
+    (answer,) = client.incremental_alter_configs([group]).values()
+    answer.result(10)
+
+
+class Group:
+    """What the coordinator says about the streams' group.
+
+    Committed offsets are asked for by a consumer that never joins: librdkafka's admin client crashes now and then while
+    a group has no coordinator yet.
+    """
+
+    def __init__(self, address: str) -> None:
+        servers = address.removeprefix("kafka://")
+        self._asking = Consumer({"bootstrap.servers": servers, "group.id": STREAMS_GROUP})
+        self._admin = AdminClient({"bootstrap.servers": servers})
+        partitions = app.topics.named("raw.orders").partitions
+        self._places = [Place("raw.orders", partition) for partition in range(partitions)]
+
+    def committed(self) -> int:
+        """How many records of raw.orders; 0 while there is no coordinator, or it is loading."""
+        try:
+            return sum(max(0, place.offset) for place in self._asking.committed(self._places, timeout=10))
+        except KafkaException as error:
+            if isinstance(translate(error, STREAMS_GROUP), Unavailable):
+                return 0
+            raise
+
+    def owners(self) -> int:
+        """How many members own partitions; 0 while nobody answers. Something must have been committed before."""
+        asked = self._admin.describe_consumer_groups([STREAMS_GROUP])[STREAMS_GROUP]
+        try:
+            found = asked.result(10).members
+        except TimeoutError:
+            return 0
+        return sum(bool(member.assignment and member.assignment.topic_partitions) for member in found)
+
+    def close(self) -> None:
+        self._asking.close()
+
+
+class Workers:
+    """Worker processes of one group, and what was published for them."""
+
+    def __init__(self, address: str, producer: Producer, start: Start) -> None:
+        self.alive: list[Process] = []
+        self.sent = 0
+        self.group = Group(address)
+        self._producer = producer
+        self._start = start
+        self._thawing: list[asyncio.Task[None]] = []
+
+    def fill(self, number: int) -> None:
+        """Until so many run."""
+        while len(self.alive) < number:
+            self.alive.append(self._start())
+
+    async def publish(self, piece: list[tuple[bytes | None, bytes | None, int]]) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            self.sent += await self._producer.send_many("raw.orders", piece)
+            assert [] == await self._producer.flush()
+
+    async def at_work(self) -> None:
+        """Everything is committed, so no dead member owns partitions any longer, and every living one has some."""
+        for thawing in self._thawing:
+            await thawing
+        self._thawing.clear()
+        await self._wait(self.group.committed, self.sent)
+        await self._wait(self.group.owners, len(self.alive))
+
+    async def _wait(self, question: Callable[[], int], wanted: int) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while await asyncio.to_thread(question) != wanted:
+            assert all(worker.poll() is None for worker in self.alive), "a worker ended by itself"
+            assert time.monotonic() < deadline, f"no {question.__name__} within {LIMIT_S} s"
+            await asyncio.sleep(0.1)
+
+    async def kill(self, worker: Process) -> None:
+        self.alive.remove(worker)
+        worker.kill()
+        await asyncio.to_thread(worker.wait)
+
+    def freeze(self, worker: Process, seconds: float) -> None:
+        """The worker stands still for so long, while the others, or one more, take its partitions over."""
+        worker.send_signal(signal.SIGSTOP)
+        self._thawing.append(asyncio.get_running_loop().create_task(self._thaw(worker, seconds)))
+        self.fill(2)
+
+    async def _thaw(self, worker: Process, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        worker.send_signal(signal.SIGCONT)
+
+    async def stop(self) -> None:
+        for worker in self.alive:
+            worker.send_signal(signal.SIGTERM)
+        assert {0} == {await asyncio.to_thread(worker.wait, 30) for worker in self.alive}
+
+    async def close(self) -> None:
+        for thawing in self._thawing:
+            thawing.cancel()
+        for worker in list(self.alive):
+            await self.kill(worker)
+        await asyncio.to_thread(self.group.close)
+
+
+async def run(address: str, plan: Plan, start: Start, say: Callable[[str], None] = lambda line: None) -> Outcome:
+    """Carries out a plan on an empty broker. Raises: AssertionError when workers do not get through."""
+    broker = KafkaBroker(address, SystemClock(), replication=1)
+    admin, producer = broker.admin(), broker.producer()
+    await admin.create(app.topics.all())
+    await admin.close()
+    notice_dead_members_soon(address, STREAMS_GROUP)
+    await producer.start()
+    workers = Workers(address, producer, start)
+    try:
+        recovery_s = await _rounds(workers, plan, say)
+        await workers.stop()
+        return await _outcome(broker, workers.sent, recovery_s)
+    finally:
+        await workers.close()
+        await producer.close()
+        await broker.close()
+
+
+async def _rounds(workers: Workers, plan: Plan, say: Callable[[str], None]) -> float:
+    chance, pieces = random.Random(plan.seed), pieces_of_scenario(plan)
+    fault_s = time.monotonic()
+    for number in range(plan.faults):
+        say(f"{plan.fault} {number + 1} of {plan.faults}, {workers.sent:,} events")
+        workers.fill(1 if number < plan.faults // 2 else 2)
+        fault_at = chance.randrange(PIECES // 4, PIECES)
+        await workers.publish(next(pieces))
+        await workers.at_work()
+        for piece in range(1, PIECES):
+            await asyncio.sleep(PIECE_S * chance.random() * 2)
+            if piece == fault_at:  # the last piece is most likely read, and not yet committed
+                fault_s = time.monotonic()
+                await _fault(workers, plan, chance)
+            await workers.publish(next(pieces))
+    workers.fill(2)
+    await workers.at_work()
+    return time.monotonic() - fault_s
+
+
+async def _fault(workers: Workers, plan: Plan, chance: random.Random) -> None:
+    worker = chance.choice(workers.alive)
+    if plan.fault == "kill":
+        await workers.kill(worker)
+    else:
+        workers.freeze(worker, plan.frozen_s)
+
+
+async def _outcome(broker: KafkaBroker, sent: int, recovery_s: float) -> Outcome:
+    outputs = {name: await read_topic(broker, name) for name in OUTPUTS}
+    source = await read_topic(broker, "raw.orders")
+    reading = read_all(SourceRecord(r.partition, r.offset, r.timestamp_ms, r.key, r.value) for r in source)
+    violations = []
+    try:
+        check_outputs(lambda topic: outputs[topic], reading)
+    except AssertionError as error:
+        violations.append(str(error)[:200] or "outputs differ")
+    if len(source) != sent:
+        violations.append(f"{len(source)} records in raw.orders, {sent} were published")
+    again = repeated(outputs["processed.alerts"], outputs["raw.orders.late"], outputs["raw.orders.dead"])
+    return Outcome(sent, len(reading.alerts), again, recovery_s, violations)
+
+
+def repeated(alerts: list[Record], late: list[Record], dead: list[Record]) -> int:
+    """How many outputs came more than once."""
+    seen = Counter[object](record.header("origin") for record in alerts)
+    seen += Counter(record.value for record in late)
+    seen += Counter((record.partition, record.header("offset")) for record in dead)
+    return sum(number > 1 for number in seen.values())
