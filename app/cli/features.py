@@ -8,6 +8,7 @@ from app.cli import output
 from app.cli.loading import DEFAULT_APP, AppOption, StoreOption, load_app, settings
 
 if TYPE_CHECKING:
+    from app.core.settings import Settings
     from app.serving.base import Features, View
 
 MISSING = 1
@@ -72,10 +73,10 @@ def get(
     views = load_app(app).views
     if view not in views:
         raise SetupError(view, f"no such view is declared; there are {', '.join(sorted(views)) or 'none'}")
-    address = settings(store=store).store
-    if address == "memory://":
+    values = settings(store=store)
+    if values.store == "memory://":
         raise SetupError("store", "memory:// lives and dies with one process; name the store of the running worker")
-    features = asyncio.run(_read(address, views[view], entity))
+    features = asyncio.run(_read(values, views[view], entity))
     if json:
         output.json_line(features)
     else:
@@ -84,13 +85,13 @@ def get(
         raise typer.Exit(MISSING)
 
 
-async def _read(address: str, view: "View", entity: str) -> "Features":
+async def _read(values: "Settings", view: "View", entity: str) -> "Features":
     from app.core.clock import SystemClock
     from app.serving.features import FeatureReader
     from app.serving.stores import open_store
 
     clock = SystemClock()
-    store = open_store(address, clock)
+    store = open_store(values.store, clock, values.store_security)
     try:
         await store.start()
         return await FeatureReader(store, clock, {view.name: view}).read(view.name, entity)

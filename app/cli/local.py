@@ -16,6 +16,8 @@ class Only(StrEnum):
 
     KAFKA = "kafka"
     REDIS = "redis"
+    SECURE_KAFKA = "secure-kafka"
+    SECURE_REDIS = "secure-redis"
 
 
 OnlyOption = Annotated[list[Only] | None, typer.Option("--only", help="Just this one; may be given twice.")]
@@ -24,18 +26,30 @@ NOT_ALL_RUNNING = 1
 
 
 @commands.command()
-def up(only: OnlyOption = None, json: output.JsonOption = False) -> None:
+def up(
+    only: OnlyOption = None,
+    secure: Annotated[
+        bool, typer.Option("--secure", help="With TLS, passwords and rights; nobody but the user `admin` has any.")
+    ] = False,
+    json: output.JsonOption = False,
+) -> None:
     """Start the servers on free loopback ports, wait until they answer, print their addresses.
 
     Called twice it prints the addresses of those that run. Kafka needs Java 17 and, once, Maven.
 
-    Example: `eval "$(python -m app local up)"` starts them and points this shell's commands at them.
+    Examples: `eval "$(python -m app local up)"` starts them and points this shell's commands at them;
+    `eval "$(python -m app local up --secure)"` those with TLS and passwords (`docs/security.md`).
     """
     from app.local import services
 
-    addresses = services.up(services.DEFAULT_DIRECTORY, only or services.SERVICES)
+    wanted = only or (services.SECURE_SERVICES if secure else services.SERVICES)
+    addresses = services.up(services.DEFAULT_DIRECTORY, wanted)
     if json:
         output.json_line(addresses)
+        return
+    if secure:
+        for name, value in addresses.variables.items():
+            output.line(f"export {name}={quote(value)}")
         return
     if addresses.kafka:
         output.line(f"export HEADRACE_BROKER={quote(addresses.kafka)}")
@@ -59,7 +73,7 @@ def down(
     from app.local import services
 
     directories = services.directories() if all_ else [services.DEFAULT_DIRECTORY]
-    ended = [name for directory in directories for name in services.down(directory, only or services.SERVICES)]
+    ended = [name for directory in directories for name in services.down(directory, only or services.ALL_SERVICES)]
     if json:
         output.json_line({"ended": ended})
     elif not ended:

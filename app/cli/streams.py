@@ -172,7 +172,7 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
 
     clock = SystemClock()
     name = next(name for name, declared in app.pipelines.items() if declared is pipeline)
-    broker, store = open_cluster(values), open_store(values.store, clock)
+    broker, store = open_cluster(values), open_store(values.store, clock, values.store_security)
     try:
         if isinstance(pipeline, LivePipeline):
             await store.start()  # first: a store that is away must not leave half of it done

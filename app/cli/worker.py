@@ -32,20 +32,27 @@ def worker(
             "--only", metavar="PART", help="Just this part: streams, features, agents, actions. May be repeated."
         ),
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--mode", metavar="MODE", help="`shadow` or `dry-run`: decide beside the live workers, act on nothing."
+        ),
+    ] = None,
 ) -> None:
     """Run the application: streams, features, agents and actions in one process, or some of them.
 
     Start as many workers as you like: partitions are shared among them. The first SIGTERM or Ctrl-C lets running
     decisions finish, commits and leaves; the second one ends at once.
 
-    Examples: `python -m app worker --model rules`; `python -m app worker --only agents --only actions`
+    Examples: `python -m app worker --model rules`; `python -m app worker --only agents --only actions`;
+    `python -m app worker --only agents --mode shadow`
     """
     import anyio
 
     from app.worker import PARTS
 
     loaded = load_app(app)
-    values = settings(broker=broker, store=store, model=model)
+    values = settings(broker=broker, store=store, model=model, mode=mode)
     output.set_up_logs(values.log_level)
     anyio.run(_work, loaded, values, tuple(only or PARTS), backend_options={"use_uvloop": has_uvloop()})
 
@@ -69,7 +76,7 @@ async def _work(app: "App", settings: "Settings", parts: tuple[str, ...]) -> Non
     from app.worker import Worker
 
     clock = SystemClock()
-    broker, store = open_cluster(settings), open_store(settings.store, clock)
+    broker, store = open_cluster(settings), open_store(settings.store, clock, settings.store_security)
     try:
         model = open_model(settings, app.rules, os.environ) if "agents" in parts and app.agents else None
         worker = Worker(app, settings, broker=broker, store=store, model=model, clock=clock, parts=parts)

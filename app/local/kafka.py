@@ -9,10 +9,12 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
@@ -86,6 +88,11 @@ class KafkaServer(msgspec.Struct, frozen=True, tag="kafka", tag_field="service")
         return f"kafka://127.0.0.1:{self.port}"
 
     @property
+    def variables(self) -> dict[str, str]:
+        """The settings of ours that lead there."""
+        return {"HEADRACE_BROKER": self.address}
+
+    @property
     def configuration(self) -> str:
         """The file that stands on the command line, by which the process is known again."""
         return f"{self.directory}/server.properties"
@@ -95,17 +102,22 @@ class KafkaServer(msgspec.Struct, frozen=True, tag="kafka", tag_field="service")
 
         Raises: SetupError without Java or Maven, or when one of them fails.
         """
-        java, jars = find_java(), fetch_jars()
+        fetch_jars()
         directory = Path(self.directory)
         directory.mkdir(parents=True, exist_ok=True)
-        values = {"port": self.port, "controller_port": self.controller_port, "data": f"{self.directory}/data"}
-        Path(self.configuration).write_text(PROPERTIES.format(**values))
+        Path(self.configuration).write_text(self.properties())
         (directory / "log4j2.properties").write_text(LOGGING.format())
-        run_quietly(
-            [str(java), "-cp", f"{jars}/*", "kafka.tools.StorageTool", "format", "--standalone"]
-            + ["-t", cluster_id(), "-c", self.configuration],
-            "formatting Kafka's storage",
-        )
+        tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id(), "-c", self.configuration]
+        self.format_storage(tool)
+
+    def properties(self) -> str:
+        """What its configuration says."""
+        values = {"port": self.port, "controller_port": self.controller_port, "data": f"{self.directory}/data"}
+        return PROPERTIES.format(**values)
+
+    def format_storage(self, arguments: list[str]) -> None:
+        """Runs Kafka's tool with these arguments."""
+        run_quietly([str(find_java()), "-cp", f"{JARS}/*", *arguments], "formatting Kafka's storage")
 
     def command(self) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={self.directory}/log4j2.properties"
@@ -185,8 +197,8 @@ def cluster_id() -> str:
     return text
 
 
-def count_brokers(host: str, port: int) -> int:
-    """How many brokers a server lists in its metadata; 0 while it does not answer.
+def count_brokers(host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+    """How many brokers a server lists in its metadata; 0 while it does not answer. tls: None for plain text.
 
     Asked in Kafka's own protocol, since an open port says only that the process has begun.
     Source: Kafka protocol, Metadata request and response, version 1.
@@ -195,7 +207,10 @@ def count_brokers(host: str, port: int) -> int:
     header = struct.pack(">hhih", 3, 1, 1, len(client)) + client
     request = header + struct.pack(">i", 0)  # an empty list of topics: brokers only
     try:
-        with socket.create_connection((host, port), timeout=2) as connection:
+        with ExitStack() as opened:
+            connection = opened.enter_context(socket.create_connection((host, port), timeout=2))
+            if tls is not None:
+                connection = opened.enter_context(tls.wrap_socket(connection, server_hostname=host))
             connection.sendall(struct.pack(">i", len(request)) + request)
             answer = connection.makefile("rb").read(12)
     except OSError:

@@ -57,6 +57,11 @@ class RedisServer(msgspec.Struct, frozen=True, tag="redis", tag_field="service")
         return f"unix://{self.socket}"
 
     @property
+    def variables(self) -> dict[str, str]:
+        """The settings of ours that lead there."""
+        return {"HEADRACE_STORE": self.socket_address}
+
+    @property
     def configuration(self) -> str:
         """The file that stands on the command line, by which the process is known again."""
         return f"{self.directory}/redis.conf"
@@ -68,8 +73,11 @@ class RedisServer(msgspec.Struct, frozen=True, tag="redis", tag_field="service")
         """
         find_redis()
         Path(self.directory).mkdir(parents=True, exist_ok=True)
+        Path(self.configuration).write_text(self.configuration_text())
+
+    def configuration_text(self) -> str:
         values = {"port": self.port, "socket": self.socket, "directory": self.directory}
-        Path(self.configuration).write_text(CONFIGURATION.format(**values))
+        return CONFIGURATION.format(**values)
 
     def command(self) -> list[str]:
         return [str(find_redis()), self.configuration]

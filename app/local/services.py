@@ -19,23 +19,29 @@ from app.local import process
 from app.local.kafka import KafkaServer
 from app.local.process import LOCAL, last_lines, locked, say
 from app.local.redis import RedisServer
+from app.local.secure import SecureKafka, SecureRedis
 
 SERVICES = ("kafka", "redis")
+SECURE_SERVICES = ("secure-kafka", "secure-redis")
+ALL_SERVICES = (*SERVICES, *SECURE_SERVICES)
 DEFAULT_DIRECTORY = LOCAL / "services"
 
 PORT_ATTEMPTS = 3
 """A free port may be taken by somebody else before the server binds it."""
 
-Server = KafkaServer | RedisServer
-_PLANS: dict[str, Callable[[Path], Server]] = {"kafka": KafkaServer.plan, "redis": RedisServer.plan}
+Server = KafkaServer | RedisServer | SecureKafka | SecureRedis
+_PLANS: dict[str, Callable[[Path], Server]] = {
+    kind.name: kind.plan for kind in (KafkaServer, RedisServer, SecureKafka, SecureRedis)
+}
 
 
 class Addresses(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where the servers listen; empty for one that was not asked for."""
+    """Where the servers listen; empty for one that was not asked for. variables: the settings that lead to secure ones."""
 
     kafka: str = ""
     redis: str = ""
     redis_socket: str = ""
+    variables: dict[str, str] = {}
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):
@@ -57,7 +63,7 @@ def up(directory: Path, services: Sequence[str] = SERVICES) -> Addresses:
     directory = directory.absolute()
     for name in services:
         if name not in _PLANS:
-            raise SetupError(name, f"no such service; there are {', '.join(SERVICES)}")
+            raise SetupError(name, f"no such service; there are {', '.join(_PLANS)}")
     with locked(directory.parent):
         servers = _load(directory)
         for name in services:
@@ -65,7 +71,7 @@ def up(directory: Path, services: Sequence[str] = SERVICES) -> Addresses:
         return _addresses(servers)
 
 
-def down(directory: Path, services: Sequence[str] = SERVICES) -> list[str]:
+def down(directory: Path, services: Sequence[str] = ALL_SERVICES) -> list[str]:
     """Ends the servers and removes their files. Returns the names of those that there were."""
     directory = directory.absolute()
     if not directory.exists():
@@ -172,10 +178,12 @@ def _log(server: Server) -> Path:
 def _addresses(servers: dict[str, Server]) -> Addresses:
     alive = {name: server for name, server in servers.items() if _pid(server) is not None}
     kafka, redis = alive.get("kafka"), alive.get("redis")
+    secure = [alive[name].variables for name in SECURE_SERVICES if name in alive]
     return Addresses(
         kafka=kafka.address if kafka else "",
         redis=redis.address if redis else "",
         redis_socket=redis.socket_address if isinstance(redis, RedisServer) else "",
+        variables={name: value for variables in secure for name, value in variables.items()},
     )
 
 

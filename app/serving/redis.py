@@ -31,6 +31,7 @@ from redis.backoff import NoBackoff
 
 from app.core.clock import Clock
 from app.core.errors import HeadraceError, Rejected, SetupError, Unavailable
+from app.core.security import OPEN_STORE, StoreSecurity
 from app.core.settings import without_password
 from app.serving import resp
 from app.serving.base import Progress, StoredFeatures, TileChange, View
@@ -114,11 +115,11 @@ _MERGE_SHA = hashlib.sha1(MERGE.encode(), usedforsecurity=False).hexdigest()
 class RedisStore:
     """Keeps the contract of `base.FeatureStore`. Writes go through redis-py, reads through `resp`."""
 
-    def __init__(self, address: str, clock: Clock) -> None:
-        """address: redis://, rediss:// or unix://. Raises: SetupError naming what is wrong in it."""
+    def __init__(self, address: str, clock: Clock, security: StoreSecurity = OPEN_STORE) -> None:
+        """address: redis://, rediss:// or unix://. Raises: SetupError naming what is wrong in it, or in the certificates."""
         self.address = without_password(address)
         self._clock = clock
-        self._pool = _pool(address, self.address)
+        self._pool = _pool(address, self.address, security)
         self._client = Redis(connection_pool=self._pool)
         self._endpoint = _endpoint(self._pool)
         self._connection: resp.Connection | None = None
@@ -179,6 +180,12 @@ class RedisStore:
             (fingerprint, progress), tiles = await self._ask(question, 2)
         _refuse_other(view, fingerprint)
         return StoredFeatures(_tiles(tiles), _progress(progress) if progress is not None else None)
+
+    async def forget(self, view: View, entity: str) -> bool:
+        with self._translated():
+            (fingerprint,) = await self._ask(resp.pack("HGET", _progress_key(view), "fingerprint"), 1)
+            _refuse_other(view, fingerprint)
+            return bool(await self._client.unlink(f"{view.name}:{entity}"))
 
     async def clear(self, view: View) -> None:
         with self._translated():
@@ -287,24 +294,66 @@ def translated(error: Exception, address: str, since_ms: int) -> HeadraceError:
 ADDRESS_FORM = "write redis://[[user]:password@]host[:port][/database] or unix:///path, special characters as %XX"
 
 
-def _pool(address: str, shown: str) -> ConnectionPool:
-    """Connections as we want them: no retries (redis-py would repeat what it cannot know to be undone), time limits."""
+def _pool(address: str, shown: str, security: StoreSecurity) -> ConnectionPool:
+    """Connections as we want them: no retries (redis-py would repeat what it cannot know to be undone), time limits, and
+    with TLS certificate and host name always verified."""
     for option in parse_qs(urlsplit(address).query):
-        if option != "db" and not option.startswith("ssl_"):
-            raise SetupError("store", f"{shown} has an unknown option {option}; there are db and ssl_*")
+        if option.startswith("ssl_"):
+            raise SetupError(
+                "store", f"{shown}: {option} is no option; there are store_ca, store_certificate, store_key"
+            )
+        if option != "db":
+            raise SetupError("store", f"{shown} has an unknown option {option}; there is db")
+    login = {"username": security.user or None, "password": security.password} if security.password else {}
     try:
         pool = ConnectionPool.from_url(
             address,
+            **login,
             retry=Retry(NoBackoff(), 0),
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=resp.ANSWER_SECONDS,
             protocol=2,
             driver_info=None,
         )
+        if address.startswith("rediss://"):
+            pool.connection_class = _VerifiedConnection
+            pool.connection_kwargs["context"] = tls_context(security)
         pool.make_connection()  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, exceptions.RedisError):  # whose text may quote a part of the password
         raise SetupError("store", f"{shown} is not an address of Redis; {ADDRESS_FORM}") from None
     return pool
+
+
+class _VerifiedConnection(SSLConnection):
+    """redis-py's connection over our context; its own trusts the system's authorities whatever else it is given."""
+
+    def __init__(self, context: ssl.SSLContext, **words: Any) -> None:
+        super().__init__(**words)
+        self.ssl_context.context = context
+
+
+def tls_context(security: StoreSecurity) -> ssl.SSLContext:
+    """Trusts the named authorities alone, else the system's; verifies certificate and host name.
+
+    Raises: SetupError naming the file that cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=security.ca or None)
+    except OSError as error:
+        raise SetupError("store_ca", f"{security.ca} holds no certificate in PEM form ({error.strerror})") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if security.certificate:
+        try:
+            context.load_cert_chain(security.certificate, security.key, password=_no_passphrase)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "reason", None) or str(error)
+            raise SetupError("store_certificate", f"it and store_key are no pair in PEM form ({why})") from None
+    return context
+
+
+def _no_passphrase() -> str:
+    """Instead of OpenSSL's question on the terminal."""
+    raise ValueError("the key is encrypted")
 
 
 def _endpoint(pool: ConnectionPool) -> resp.Endpoint:

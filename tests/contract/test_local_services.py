@@ -169,7 +169,7 @@ def test_up_in_a_long_path_puts_the_socket_elsewhere(directory: Path) -> None:
 
 def test_up_of_an_unknown_service_is_refused(tmp_path: Path) -> None:
     """A wrong name is an error that lists the right ones."""
-    with pytest.raises(SetupError, match="mysql: no such service; there are kafka, redis"):
+    with pytest.raises(SetupError, match="mysql: no such service; there are kafka, redis, secure-kafka, secure-redis"):
         up(tmp_path / "services", ["mysql"])
 
 

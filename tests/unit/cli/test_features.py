@@ -23,7 +23,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     """An empty store in place of the one that the options name."""
     made = MemoryStore(CLOCK)
 
-    def open_store(address: str, clock: object) -> FeatureStore:
+    def open_store(address: str, clock: object, security: object) -> FeatureStore:
         return made
 
     monkeypatch.setattr(stores, "open_store", open_store)

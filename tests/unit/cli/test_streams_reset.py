@@ -35,7 +35,7 @@ def test_streams_reset_forgets_a_view_in_its_topic_and_store(
     def open_broker(settings: object, clock: object) -> MemoryBroker:
         return broker
 
-    def open_store(address: str, clock: object) -> FeatureStore:
+    def open_store(address: str, clock: object, security: object) -> FeatureStore:
         return store
 
     asyncio.run(fill())
@@ -61,7 +61,7 @@ def test_streams_reset_makes_the_table_of_windows_anew(
 
     asyncio.run(fill())
     monkeypatch.setattr(connections, "open_broker", lambda settings, clock: broker)
-    monkeypatch.setattr(stores, "open_store", lambda address, clock: MemoryStore(CLOCK))
+    monkeypatch.setattr(stores, "open_store", lambda address, clock, security: MemoryStore(CLOCK))
     with pytest.raises(SystemExit) as left:
         run(["streams", "reset", "order_rate"])
     assert 0 == left.value.code
