@@ -4,7 +4,7 @@
         model = AnthropicModel("claude-sonnet-4-6", api_key="any", address=api.address)
 
 It answers what the schema asks for, the same answer for the same request, or what a given function says; and it refuses
-with 400 what the API would refuse. `python -m app.local.messages_api` runs it alone, for benchmarks.
+with 400 what the API would refuse. `python -m app.local.messages_api` runs it alone, for benchmarks and fault tests.
 """
 
 import argparse
@@ -13,10 +13,13 @@ import contextlib
 import hashlib
 import signal
 import socket
+import struct
 import sys
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, MutableMapping
 from datetime import UTC, datetime
+from email.utils import formatdate
+from random import Random
 from typing import Any
 
 import msgspec
@@ -73,11 +76,21 @@ class CutConnection(msgspec.Struct, frozen=True):
     """The connection ends in the middle of the response."""
 
 
+class Reset(msgspec.Struct, frozen=True):
+    """The connection is reset (RST) in the place of a response."""
+
+
+class HugeAnswer(msgspec.Struct, frozen=True):
+    """A response with status 200 whose text is so long."""
+
+    characters: int
+
+
 class Trickle(msgspec.Struct, frozen=True):
     """A response that comes byte by byte, a hundred a second, and does not end before the client goes away."""
 
 
-Fault = ErrorReply | OddAnswer | ForeignReply | Hang | CutConnection | Trickle
+Fault = ErrorReply | OddAnswer | ForeignReply | Hang | CutConnection | Reset | HugeAnswer | Trickle
 
 
 def rate_limited(retry_after: str = "2") -> ErrorReply:
@@ -100,7 +113,44 @@ CONTEXT_EXCEEDED = OddAnswer(None, "model_context_window_exceeded")
 NOT_THE_API = ForeignReply(b"<html>A proxy's page</html>")
 HANG = Hang()
 CUT_CONNECTION = CutConnection()
+RESET = Reset()
+HUGE = HugeAnswer(10_000_000)
 TRICKLE = Trickle()
+
+FAULTS: dict[str, Fault] = {
+    "rate-limited": rate_limited(""),
+    "rate-limited-2s": rate_limited("2"),
+    "spend-limit": SPEND_LIMIT,
+    "overloaded": OVERLOADED,
+    "server-error": SERVER_ERROR,
+    "unauthorized": UNAUTHORIZED,
+    "forbidden": FORBIDDEN,
+    "refusal": REFUSAL,
+    "truncated": TRUNCATED,
+    "not-json": NOT_JSON,
+    "wrong-schema": WRONG_SCHEMA,
+    "not-the-api": NOT_THE_API,
+    "cut": CUT_CONNECTION,
+    "reset": RESET,
+    "huge": HUGE,
+    "trickle": TRICKLE,
+    "hang": HANG,
+}
+"""What the command can play, by name."""
+
+
+def at_share(fault: Fault, share: float, seed: int) -> Iterator[Fault | None]:
+    """The fault for this part of all requests, 0 to 1, without end; the same draws for the same seed."""
+    draw = Random(seed)
+    while True:
+        yield fault if draw.random() < share else None
+
+
+def drawn_latency_ms(text: str, seed: int) -> Callable[[], float]:
+    """Latencies from shares: `0.9:200,0.1:1200` is 200 ms for nine of ten. Raises: ValueError for anything else."""
+    shares, values = zip(*(map(float, part.split(":")) for part in text.split(",")), strict=True)
+    draw = Random(seed)
+    return lambda: draw.choices(values, shares)[0]
 
 
 class RecordedRequest(msgspec.Struct, frozen=True):
@@ -116,7 +166,7 @@ class MessagesApi:
     def __init__(
         self,
         answer: Callable[[MessagesRequest], Any] | None,
-        latency_ms: float,
+        latency_ms: float | Callable[[], float],
         faults: Iterable[Fault | None],
         clock: Clock,
     ) -> None:
@@ -129,7 +179,7 @@ class MessagesApi:
         self.closing = asyncio.Event()
         self._changed = asyncio.Event()
         self._answer = answer
-        self._latency_seconds = latency_ms / 1000
+        self._latency_ms = latency_ms
         self._faults: Iterator[Fault | None] = iter(faults)
         self._clock = clock
         self._cached: deque[bytes] = deque(maxlen=_KEPT_PROMPTS)
@@ -170,7 +220,8 @@ class MessagesApi:
         if isinstance(fault, Hang):
             await self._wait_for_end(receive, None)
             return
-        if not problem and self._latency_seconds and await self._wait_for_end(receive, self._latency_seconds):
+        latency_ms = self._latency_ms() if callable(self._latency_ms) else self._latency_ms
+        if not problem and latency_ms and await self._wait_for_end(receive, latency_ms / 1000):
             return
         if isinstance(fault, ErrorReply):
             await self._send(send, fault.status, _error_body(fault, self._count), _retry_after(fault))
@@ -178,11 +229,14 @@ class MessagesApi:
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", _JSON)]})
             while not await self._wait_for_end(receive, 0.01):
                 await send({"type": "http.response.body", "body": b" ", "more_body": True})
+        elif isinstance(fault, Reset):
+            _reset(send)
         elif isinstance(fault, ForeignReply):
             await self._send(send, 200, fault.body, [(b"content-type", b"text/html")])
         else:
             assert request is not None
-            reply = encode(self._reply(request, fault if isinstance(fault, OddAnswer) else None))
+            odd = OddAnswer("x" * fault.characters) if isinstance(fault, HugeAnswer) else fault
+            reply = encode(self._reply(request, odd if isinstance(odd, OddAnswer) else None))
             await self._send(send, 200, reply, [], cut=isinstance(fault, CutConnection))
 
     async def _wait_for_end(self, receive: Receive, seconds: float | None) -> bool:
@@ -246,12 +300,13 @@ class MessagesApi:
 
     def _rate_headers(self) -> Headers:
         """Limits a minute, and what is left of them. They are reported and not enforced."""
-        minute = self._clock.now_ms() // 60_000
+        now_ms = self._clock.now_ms()
+        minute = now_ms // 60_000
         if minute != self._minute:
             self._minute, self._used = minute, Counter()
         self._used["requests"] += 1
         reset = datetime.fromtimestamp((minute + 1) * 60, UTC).isoformat().replace("+00:00", "Z")
-        headers: Headers = []
+        headers: Headers = [(b"date", formatdate(now_ms / 1000, usegmt=True).encode())]
         for kind, limit in _LIMITS_A_MINUTE.items():
             values = {"limit": limit, "remaining": max(0, limit - self._used[kind]), "reset": reset}
             headers += [(f"anthropic-ratelimit-{kind}-{name}".encode(), str(v).encode()) for name, v in values.items()]
@@ -271,15 +326,15 @@ class MessagesApi:
 async def messages_api(
     *,
     answer: Callable[[MessagesRequest], Any] | None = None,
-    latency_ms: float = 0,
+    latency_ms: float | Callable[[], float] = 0,
     faults: Iterable[Fault | None] = (),
     clock: Clock | None = None,
     port: int = 0,
 ) -> AsyncIterator[MessagesApi]:
     """The stub, while the context lasts, on 127.0.0.1 at `port` (0: a free one); `address` is its base URL.
 
-    answer: what to answer to a request, as data; without it, something that fits the schema. faults: what happens to the
-    first requests instead, in order. On leaving, running requests are dropped and the port is free.
+    answer: what to answer to a request, as data; without it, something that fits the schema. latency_ms: of each
+    response, or what draws it. faults: what happens to the first requests instead, in order. On leaving, running requests are dropped and the port is free.
     """
     api = MessagesApi(answer, latency_ms, faults, clock or SystemClock())
     listener = socket.create_server(("127.0.0.1", port), backlog=1024)
@@ -357,12 +412,19 @@ def _retry_after(error: ErrorReply) -> Headers:
     return [(b"retry-after", error.retry_after.encode())] if error.retry_after else []
 
 
-async def _run(port: int, latency_ms: float) -> None:
+def _reset(send: Send) -> None:
+    """Closes the connection so that the client gets RST: lingering for no time throws away what is not sent."""
+    transport: asyncio.Transport = send.__self__.transport  # type: ignore[attr-defined]
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+async def _run(port: int, latency_ms: float | Callable[[], float], faults: Iterable[Fault | None]) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    async with messages_api(port=port, latency_ms=latency_ms) as api:
+    async with messages_api(port=port, latency_ms=latency_ms, faults=faults) as api:
         sys.stdout.write(f"{api.address}\n")
         sys.stdout.flush()
         await stopped.wait()
@@ -372,9 +434,20 @@ def main() -> None:
     """Runs the stub until SIGINT or SIGTERM; its address is the first line of output."""
     parser = argparse.ArgumentParser(prog="python -m app.local.messages_api", description=main.__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 for a free one")
-    parser.add_argument("--latency-ms", type=float, default=0, help="how long each answer takes")
+    parser.add_argument(
+        "--latency-ms", default="0", help="how long each answer takes: 400, or shares: 0.9:200,0.1:1200"
+    )
+    parser.add_argument("--fault", choices=sorted(FAULTS), help="what happens to requests")
+    parser.add_argument("--share", type=float, default=1.0, help="to which part of them, 0 to 1")
+    parser.add_argument("--seed", type=int, default=0, help="of latencies and faults")
     options = parser.parse_args()
-    asyncio.run(_run(options.port, options.latency_ms))
+    text, seed = options.latency_ms, options.seed
+    try:
+        latency_ms = drawn_latency_ms(text if ":" in text else f"1:{text}", seed)
+    except ValueError:
+        parser.error(f"--latency-ms {text}: write milliseconds, or shares such as 0.9:200,0.1:1200")
+    faults = at_share(FAULTS[options.fault], options.share, seed) if options.fault else ()
+    asyncio.run(_run(options.port, latency_ms, faults))
 
 
 if __name__ == "__main__":
