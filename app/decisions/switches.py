@@ -273,12 +273,10 @@ class Switches:
             )
         elif isinstance(found, Switch):
             self.switched[found.name] = found
-            logger.warning("%s is %s, by %s: %s", *_told(found.name, found.state, found.who, found.reason))
+            logger.info("%s is %s, by %s: %s", *_told(found.name, found.state, found.who, found.reason))
         elif isinstance(found, ModeSwitch):
             self.modes[found.agent] = found
-            logger.warning(
-                "agent %s is in mode %s, by %s: %s", *_told(found.agent, found.mode, found.who, found.reason)
-            )
+            logger.info("agent %s is in mode %s, by %s: %s", *_told(found.agent, found.mode, found.who, found.reason))
         else:
             return False
         return True
