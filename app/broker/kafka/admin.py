@@ -1,6 +1,5 @@
 """Topics on a Kafka cluster: create, describe, list, delete."""
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -17,13 +16,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from app.broker.base import TopicDescription
 from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster, result_of
 from app.broker.kafka.errors import UNKNOWN_TOPIC_CODES, translate
+from app.broker.replication import copies_on
 from app.broker.topics import TopicSpec
 from app.core.errors import Unavailable
-
-logger = logging.getLogger(__name__)
-
-SAFE_REPLICATION = 3
-"""From this many copies on, a write is acknowledged by two of them, so that one broker may be lost."""
 
 
 class KafkaAdmin:
@@ -42,13 +37,7 @@ class KafkaAdmin:
     def _create(self, admin: AdminClient, specs: Sequence[TopicSpec]) -> dict[str, bool]:
         if not specs:
             return {}
-        replication = min(self._replication, _brokers(admin))
-        if replication < self._replication:
-            logger.info(
-                "%s has %d brokers: topics get %d copies instead of %d",
-                self._cluster.address, replication, replication, self._replication,
-            )  # fmt: skip
-        safety = {"min.insync.replicas": "2"} if replication >= SAFE_REPLICATION else {}
+        replication, safety = copies_on(_brokers(admin), self._replication, self._cluster.address)
         topics = [NewTopic(spec.name, spec.partitions, replication, config=spec.config() | safety) for spec in specs]
         created = {}
         for name, answer in admin.create_topics(topics, request_timeout=ANSWER_SECONDS).items():

@@ -14,12 +14,13 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ClientPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
-from app.broker.kafka.errors import translate
+from app.broker.addresses import servers_of
+from app.broker.diagnosis import diagnose
+from app.broker.kafka.errors import refused_login, translate
 from app.broker.kafka.threads import BlockingCalls
-from app.core.errors import Rejected, SetupError, Unavailable
+from app.core.errors import HeadraceError, Rejected, Unavailable
 from app.core.record import TopicPartition
 from app.core.security import OPEN_BROKER, BrokerSecurity
-from app.core.settings import without_password
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -29,6 +30,12 @@ ANSWER_SECONDS = 8.0
 
 ASK_AGAIN_SECONDS = 0.05
 """After which a question is repeated that the server could not answer yet."""
+
+FIRST_ANSWER_SECONDS = 1.0
+"""How long the first question waits before it is asked what keeps us out."""
+
+LASTING_CODES = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL})
+"""Errors that clients report again and again until somebody has done something."""
 
 TELL_AGAIN_SECONDS = 10.0
 """How often a cluster that is gone is worth a line of the log."""
@@ -42,30 +49,18 @@ EARLIEST, LATEST = -2, -1
 """Instead of a time, when asked for an offset."""
 
 
-def servers_of(address: str) -> str:
-    """`kafka://a:9092,b:9092` -> `a:9092,b:9092`.
-
-    Raises: SetupError for any other form.
-    """
-    servers = address.removeprefix(SCHEME).rstrip("/").split(",")
-    for server in servers:
-        host, separator, port = server.rpartition(":")
-        if not address.startswith(SCHEME) or not host or not separator or not port.isdigit():
-            shown = without_password(address)
-            raise SetupError("broker", f"{shown!r} is not an address; write kafka://host:port[,host:port]")
-    return ",".join(servers)
-
-
 class Cluster:
     """Shared by all consumers, producers and readers of one `KafkaBroker`."""
 
     def __init__(self, address: str, security: BrokerSecurity = OPEN_BROKER) -> None:
         self.address = address
         self._security = security
-        self._servers = servers_of(address)
+        self._servers = servers_of(address, SCHEME)
         self._calls = BlockingCalls("kafka-admin")
         self._admin: AdminClient | None = None
-        self._tells_again_s = 0.0
+        self._reached = False
+        self._refusal: HeadraceError | None = None
+        self._tells_again_s: dict[int, float] = {}
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Settings of a client; underscores in names stand for dots."""
@@ -81,30 +76,60 @@ class Cluster:
         }
 
     def _log(self, error: KafkaError) -> None:
-        """Clients report every failed attempt to connect; that all brokers are gone is said now and then, for all of them."""
-        repeated = error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE)
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+        """Clients report every failed attempt to connect; that a broker is gone is said by the end of all, and that now and
+        then, for all clients. Before a broker was reached at all, whoever asks is told."""
+        code, reason = error.code(), error.str()
+        if code == KafkaError._AUTHENTICATION:
+            self._refusal = refused_login(reason, self._security)
+            reason = str(self._refusal)
+        repeated = code in (KafkaError._TRANSPORT, KafkaError._RESOLVE) or not self._reached
+        if code in LASTING_CODES and not repeated:
             now_s = time.monotonic()
-            repeated = now_s < self._tells_again_s
+            repeated = now_s < self._tells_again_s.get(code, 0.0)
             if not repeated:
-                self._tells_again_s = now_s + TELL_AGAIN_SECONDS
-        logger.log(logging.DEBUG if repeated else logging.WARNING, "%s: %s", self.address, error.str())
+                self._tells_again_s[code] = now_s + TELL_AGAIN_SECONDS
+        logger.log(logging.DEBUG if repeated else logging.WARNING, "%s: %s", self.address, reason)
 
     async def ask(self, question: Callable[[AdminClient], T]) -> T:
         """What `question(admin)` returns; it blocks on its own thread.
 
-        Raises: the translated error of the client.
+        Raises: the translated error of the client; SetupError when no client gets in with these settings.
         """
+        return await self._calls.run(lambda: self._ask(question))
 
-        def call() -> T:
+    def _ask(self, question: Callable[[AdminClient], T]) -> T:
+        try:
+            if self._admin is None:
+                self._admin = AdminClient(self.settings())
+            if not self._reached:
+                self._reach(self._admin)
+            self._refusal = None
+            return question(self._admin)
+        except KafkaException as error:
+            failure = translate(error, self.address)
+        except Unavailable as error:
+            failure = error
+        if self._refusal is not None and isinstance(failure, Unavailable):
+            failure = self._refusal
+        raise failure
+
+    def _reach(self, admin: AdminClient) -> None:
+        """Returns when a broker has answered. Raises: why none does; Unavailable within `ANSWER_SECONDS` or little more."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
             try:
-                if self._admin is None:
-                    self._admin = AdminClient(self.settings())
-                return question(self._admin)
+                admin.list_topics(timeout=min(FIRST_ANSWER_SECONDS, _left(deadline)))
             except KafkaException as error:
-                raise translate(error, self.address) from None
-
-        return await self._calls.run(call)
+                failure = translate(error, self.address)
+            else:
+                self._reached = True
+                return
+            admin.poll(0)  # lets the client say why
+            refusal = self._refusal or diagnose(self._servers, self._security, _left(deadline) - FIRST_ANSWER_SECONDS)
+            if refusal is not None:
+                raise refusal
+            if time.monotonic() > deadline or not isinstance(failure, Unavailable):
+                raise failure
 
     async def require_topics(self, topics: Iterable[str]) -> None:
         """Raises: Unavailable within 10 s when no broker answers; Rejected for a topic that is not there."""

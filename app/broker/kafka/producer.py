@@ -26,9 +26,9 @@ from app.broker.kafka.clients import LastingClient
 from app.broker.kafka.cluster import Cluster
 from app.broker.kafka.confirming import ConfirmingClient, Settled
 from app.broker.kafka.errors import WHOLE_BATCH_CODES, translate
-from app.broker.kafka.limits import Limits, limits_of
 from app.broker.kafka.refused import RefusedRecords
 from app.broker.kafka.threads import BlockingCalls
+from app.broker.limits import Limits, limits_of
 from app.core.clock import Clock
 from app.core.errors import HeadraceError, RecordError, Unavailable
 from app.core.record import Headers
