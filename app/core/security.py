@@ -3,9 +3,11 @@
 Host names and certificates are always verified where there is TLS; there is no switch that turns that off.
 """
 
+import ssl
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -84,6 +86,32 @@ def check_store(address: str, security: StoreSecurity) -> None:
         raise SetupError("store_password", "is given, and store has a user or password in its address; leave one out")
     if address.startswith("redis://") and (at or security.password):
         _require_loopback("store", [_host_of(place)], "must begin with rediss://")
+
+
+def tls_context(server: Literal["broker", "store"], security: BrokerSecurity | StoreSecurity) -> ssl.SSLContext:
+    """Trusts the named authorities alone, else the system's; verifies certificate and host name.
+
+    Raises: SetupError naming the file that cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=security.ca or None)
+    except OSError as error:
+        message = f"{security.ca} holds no certificate in PEM form ({error.strerror})"
+        raise SetupError(f"{server}_ca", message) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if security.certificate:
+        try:
+            context.load_cert_chain(security.certificate, security.key, password=_no_passphrase)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "reason", None) or str(error)
+            message = f"it and {server}_key are no pair in PEM form ({why})"
+            raise SetupError(f"{server}_certificate", message) from None
+    return context
+
+
+def _no_passphrase() -> str:
+    """Instead of OpenSSL's question on the terminal."""
+    raise ValueError("the key is encrypted")
 
 
 def is_loopback(host: str) -> bool:

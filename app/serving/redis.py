@@ -31,10 +31,11 @@ from redis.backoff import NoBackoff
 
 from app.core.clock import Clock
 from app.core.errors import HeadraceError, Rejected, SetupError, Unavailable
-from app.core.security import OPEN_STORE, StoreSecurity
+from app.core.security import OPEN_STORE, StoreSecurity, tls_context
 from app.core.settings import without_password
 from app.serving import resp
 from app.serving.base import Progress, StoredFeatures, TileChange, View
+from app.serving.refusals import refusal_in, wrong_scheme
 from app.streams.windows import Tile
 
 CONNECT_SECONDS = 3.0
@@ -127,9 +128,14 @@ class RedisStore:
         self._failing_since_ms: int | None = None
 
     async def start(self) -> None:
-        with self._translated():
-            policy = (await self._client.info("memory")).get("maxmemory_policy")
-            await self._connected()
+        try:
+            with self._translated():
+                policy = (await self._client.info("memory")).get("maxmemory_policy")
+                await self._connected()
+        except Unavailable as error:
+            host, port, tls = self._endpoint.host, self._endpoint.port, self._endpoint.tls is not None
+            refusal = await wrong_scheme(host, port, self.address, tls=tls) if host else None
+            raise refusal or error from None
         if policy != "noeviction":
             raise SetupError(
                 "store",
@@ -281,8 +287,15 @@ PASSING_ANSWERS = frozenset(
 
 def translated(error: Exception, address: str, since_ms: int) -> HeadraceError:
     """Our error for one of redis-py's, hiredis' or the socket's. since_ms: when the failures began."""
+    refusal = refusal_in(error, address)
+    if refusal is not None:
+        return refusal
     meaning = next(MEANINGS[kind] for kind in type(error).__mro__ if kind in MEANINGS)
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, exceptions.AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH")):
+        return SetupError("store_password", f"redis at {address} does not know the user with this password: {text}")
+    if isinstance(error, exceptions.NoPermissionError) or text.startswith("NOPERM"):
+        return Rejected(f"redis at {address} refuses: {text} (docs/security.md has the rights that are needed)")
     if meaning is Rejected and text.split(" ", 1)[0] in PASSING_ANSWERS:
         meaning = Unavailable
     if meaning is Rejected:
@@ -317,7 +330,7 @@ def _pool(address: str, shown: str, security: StoreSecurity) -> ConnectionPool:
         )
         if address.startswith("rediss://"):
             pool.connection_class = _VerifiedConnection
-            pool.connection_kwargs["context"] = tls_context(security)
+            pool.connection_kwargs["context"] = tls_context("store", security)
         pool.make_connection()  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, exceptions.RedisError):  # whose text may quote a part of the password
         raise SetupError("store", f"{shown} is not an address of Redis; {ADDRESS_FORM}") from None
@@ -330,30 +343,6 @@ class _VerifiedConnection(SSLConnection):
     def __init__(self, context: ssl.SSLContext, **words: Any) -> None:
         super().__init__(**words)
         self.ssl_context.context = context
-
-
-def tls_context(security: StoreSecurity) -> ssl.SSLContext:
-    """Trusts the named authorities alone, else the system's; verifies certificate and host name.
-
-    Raises: SetupError naming the file that cannot be used.
-    """
-    try:
-        context = ssl.create_default_context(cafile=security.ca or None)
-    except OSError as error:
-        raise SetupError("store_ca", f"{security.ca} holds no certificate in PEM form ({error.strerror})") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if security.certificate:
-        try:
-            context.load_cert_chain(security.certificate, security.key, password=_no_passphrase)
-        except (OSError, ValueError) as error:
-            why = getattr(error, "reason", None) or str(error)
-            raise SetupError("store_certificate", f"it and store_key are no pair in PEM form ({why})") from None
-    return context
-
-
-def _no_passphrase() -> str:
-    """Instead of OpenSSL's question on the terminal."""
-    raise ValueError("the key is encrypted")
 
 
 def _endpoint(pool: ConnectionPool) -> resp.Endpoint:

@@ -207,7 +207,7 @@ async def test_redis_user_and_password_are_used_by_both_connections(
         assert (change("u", 1, 1, 1).tile,) == (await store.read(view, "u")).tiles
         await store.close()
         wrong = RedisStore(f"redis://{user}:wrong@{place}", ManualClock())
-        with pytest.raises(Rejected, match=rf"redis at redis://\*\*\*@{place} refuses: "):
+        with pytest.raises(SetupError, match=rf"^store_password: redis at redis://\*\*\*@{place} does not know"):
             await wrong.start()
         await wrong.close()
     finally:

@@ -15,8 +15,10 @@ from app.core.errors import (
     RecordTooEarly,
     RecordTooLarge,
     Rejected,
+    SetupError,
     Unavailable,
 )
+from app.core.security import BrokerSecurity
 
 UNAVAILABLE = [
     "BROKER_NOT_AVAILABLE",
@@ -262,3 +264,15 @@ def translate(failure: KafkaError | KafkaException, place: str) -> HeadraceError
     if issubclass(kind, RecordError):
         return kind(reason, topic=place)
     return kind(f"{place}: {reason}")
+
+
+def refused_login(reason: str, security: BrokerSecurity) -> HeadraceError:
+    """What the client says when a broker refused who we said we are, as the setting to look at."""
+    asked, offered, mechanisms = reason.partition("broker's supported mechanisms: ")
+    if offered and not mechanisms.split(" (")[0]:
+        return SetupError("broker_user", "must be empty: the brokers ask nobody who he is there")
+    if offered:
+        return SetupError("broker_mechanism", f"{security.mechanism} is not among {mechanisms.split(' (')[0]}")
+    if "invalid credentials" in reason:
+        return SetupError("broker_password", f"the brokers do not know user {security.user} with this password")
+    return SetupError("broker_user", f"the brokers refuse {security.user}: {asked}")

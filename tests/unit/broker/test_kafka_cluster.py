@@ -86,6 +86,7 @@ def test_log_of_an_absent_cluster_is_one_line_for_all_clients(
 ) -> None:
     """Each of its clients says every second that all brokers are down; nobody wants to read that."""
     now_s = 100.0
+    cluster._reached = True
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
     tell = cluster.settings()["error_cb"]
     for _ in range(20):

@@ -32,11 +32,11 @@ def test_translation_knows_every_error_class_of_both_libraries() -> None:
         (exceptions.TimeoutError("Timeout"), Unavailable, "redis at there does not answer since 12:00:00 UTC: Timeout"),
         (ConnectionRefusedError("no\none"), Unavailable, "redis at there does not answer since 12:00:00 UTC: no one"),
         (TimeoutError(), Unavailable, "redis at there does not answer since 12:00:00 UTC: TimeoutError"),
-        (exceptions.AuthenticationError("wrong"), Rejected, "redis at there refuses: wrong"),
+        (exceptions.AuthenticationError("wrong"), SetupError, "store_password: redis at there does not know"),
         (exceptions.ResponseError("BUSY a script runs"), Unavailable, "does not answer since 12:00:00 UTC: BUSY"),
         (exceptions.ResponseError("WRONGTYPE x"), Rejected, "redis at there refuses: WRONGTYPE x"),
         (hiredis.ReplyError("LOADING the dataset"), Unavailable, "does not answer since 12:00:00 UTC: LOADING"),
-        (hiredis.ReplyError("NOAUTH"), Rejected, "redis at there refuses: NOAUTH"),
+        (hiredis.ReplyError("NOAUTH"), SetupError, "store_password: redis at there does not know"),
     ],
 )
 def test_translation_says_what_the_caller_can_do(error: Exception, kind: type[HeadraceError], text: str) -> None:
