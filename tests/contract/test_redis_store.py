@@ -9,7 +9,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from app.core.clock import ManualClock
-from app.core.errors import Rejected, SetupError, Unavailable
+from app.core.errors import SetupError, Unavailable
 from app.serving.base import Progress, TileChange, View
 from app.serving.redis import MAX_ENTITIES_A_CALL, RedisStore
 from app.streams.expressions import Kind
