@@ -14,7 +14,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from app.broker.base import TopicDescription
-from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster, result_of
+from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster, require_visible, result_of
 from app.broker.kafka.errors import UNKNOWN_TOPIC_CODES, translate
 from app.broker.replication import copies_on
 from app.broker.topics import TopicSpec
@@ -45,7 +45,7 @@ class KafkaAdmin:
                 answer.result()
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise translate(error, name) from None
+                    raise translate(error, name, "Create") from None
                 created[name] = False
             else:
                 created[name] = True
@@ -62,7 +62,7 @@ class KafkaAdmin:
             ]
             resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
             (answer,) = admin.incremental_alter_configs([resource], request_timeout=ANSWER_SECONDS).values()
-            result_of(answer, name)
+            result_of(answer, name, "AlterConfigs")
             deadline = time.monotonic() + ANSWER_SECONDS  # acknowledged is a moment before visible
             while not config.items() <= topic_configs(admin, [name])[name].items() and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -82,7 +82,7 @@ class KafkaAdmin:
                     answer.result()
                 except KafkaException as error:
                     if error.args[0].code() not in UNKNOWN_TOPIC_CODES:
-                        raise translate(error, name) from None
+                        raise translate(error, name, "Delete") from None
             _wait_until_known(admin, set(names), known=False)
 
         await self._cluster.ask(call)
@@ -99,6 +99,7 @@ def _describe(admin: AdminClient, names: Sequence[str]) -> dict[str, TopicDescri
     topics = admin.list_topics(timeout=ANSWER_SECONDS).topics
     found: dict[str, TopicDescription | None] = dict.fromkeys(names)
     present = [name for name in names if name in topics and topics[name].error is None]
+    require_visible(admin, [name for name in names if name not in present], ANSWER_SECONDS)
     configs = topic_configs(admin, present)
     for name in present:
         partitions = topics[name].partitions
@@ -117,7 +118,7 @@ def topic_configs(admin: AdminClient, names: Sequence[str]) -> Mapping[str, Mapp
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     configs = {}
     for resource, answer in admin.describe_configs(resources, request_timeout=ANSWER_SECONDS).items():
-        entries = result_of(answer, resource.name).values()
+        entries = result_of(answer, resource.name, "DescribeConfigs").values()
         configs[resource.name] = {entry.name: entry.value for entry in entries if entry.value is not None}
     return configs
 

@@ -6,11 +6,11 @@ Blocking questions are asked on a thread of its own and end within `ANSWER_SECON
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka import TopicPartition as ClientPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
@@ -187,9 +187,24 @@ def _security_settings(security: BrokerSecurity) -> dict[str, Any]:
 
 def _require_topics(admin: AdminClient, topics: Iterable[str], deadline: float) -> None:
     known = admin.list_topics(timeout=_left(deadline)).topics
-    for topic in topics:
-        if topic not in known or known[topic].error is not None:
-            raise Rejected(f"{topic}: unknown topic; create it with: python -m app topics create")
+    absent = [topic for topic in topics if topic not in known or known[topic].error is not None]
+    require_visible(admin, absent, _left(deadline))
+    for topic in absent:
+        raise Rejected(f"{topic}: unknown topic; create it with: python -m app topics create")
+
+
+def require_visible(admin: AdminClient, names: Collection[str], seconds: float) -> None:
+    """Topics that one has no right to see are absent from a list of all. Raises: Rejected for such a one. Blocks."""
+    if not names:
+        return
+    for name, answer in admin.describe_topics(TopicCollection(list(names)), request_timeout=seconds).items():
+        try:
+            answer.result(seconds + 1)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise translate(error, name) from None
+        except TimeoutError:  # whoever asked says that it is not there
+            return
 
 
 def _offsets(admin: AdminClient, wanted: Mapping[TopicPartition, int], deadline: float) -> dict[TopicPartition, int]:
@@ -214,11 +229,11 @@ def _spec_of(at: int) -> Any:
     return specs[at]() if at in specs else OffsetSpec.for_timestamp(at)
 
 
-def result_of(answer: Future[Any], place: str) -> Any:
-    """What an admin call answered, blocking. Raises: the translated error, about `place`."""
+def result_of(answer: Future[Any], place: str, right: str = "Describe") -> Any:
+    """What an admin call answered, blocking. Raises: the translated error, about `place`, for which `right` is needed."""
     try:
         return answer.result(ANSWER_SECONDS + 1)
     except KafkaException as error:
-        raise translate(error, place) from None
+        raise translate(error, place, right) from None
     except TimeoutError:
         raise Unavailable(f"{place}: no answer within {ANSWER_SECONDS:.0f} s") from None

@@ -230,7 +230,7 @@ class KafkaConsumer:
             if error is None:
                 return
             if error.code() != KafkaError.STALE_MEMBER_EPOCH or attempt + 1 == STALE_ATTEMPTS:
-                raise translate(error, f"commit of {self.group}")
+                raise translate(error, f"commit of {self.group}", "Read")
             await asyncio.sleep(RETRY_SECONDS)
 
     def _commit_once(self, offsets: Mapping[Assignment, CommittedOffset]) -> KafkaError | None:
@@ -267,7 +267,7 @@ class KafkaConsumer:
             try:
                 found = polling.committed(wanted, ANSWER_SECONDS)
             except KafkaException as error:
-                raise translate(error, f"group {self.group}") from None
+                raise translate(error, f"group {self.group}", "Read") from None
             return {TopicPartition(at.topic, at.partition): _committed_of(at) for at in found}
 
         return await self._ask(ask) if wanted else {}
@@ -313,5 +313,5 @@ def _error_of(failure: KafkaException) -> KafkaError:
 def _committed_of(at: ClientPartition) -> CommittedOffset | None:
     """None where nothing was committed. Raises: the translated error of this partition."""
     if at.error is not None:
-        raise translate(at.error, f"{at.topic}/{at.partition}")
+        raise translate(at.error, f"{at.topic}/{at.partition}", "Read")
     return CommittedOffset(at.offset, at.metadata or "") if at.offset >= 0 else None

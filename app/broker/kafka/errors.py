@@ -245,8 +245,17 @@ WHOLE_BATCH_CODES = frozenset(
 _CODES = {code: kind for name, kind in _CLASSES.items() if isinstance(code := getattr(KafkaError, name, None), int)}
 
 
-def translate(failure: KafkaError | KafkaException, place: str) -> HeadraceError:
-    """Our error for one of the client's. `place` says what it is about: an address, a topic, a group.
+LACKED_RIGHTS = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "group",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "cluster",
+}
+"""Of what a right is missing."""
+
+
+def translate(failure: KafkaError | KafkaException, place: str, right: str = "Describe") -> HeadraceError:
+    """Our error for one of the client's. `place` says what it is about: an address, a topic, a group. `right` is the one
+    that was needed for it.
 
     A code that this list does not know, from a newer broker, is retriable if the client calls it so, else refused.
     """
@@ -254,6 +263,11 @@ def translate(failure: KafkaError | KafkaException, place: str) -> HeadraceError
     if not isinstance(error, KafkaError):
         return Rejected(f"{place}: {error}")
     code, reason = error.code(), " ".join(error.str().split())
+    if code in LACKED_RIGHTS:
+        return Rejected(
+            f"{place}: the right {right} on this {LACKED_RIGHTS[code]} is missing; what each role needs: "
+            f"python -m app topics rights ({reason})"
+        )
     if error.fatal():
         return Rejected(f"{place}: {reason}")
     if code in UNKNOWN_TOPIC_CODES:

@@ -165,7 +165,7 @@ class PollingThread:
                     self._fetch()
                     self._look_up_ends()
         except Exception as error:  # noqa: BLE001  every poll raises it from now on
-            self.failure = translate(error, self._group) if isinstance(error, KafkaException) else error
+            self.failure = translate(error, self._group, "Read") if isinstance(error, KafkaException) else error
             self._deliver(self.failure)
             while not self._stopping:
                 self._serve_inbox(wait=True)
@@ -215,12 +215,14 @@ class PollingThread:
             if message.error() is None:
                 records.append(record_of(message))
             else:
-                self._report(message.error())
+                self._report(message)
         return records
 
-    def _report(self, error: KafkaError | None) -> None:
+    def _report(self, message: Message) -> None:
+        error = message.error()
         assert error is not None
-        failure = translate(error, self._group)
+        topic = message.topic() if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else None
+        failure = translate(error, topic or self._group, "Read")
         if error.fatal() or not isinstance(failure, Unavailable):
             self._deliver(failure)
         else:  # the client tries again by itself

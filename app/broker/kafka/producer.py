@@ -119,7 +119,7 @@ class KafkaProducer:
         except BufferError:
             return False
         except KafkaException as error:
-            raise translate(error, topic) from None
+            raise translate(error, topic, "Write") from None
         self._sent += 1
         self._tick_soon()
         return True
@@ -184,7 +184,7 @@ class KafkaProducer:
                     produce = counting.current.produce
                 queued += 1
         except KafkaException as error:
-            raise translate(error, topic) from None
+            raise translate(error, topic, "Write") from None
         finally:
             self._sent += queued
             self._tick_soon()
@@ -224,7 +224,7 @@ class KafkaProducer:
         try:
             await self._produce_when_room(partial(self._confirming.produce, (record, answer), *record))
         except KafkaException as error:
-            raise translate(error, topic) from None
+            raise translate(error, topic, "Write") from None
         self._sent += 1
         return await answer
 
@@ -392,7 +392,7 @@ class KafkaProducer:
             self._fail(record, answer, error)
 
     def _fail(self, record: Outgoing, answer: Answer | None, error: KafkaError) -> None:
-        failure = translate(error, record.topic)
+        failure = translate(error, record.topic, "Write")
         self._failed += 1
         if answer is not None:
             if not answer.done():

@@ -88,7 +88,7 @@ class _Scan:
         try:
             return self._next_batch()
         except KafkaException as error:
-            raise translate(error, str(self.place)) from None
+            raise translate(error, str(self.place), "Read") from None
 
     def _next_batch(self) -> list[Record]:
         if self._client is None:
@@ -120,7 +120,7 @@ class _Scan:
                 self.ended = self.ended or (self._stop is not None and record.offset >= self._stop - 1)
             elif error.code() == KafkaError._PARTITION_EOF:
                 self.ended = self._stop is not None
-            elif not isinstance(failure := translate(error, str(self.place)), Unavailable):
+            elif not isinstance(failure := translate(error, str(self.place), "Read"), Unavailable):
                 raise failure
         return records
 

@@ -38,6 +38,9 @@ class Leaderless:
                 answer.set_result(SimpleNamespace(offset=40 + partition.partition))
         return answers
 
+    def describe_topics(self, _: Any, request_timeout: float) -> dict[str, Future[Any]]:
+        return {}
+
     def list_topics(self, timeout: float) -> Any:
         return SimpleNamespace(topics={name: SimpleNamespace(error=None) for name in self.topics})
 
