@@ -1,0 +1,79 @@
+"""Permits grow with successes, are halved once an epoch, and begin with one after a pause."""
+
+import math
+
+from app.models.permits import Permits
+
+
+def grown(most: int, successes: int) -> Permits:
+    permits = Permits(most)
+    for _ in range(successes):
+        permits.succeeded(0)
+    return permits
+
+
+def test_permits_begin_with_one_and_double_in_the_time_of_a_call() -> None:
+    """Each success allows one more, up to the bound."""
+    assert [1, 2, 3, 4, 4] == [grown(4, successes).allowed for successes in range(5)]
+
+
+def test_permits_taken_up_wait_until_one_is_back() -> None:
+    """Time alone brings none."""
+    permits = Permits(4)
+    assert 0.0 == permits.wait_s(0.0)
+    permits.take()
+    assert math.inf == permits.wait_s(0.0)
+    permits.give_back()
+    assert 0.0 == permits.wait_s(0.0)
+
+
+def test_permits_overload_halves_once_an_epoch() -> None:
+    """Sixty-four calls that fail together are one sign, not six."""
+    permits = grown(64, 63)
+    epochs = [permits.take() for _ in range(64)]
+    for epoch in epochs:
+        permits.overloaded(epoch)
+    assert 32 == permits.allowed
+    permits.overloaded(permits.take())
+    assert 16 == permits.allowed
+
+
+def test_permits_after_an_overload_grow_by_one_a_round() -> None:
+    """Above the threshold as many successes as permits allow one more."""
+    permits = grown(64, 7)
+    permits.overloaded(0)
+    assert 4 == permits.allowed
+    epoch = permits.take()
+    for _ in range(4):
+        permits.succeeded(epoch)
+    assert 4 == permits.allowed
+    permits.succeeded(epoch)
+    assert 5 == permits.allowed
+
+
+def test_permits_never_fall_below_one() -> None:
+    """However often it fails, somebody tries."""
+    permits = Permits(4)
+    for _ in range(10):
+        permits.overloaded(permits.take())
+    assert 1 == permits.allowed
+
+
+def test_permits_successes_of_an_earlier_epoch_do_not_count() -> None:
+    """They were measured at the old number."""
+    permits = grown(8, 7)
+    permits.overloaded(0)
+    for _ in range(20):
+        permits.succeeded(0)
+    assert 4 == permits.allowed
+
+
+def test_permits_pause_closes_for_all_then_begins_with_one() -> None:
+    """No permit until the end of it, though many are free; the longest of several pauses counts."""
+    permits = grown(8, 7)
+    permits.close(10.0)
+    permits.close(7.0)
+    assert 2.5 == permits.wait_s(7.5)
+    assert 2.5 == permits.closed_s(7.5)
+    assert 1 == permits.allowed
+    assert 0.0 == permits.wait_s(10.0)
