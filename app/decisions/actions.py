@@ -155,6 +155,7 @@ class ActionsWork:
         if standing.record.mode != "live":
             self.statistics.not_live += 1
             return
+        await self._switches.hold()  # an attempt is for a time when the broker is there
         state = await self._entered(standing)
         if state is None:
             return

@@ -118,8 +118,12 @@ class Limits:
         if self._limits:
             longest_ms = max(MINUTE_MS, *(limit.within_ms for limit in self._limits))
             found = await past_decisions(reader, agent, mode, partition, clock.now_ms() - longest_ms)
+        self.begin(partition, found)
+
+    def begin(self, partition: int, decisions: Iterable[Past]) -> None:
+        """The partition is owned, and these decisions about it count, in the order of their times."""
         owned = self._owned[partition] = [_Times(limit) for limit in self._limits]
-        for past in found:
+        for past in decisions:
             for times in owned:
                 if times.limit.action == past.action:
                     times.add(past.entity, past.at_ms)
