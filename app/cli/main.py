@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.cli import agents, dead, demo, features, local, output, replay, send, streams, switch, topics, worker
+from app.cli import agents, dead, decisions, demo, features, local, output, replay, send, streams, switch, topics, worker
 from app.core.errors import HeadraceError
 
 WRONG_SETUP = 2
@@ -31,6 +31,7 @@ cli.command()(send.send)
 cli.add_typer(agents.commands, name="agents")
 cli.add_typer(streams.commands, name="streams")
 cli.add_typer(features.commands, name="features")
+cli.add_typer(decisions.commands, name="decisions")
 cli.add_typer(topics.commands, name="topics")
 cli.add_typer(dead.commands, name="dead")
 cli.add_typer(switch.commands, name="switch")

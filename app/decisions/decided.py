@@ -9,7 +9,7 @@ from contextlib import aclosing
 from app.broker.base import Assignment, Reader
 from app.core.clock import Clock
 from app.core.record import Record, TopicPartition
-from app.decisions.record import DECISIONS, Mode
+from app.decisions.record import DECISIONS, Mode, is_forgotten
 from app.decisions.remembered import Remembered
 from app.dispatch.marks import WINDOW
 from app.models.budget import SPENT, Spent
@@ -46,7 +46,7 @@ async def look_back(
     end = (await reader.end_offsets([place]))[place]
     async for batch in reader.read(place, max(start, end - LOOK_BACK_OFFSETS), end):
         for record in batch:
-            if record.header("agent") == agent.encode() and _counts(record, mode):
+            if record.header("agent") == agent.encode() and _counts(record, mode) and not is_forgotten(record):
                 alert_id = (record.header("alert_id") or b"").decode(errors="replace")
                 decided.put(place.partition, alert_id, True, record.timestamp_ms)
 

@@ -240,7 +240,16 @@ def decision_headers(record: DecisionRecord) -> Headers:
 
 
 FORGOTTEN = "forgotten"
-"""The one header of a forgotten decision: when it was, ms. Whoever reads decisions passes over those that have it."""
+"""Header of what stands in the place of a forgotten decision: when it was forgotten, ms. Other readers pass over it."""
+
+_PERSONAL = ("alert_id", "entity")
+"""Headers that say whom a decision concerns."""
+
+
+def forgotten_headers(headers: Headers, forgotten_ms: int) -> Headers:
+    """The headers of a decision without those that name a person."""
+    kept = tuple(header for header in headers if header[0] not in _PERSONAL)
+    return (*kept, (FORGOTTEN, b"%d" % forgotten_ms))
 
 
 def is_forgotten(record: Record) -> bool:

@@ -140,6 +140,12 @@ class FeatureStore(Protocol):
         """Tiles are at least as new as the progress says. Cancellation harms nobody else's read. Raises: Unavailable."""
         ...
 
+    async def forget(self, view: View, entity: str) -> bool:
+        """Deletes what is stored of one entity; whether there was anything. The progress stays, so that its zeros mean
+        that it did nothing; a materializer that is set back brings back what its topic still holds. Raises: Unavailable.
+        """
+        ...
+
     async def clear(self, view: View) -> None:
         """Forgets the view, whatever its declaration was: the progress first, so that an interrupted call heals by
         itself. Raises: Unavailable."""

@@ -87,6 +87,9 @@ class MemoryStore:
         tiles = tuple(held.tiles.values()) if held is not None and held.expires_ms > self._clock.now_ms() else ()
         return StoredFeatures(tiles, shelf.progress.get(view.partition_of(entity)))
 
+    async def forget(self, view: View, entity: str) -> bool:
+        return self._shelf(view).entities.pop(entity, None) is not None
+
     async def clear(self, view: View) -> None:
         self._shelves.pop(view.name, None)
 

@@ -160,6 +160,19 @@ async def test_store_cleared_view_knows_nothing_and_begins_again(store: FeatureS
     assert await store.apply(view, 0, None, Progress(1, 0), [])
 
 
+async def test_store_forgotten_entity_has_no_tiles_and_its_neighbours_keep_theirs(
+    store: FeatureStore, view: View
+) -> None:
+    """One entity goes, whether it was there is said, and the position stays where it is."""
+    changes = [change("u", 1, 1, 100), change("u-2", 2, 1, 200)]
+    assert await store.apply(view, 0, None, Progress(5, 1_000), changes)
+    assert await store.forget(view, "u")
+    assert not await store.forget(view, "u")
+    assert set() == await stored_tiles(store, view, "u")
+    assert {changes[1].tile} == await stored_tiles(store, view, "u-2")
+    assert {0: Progress(5, 1_000)} == await store.progress(view)
+
+
 async def test_store_large_batch_is_applied_as_a_whole(store: FeatureStore, view: View) -> None:
     """A batch of more entities than one call takes arrives completely, and moves the position once."""
     changes = [change(f"u-{n % 300}", n, n, n * 100, start_ms=NOW_MS + n // 300 * TILE_MS) for n in range(600)]
@@ -220,6 +233,7 @@ async def test_store_other_declaration_is_refused_until_cleared(store: FeatureSt
         store.apply(other, 0, 1, Progress(2, 0), []),
         store.read(other, "u"),
         store.progress(other),
+        store.forget(other, "u"),
     ):
         with pytest.raises(SetupError, match=f"python -m app streams reset {view.name}"):
             await refused
