@@ -1,6 +1,7 @@
-"""`topics create|list|plan`: the topics of an application, on its cluster."""
+"""`topics create|list|plan|rights`: the topics of an application, on its cluster."""
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -148,6 +149,43 @@ def plan(
         )
     if any(each.verdict == "too few" for each in advice):
         raise typer.Exit(NOT_AS_PLANNED)
+
+
+@commands.command()
+def rights(
+    app: AppOption = DEFAULT_APP,
+    role: Annotated[
+        str | None,
+        typer.Option("--role", help="publisher, streams, features, agents, actions or operator. [default: all]"),
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Who gets them. [default: the name of the role]")] = None,
+    json: output.JsonOption = False,
+) -> None:
+    """Print the least rights each role needs, as lines for a shell: Kafka's own tool for topics and groups, `redis-cli` for
+    the store. A worker that runs several parts needs those of each.
+
+    Example: `python -m app topics rights --role agents --user headrace-agents`
+    """
+    from app.rights import ROLES, commands_of, rights_of, store_rights_of
+
+    loaded, mode = load_app(app), settings().mode
+    for each in [role] if role else ROLES:
+        found = rights_of(loaded, each, mode)
+        if json:
+            for right in found:
+                output.json_line({"role": each, **right._asdict()})
+            continue
+        output.note(f"# {each}: {ROLES[each]}")
+        for line in commands_of(found, user or each):
+            output.line(line)
+        store = store_rights_of(loaded, each)
+        if store is not None:
+            output.line(f"redis-cli ACL SETUSER {quote(user or each)} on '#SHA256-OF-PASSWORD' {quote_each(store)}")
+
+
+def quote_each(words: str) -> str:
+    """Words, each of which a shell takes as it is."""
+    return " ".join(quote(word) for word in words.split())
 
 
 def retentions(texts: list[str], registry: "TopicRegistry") -> dict[str, int | None]:

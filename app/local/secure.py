@@ -16,20 +16,14 @@ from app.local.certificates import Certificate, issue, make_authority, write_pri
 from app.local.kafka import JARS, KafkaServer, count_brokers, find_java
 from app.local.process import free_ports, run_quietly
 from app.local.redis import RedisServer
+from app.rights import ROLES, STORE_COMMANDS
 
 HOST = "127.0.0.1"
 """The one name in the servers' certificates: by another, such as `localhost`, a client must refuse them."""
 
 ADMIN = "admin"
-KAFKA_USERS = (ADMIN, "publisher", "streams", "features", "agents", "actions", "operator")
-REDIS_RIGHTS = {
-    ADMIN: "~* &* +@all",
-    "writer": (
-        "~* resetchannels -@all +info +select +ping +evalsha +eval +hget +hmget +hgetall +hset +hdel +pexpire "
-        "+del +unlink +scan"
-    ),
-    "reader": "%R~* resetchannels -@all +info +select +ping +hget +hmget +hgetall",
-}
+KAFKA_USERS = (ADMIN, *ROLES)
+REDIS_USERS = (ADMIN, *STORE_COMMANDS)
 
 SECURE_PROPERTIES = """\
 listeners=USERS://{host}:{port},CERTIFICATES://{host}:{certificate_port},CONTROLLER://{host}:{controller_port}
@@ -152,9 +146,9 @@ class SecureRedis(RedisServer, frozen=True, tag="secure-redis"):
         plain = [line for line in super().configuration_text().splitlines() if not line.startswith("port ")]
         directory = Path(self.directory)
         users = []
-        for user, rights in REDIS_RIGHTS.items():
+        for user in REDIS_USERS:
             digest = hashlib.sha256(_new_password(directory, user).encode()).hexdigest()
-            users.append(f"user {user} on #{digest} {rights}")
+            users.append(f"user {user} on #{digest}" + (" ~* &* +@all" if user == ADMIN else ""))
         return "\n".join([*plain, TLS_CONFIGURATION.format(port=self.port, directory=directory), *users, ""])
 
     def prepare(self) -> None:

@@ -1,0 +1,146 @@
+"""What each role of an application may do on its Kafka cluster, and needs to: the least, as data.
+
+A role is a user of the cluster: a part of the worker, whoever publishes, the person at the command line. A worker that runs
+several parts needs the rights of all of them. Right to read or write is right to describe, as on the cluster itself.
+"""
+
+from collections.abc import Iterable
+from shlex import quote
+from typing import NamedTuple
+
+from app.application import STREAMS_GROUP, App
+from app.core.errors import SetupError
+from app.decisions.actions import GROUP as ACTIONS_GROUP
+from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, SWITCHES
+from app.serving.materializer import GROUP as FEATURES_GROUP
+from app.streams.graph import LivePipeline, TumblingPipeline
+from app.streams.outputs import state_topic
+
+ROLES = {
+    "publisher": "publishes events: applications, `send`, `replay`",
+    "streams": "`worker --only streams`",
+    "features": "`worker --only features`",
+    "agents": "`worker --only agents`",
+    "actions": "`worker --only actions`",
+    "operator": "a person at the command line: `topics`, `dead`, `switch`, `decisions`, `streams reset`",
+}
+
+
+class Right(NamedTuple):
+    """kind: `topic` or `group`. operation: as Kafka spells it."""
+
+    kind: str
+    name: str
+    operation: str
+
+
+STORE_COMMANDS = {
+    "features": ("info", "select", "ping", "hgetall", "hmget", "hset", "hdel", "pexpire", "eval", "evalsha"),
+    "agents": ("info", "select", "ping", "hgetall", "hmget"),
+    "operator": ("info", "select", "ping", "hgetall", "hmget", "del", "unlink", "scan"),
+}
+"""What the roles that use Redis ask of it."""
+
+
+def rights_of(app: App, role: str, mode: str = "live") -> list[Right]:
+    """Every right that a role needs, ordered by kind and name. mode: of the worker, see `Settings.mode`.
+
+    Raises: SetupError for an unknown role.
+    """
+    if role not in ROLES:
+        raise SetupError("--role", f"no role is called {role}; there are {', '.join(ROLES)}")
+    every = sorted(spec.name for spec in app.topics.all())
+    used = set(_agents(app, mode) if role == "agents" else _USES[role](app))
+    if role != "publisher":  # a worker looks at all topics before it starts, and a person at any
+        written = {right.name for right in used if right.operation in ("Read", "Write")}
+        used |= {Right("topic", name, "Describe") for name in every if name not in written}
+        used |= {Right("topic", name, "DescribeConfigs") for name in every}
+    return sorted(used)
+
+
+def store_rights_of(app: App, role: str) -> str | None:
+    """The same in Redis' words, behind `ACL SETUSER name on >password`; None for a role that does not use it."""
+    if role not in STORE_COMMANDS:
+        return None
+    keys = "%R~" if role == "agents" else "~"
+    patterns = [f"{keys}{name}:*" for name in ("headrace:view", *sorted(app.views))]
+    commands = (f"+{command}" for command in STORE_COMMANDS[role])
+    return " ".join(["resetkeys", *patterns, "resetchannels", "-@all", *commands])
+
+
+def commands_of(rights: Iterable[Right], user: str) -> list[str]:
+    """The rights as lines for a shell with Kafka's own `kafka-acls.sh`."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for right in rights:
+        grouped.setdefault((right.kind, right.name), []).append(f"--operation {right.operation}")
+    begin = 'kafka-acls.sh --bootstrap-server "$BROKER" --command-config admin.properties --add'
+    return [
+        f"{begin} --allow-principal {quote(f'User:{user}')} {' '.join(operations)} --{kind} {quote(name)}"
+        for (kind, name), operations in grouped.items()
+    ]
+
+
+def _topic(name: str, *operations: str) -> list[Right]:
+    return [Right("topic", name, operation) for operation in operations]
+
+
+def _publisher(app: App) -> list[Right]:
+    rights = []
+    for source in app.sources:
+        for name in (source, f"{source}.dead"):  # `replay` puts what cannot be published where everybody looks for it
+            rights += _topic(name, "Write", "DescribeConfigs")
+    return rights
+
+
+def _streams(app: App) -> list[Right]:
+    rights = [Right("group", STREAMS_GROUP, "Read")]
+    for source in app.sources:
+        rights += _topic(source, "Read") + _topic(f"{source}.dead", "Write") + _topic(f"{source}.late", "Write")
+    for name, pipeline in app.pipelines.items():
+        rights += _topic(pipeline.topic, "Write")
+        if isinstance(pipeline, LivePipeline):
+            rights += _topic(pipeline.topic, "Read")
+        elif isinstance(pipeline, TumblingPipeline):
+            rights += _topic(state_topic(name), "Read", "Write")
+    return rights
+
+
+def _features(app: App) -> list[Right]:
+    views = [pipeline.topic for pipeline in app.pipelines.values() if isinstance(pipeline, LivePipeline)]
+    return [Right("group", FEATURES_GROUP, "Read")] + [right for topic in views for right in _topic(topic, "Read")]
+
+
+def _agents(app: App, mode: str) -> list[Right]:
+    rights = _topic(DECISIONS, "Read", "Write") + _topic(SWITCHES, "Read", "Write")
+    for agent in app.agents.values():
+        group = agent.group if mode == "live" else f"{agent.group}.{mode}"
+        rights += [Right("group", group, "Read")]
+        rights += _topic(agent.topic, "Read") + _topic(f"{agent.topic}.dead", "Write")
+    return rights
+
+
+def _actions(app: App) -> list[Right]:
+    return [
+        Right("group", ACTIONS_GROUP, "Read"),
+        *_topic(DECISIONS, "Read"),
+        *_topic(f"{DECISIONS}.dead", "Write"),
+        *_topic(EFFECTS, "Read", "Write"),
+        *_topic(REVIEWS, "Write"),
+        *_topic(SWITCHES, "Read", "Write"),
+    ]
+
+
+def _operator(app: App) -> list[Right]:
+    rights = [Right("group", STREAMS_GROUP, "Read")]
+    for spec in app.topics.all():
+        rights += _topic(spec.name, "Create", "AlterConfigs", "Delete", "Read", "Write")
+    return rights
+
+
+_USES = {
+    "publisher": _publisher,
+    "streams": _streams,
+    "features": _features,
+    "actions": _actions,
+    "operator": _operator,
+}
