@@ -197,7 +197,7 @@ class ModelGate:
         }
         return GateStatistics(
             concurrency=self._permits.most,
-            permits=self._permits.allowed,
+            permits=self._permits.allowed(now),
             in_flight=self._in_flight,
             waiting=len(self._line),
             calls=self._calls,
@@ -307,14 +307,16 @@ class ModelGate:
             else:
                 self._breaker.left(call.ticket, now)
         else:
-            self._permits.succeeded(call.place.epoch)
+            self._permits.succeeded(call.place.epoch, now)
             if self._breaker.succeeded(call.ticket):
                 logger.warning("%s answers again; calls begin slowly", self.model.name)
                 self._permits.restart()
 
     def _failed(self, ticket: Ticket, epoch: int, failure: ModelFailure, now: float) -> None:
         if failure.code in _OVERLOADS:
-            self._permits.overloaded(epoch)
+            self._permits.overloaded(epoch, now)
+        else:
+            self._permits.heard(epoch, now)
         if failure.retry_after_ms:
             self._pause_code = failure.code
             pause_s = min(failure.retry_after_ms / 1000, LONGEST_PAUSE_S)

@@ -97,7 +97,7 @@ class Line:
                     if wait_s < math.inf:
                         self._timer = loop.call_later(max(wait_s, _SHORTEST_TIMER_S), self.tick)
                     return
-                place.epoch = self._permits.take()
+                place.epoch = self._permits.take(now)
                 self._buckets.take(now, place.amounts)
                 place.holds = True
                 place.goes.set_result(None)

@@ -386,7 +386,7 @@ def refused_of_a_side_that_takes(capacity: int) -> float:
 def test_ablation_additive_increase_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A side that takes eight at once refuses few calls of permits that are halved, and most of such that only grow."""
     assert 0.08 > refused_of_a_side_that_takes(8)
-    monkeypatch.setattr(Permits, "overloaded", lambda self, epoch: None)
+    monkeypatch.setattr(Permits, "overloaded", lambda self, epoch, now: None)
     monkeypatch.setattr(Breaker, "failed", lambda self, ticket, now: False)
     assert 0.5 < refused_of_a_side_that_takes(8)
 
@@ -438,25 +438,26 @@ def test_permits_under_any_events_keep_their_bounds(events: list[str], most: int
     permits = Permits(most)
     out: list[int] = []
     allowed: list[tuple[str, int]] = []
-    for event in events:
+    for index, event in enumerate(events):
+        now = index * 0.4
         epoch = out[0] if out else 0
-        if event == "take" and permits.wait_s(1e9) == 0:
-            out.append(permits.take())
+        if event == "take" and permits.wait_s(now) == 0:
+            out.append(permits.take(now))
         elif event == "back" and out:
             permits.give_back()
             out.pop(0)
         elif event == "good":
-            permits.succeeded(epoch)
+            permits.succeeded(epoch, now)
         elif event == "bad":
-            permits.overloaded(epoch)
-            before = permits.allowed
-            permits.overloaded(epoch)
-            assert before == permits.allowed
+            permits.overloaded(epoch, now)
+            before = permits.allowed(now)
+            permits.overloaded(epoch, now)
+            assert before == permits.allowed(now)
         elif event == "pause":
-            permits.close(5.0)
+            permits.close(now + 1.0)
         elif event == "restart":
             permits.restart()
-        allowed.append((event, permits.allowed))
-        assert 1 <= permits.allowed <= most
+        allowed.append((event, permits.allowed(now)))
+        assert 1 <= permits.allowed(now) <= most
     for (_, before), (event, after) in pairwise(allowed):
         assert after >= before or event in ("bad", "pause", "restart")

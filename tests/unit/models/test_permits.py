@@ -8,20 +8,21 @@ from app.models.permits import Permits
 def grown(most: int, successes: int) -> Permits:
     permits = Permits(most)
     for _ in range(successes):
-        permits.succeeded(0)
+        permits.succeeded(0, 0.0)
     return permits
 
 
 def test_permits_begin_with_one_and_double_in_the_time_of_a_call() -> None:
     """Each success allows one more, up to the bound."""
-    assert [1, 2, 3, 4, 4] == [grown(4, successes).allowed for successes in range(5)]
+    assert [1, 2, 3, 4, 4] == [grown(4, successes).allowed(0.0) for successes in range(5)]
 
 
 def test_permits_taken_up_wait_until_one_is_back() -> None:
     """Time alone brings none."""
-    permits = Permits(4)
+    permits = grown(4, 1)
+    permits.take(0.0)
     assert 0.0 == permits.wait_s(0.0)
-    permits.take()
+    permits.take(0.0)
     assert math.inf == permits.wait_s(0.0)
     permits.give_back()
     assert 0.0 == permits.wait_s(0.0)
@@ -30,42 +31,42 @@ def test_permits_taken_up_wait_until_one_is_back() -> None:
 def test_permits_overload_halves_once_an_epoch() -> None:
     """Sixty-four calls that fail together are one sign, not six."""
     permits = grown(64, 63)
-    epochs = [permits.take() for _ in range(64)]
+    epochs = [permits.take(0.0) for _ in range(64)]
     for epoch in epochs:
-        permits.overloaded(epoch)
-    assert 32 == permits.allowed
-    permits.overloaded(permits.take())
-    assert 16 == permits.allowed
+        permits.overloaded(epoch, 0.0)
+    assert 32 == permits.allowed(0.0)
+    permits.overloaded(permits.take(0.0), 0.0)
+    assert 16 == permits.allowed(0.0)
 
 
 def test_permits_after_an_overload_grow_by_one_a_round() -> None:
     """Above the threshold as many successes as permits allow one more."""
     permits = grown(64, 7)
-    permits.overloaded(0)
-    assert 4 == permits.allowed
-    epoch = permits.take()
+    permits.overloaded(0, 0.0)
+    assert 4 == permits.allowed(0.0)
+    epoch = permits.take(0.0)
     for _ in range(4):
-        permits.succeeded(epoch)
-    assert 4 == permits.allowed
-    permits.succeeded(epoch)
-    assert 5 == permits.allowed
+        permits.succeeded(epoch, 0.0)
+    assert 4 == permits.allowed(0.0)
+    permits.succeeded(epoch, 0.0)
+    assert 5 == permits.allowed(0.0)
 
 
 def test_permits_never_fall_below_one() -> None:
     """However often it fails, somebody tries."""
     permits = Permits(4)
     for _ in range(10):
-        permits.overloaded(permits.take())
-    assert 1 == permits.allowed
+        permits.overloaded(permits.take(0.0), 0.0)
+    assert 1 == permits.allowed(0.0)
 
 
 def test_permits_successes_of_an_earlier_epoch_do_not_count() -> None:
     """They were measured at the old number."""
     permits = grown(8, 7)
-    permits.overloaded(0)
+    permits.overloaded(0, 0.0)
     for _ in range(20):
-        permits.succeeded(0)
-    assert 4 == permits.allowed
+        permits.succeeded(0, 0.0)
+    assert 4 == permits.allowed(0.0)
 
 
 def test_permits_pause_closes_for_all_then_begins_with_one() -> None:
@@ -75,5 +76,27 @@ def test_permits_pause_closes_for_all_then_begins_with_one() -> None:
     permits.close(7.0)
     assert 2.5 == permits.wait_s(7.5)
     assert 2.5 == permits.closed_s(7.5)
-    assert 1 == permits.allowed
+    assert 1 == permits.allowed(0.0)
     assert 0.0 == permits.wait_s(10.0)
+
+
+def test_permits_double_each_second_while_nothing_is_heard() -> None:
+    """A first call that hangs does not hold up all others; the first word ends it, and counts from there."""
+    permits = Permits(64)
+    epoch = permits.take(5.0)
+    assert [1, 1, 2, 4, 64, 64] == [permits.allowed(at) for at in (5.0, 5.9, 6.0, 7.0, 11.0, 100.0)]
+    assert 0.5 == permits.wait_s(5.5)
+    permits.overloaded(epoch, 8.0)
+    assert [4, 4] == [permits.allowed(at) for at in (8.0, 100.0)]
+    assert 0.0 == permits.wait_s(8.0)
+    for _ in range(3):
+        permits.take(8.0)
+    assert math.inf == permits.wait_s(8.0)
+
+
+def test_permits_silence_after_a_pause_counts_from_the_first_call() -> None:
+    """Not from the pause."""
+    permits = grown(8, 7)
+    permits.close(10.0)
+    permits.take(50.0)
+    assert [1, 2] == [permits.allowed(at) for at in (50.5, 51.0)]
