@@ -156,6 +156,8 @@ class Worker:
                 await self._store.start()
             if any(part.name == "switches" for part in parts):
                 await self.switches.load()
+                if off := self.switches.statistics().off:
+                    logger.warning("switched off: %s", ", ".join(off))
             self._app.connect(Publisher(self._producer, self._app.topics))
             async with asyncio.TaskGroup() as tasks:
                 for part in parts:
@@ -285,6 +287,8 @@ class Worker:
     async def _run_in_mode(self, agent: Agent[Any], mode: Mode, run: Run, stopping: asyncio.Event) -> bool:
         """Runs an agent until it is to stop, or until its mode is another one, and with it its group: then what it had
         begun is cancelled uncommitted, and the answer is True."""
+        if mode != "live":
+            logger.warning("agent %s runs in mode %s: nobody acts on what it decides", agent.name, mode)
         with anyio.CancelScope() as scope:
 
             def changed() -> None:
