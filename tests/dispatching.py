@@ -13,6 +13,7 @@ from app.broker.base import Assignment, CommittedOffset, RebalanceListener
 from app.broker.memory import MemoryBroker, MemoryConsumer
 from app.broker.topics import TopicSpec
 from app.core.clock import Clock, run_virtual
+from app.core.errors import Fenced
 from app.core.record import Record, TopicPartition
 from app.dispatch.consumer import Dispatcher
 from app.dispatch.marks import Mark, decode_marks
@@ -79,12 +80,21 @@ class WatchedConsumer(MemoryConsumer):
         super().__init__(broker, group, topics, listener)
         self._watched = broker
         self.polls = 0
+        self.dead = False
+        """Its process has died: nothing of it is committed any more."""
+
+    def die(self) -> None:
+        self.dead = True
+        if self in self._watched.groups[self.group].members:
+            self._watched.expel(self)
 
     async def poll(self, max_records: int = 500, timeout_ms: int = 100) -> list[Record]:
         self.polls += 1
         return await super().poll(max_records, timeout_ms)
 
     async def commit(self, offsets: Mapping[Assignment, CommittedOffset]) -> None:
+        if self.dead:
+            raise Fenced("the process is dead")
         for assignment, committed in offsets.items():
             self._watched.history.check_commit(self._watched, assignment.place, committed)
         await super().commit(offsets)

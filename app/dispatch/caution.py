@@ -2,10 +2,11 @@
 
 Nobody can tell from inside why a process died. So after an unclean end of an epoch the next owner is careful, in steps:
 
-- The first unfinished records, and the first of each of the first keys, are suspects: one crash. As many of them run as
-  ever could have run, but only `SUSPECTS_AT_ONCE` at a time, and each is announced in a commit before it runs.
-- An unclean end counts against those that were announced, and no others. At two crashes a record runs on trial: announced,
-  and with nothing else of its partition beside it.
+- The first unfinished records, and the first of each of the first keys, are suspects: one crash. Only `SUSPECTS_AT_ONCE`
+  of them run at a time, and each is announced in a commit before it runs. Others run beside them, a few ahead of what is
+  committed, so that a culprit among them is among the first after the next unclean end.
+- An unclean end counts against the suspects that were announced, and no others. At two crashes a record runs on trial:
+  announced, and with nothing else of its partition beside it.
 - The one that was on trial at an unclean end has three crashes: it is given up without running.
 
 So innocents beside a culprit, or under a process that is killed from outside, never get further than a trial, unless the
@@ -16,9 +17,9 @@ recognizable as unclean.
 from app.dispatch.marks import WINDOW
 from app.dispatch.offsets import OffsetTracker
 
-SUSPECTS_AT_ONCE = 4
+SUSPECTS_AT_ONCE = 6
 """Of one partition. It bounds how many an unclean end can bring to their trial, and so how long trials hold up the
-partition: four deadlines."""
+partition; fewer hold up the suspects themselves."""
 
 CONDEMNED = 3
 """Crashes after which a record is given up."""
@@ -33,20 +34,30 @@ class Caution:
     def __init__(self, tracker: OffsetTracker, concurrency: int) -> None:
         self._tracker = tracker
         self._concurrency = concurrency
-        self._received = self._keys = 0
-        self._on_trial: int | None = None
-        self._waiting: dict[int, int] = {}  # announced, and not started yet: in which version
+        self._ahead = max(1, concurrency // 4)
+        """While careful: records without a crash that run at once, and again so many that are done and not committed."""
+        self._received = self._keys = self._fresh = 0
         self._barrier = 1  # the version that must be committed before anything starts
+        self._waiting: dict[int, int] = {}  # announced, and not started yet: in which version
+        self._on_trial: int | None = None
+        self._others: set[int] = set()  # while careful: those without a crash that run
         self._uncommitted = 0
+
+    @property
+    def _is_careful(self) -> bool:
+        """Beyond the window nothing can have been running when the epoch before ended."""
+        return self._tracker.unclean and self._received <= WINDOW
 
     def receive(self, offset: int, *, is_first_of_key: bool) -> None:
         """Takes notice of an unfinished record, in order. After an unclean end it may become a suspect."""
-        if not self._tracker.unclean:
+        if not self._is_careful:
             return
+        is_fresh = self._tracker.crashes(offset) == 0
         self._received += 1
         self._keys += is_first_of_key
-        among_first_keys = is_first_of_key and self._keys <= self._concurrency
-        if self._received <= self._concurrency or among_first_keys:
+        self._fresh += is_fresh
+        among_first = self._received <= self._concurrency or (is_first_of_key and self._keys <= self._concurrency)
+        if is_fresh and (among_first or self._fresh <= 2 * self._ahead):
             self._tracker.suspect(offset)
 
     def is_condemned(self, offset: int) -> bool:
@@ -62,8 +73,24 @@ class Caution:
             self._begin_trial(offset)
         if self._on_trial is not None and (self._on_trial != offset or others_run):
             return False
-        if crashes in (0, CONDEMNED):  # a condemned one runs no handler, and was announced by those before
-            return True
+        if crashes == 0:
+            return self._may_run_ahead(offset)
+        return crashes == CONDEMNED or self._is_announced(offset, committed)  # that one runs no handler
+
+    def _begin_trial(self, offset: int) -> None:
+        self._on_trial = offset
+        for waiting in self._waiting:
+            self._tracker.withdraw(waiting)
+        self._waiting.clear()
+
+    def _may_run_ahead(self, offset: int) -> bool:
+        if self._is_careful:
+            if len(self._others) >= self._ahead:
+                return False
+            self._others.add(offset)
+        return True
+
+    def _is_announced(self, offset: int, committed: int) -> bool:
         if offset not in self._waiting:
             if self._tracker.announced >= SUSPECTS_AT_ONCE:
                 return False
@@ -74,25 +101,20 @@ class Caution:
         del self._waiting[offset]
         return True
 
-    def _begin_trial(self, offset: int) -> None:
-        self._on_trial = offset
-        for waiting in self._waiting:
-            self._tracker.withdraw(waiting)
-        self._waiting.clear()
-
     def wants_commit(self, committed: int) -> bool:
+        """Whether something waits for one."""
         return committed < max(self._barrier, *self._waiting.values(), 0)
 
     def stopped(self, offset: int, *, is_done: bool) -> None:
         """A record that ran does so no more: it is done, or waits for its retry."""
+        self._others.discard(offset)
         self._tracker.withdraw(offset)
         if self._on_trial == offset:
             self._on_trial = None
             self._barrier = self._tracker.changes  # or its neighbour's crash would be laid to its charge
-        # A culprit behind many quick ones would not be among the first unfinished, if none of those were committed.
-        if self._tracker.unclean and self._received <= WINDOW and is_done:
+        if self._is_careful and is_done:
             self._uncommitted += 1
-            if self._uncommitted >= self._concurrency:
+            if self._uncommitted >= self._ahead:
                 self._barrier = self._tracker.changes
 
     def was_committed(self) -> None:

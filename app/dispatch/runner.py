@@ -157,7 +157,7 @@ class Runner:
 
     def _put_back(self, partition: Partition) -> None:
         aside, partition.aside = partition.aside, []
-        for lane in aside:
+        for lane in reversed(aside):
             self._lanes.put_back(lane)
 
     def stop(self) -> None:

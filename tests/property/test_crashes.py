@@ -1,0 +1,209 @@
+"""Records that take their process with them, and processes that are killed from outside: seeded plays with real
+dispatchers, judged by what was committed when each process died.
+
+A process that dies is thrown out of its group in that moment, so that nothing of it is committed any more, and cancelled.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from app.broker.base import CommittedOffset
+from app.core.clock import Clock, run_virtual
+from app.core.errors import Unavailable
+from app.core.record import Record
+from app.dispatch.caution import Caution
+from app.dispatch.marks import Known, Mark, decode_marks
+from app.dispatch.offsets import OffsetTracker
+from app.dispatch.retries import RetryPolicy
+from app.dispatch.work import DispatchConfig
+from tests.dispatching import GROUP, START_MS, Stage, staged
+from tests.examples import examples
+
+SEEDS = range(examples(60))
+ABLATION_SEEDS = range(40)
+PARTITIONS = 2
+RECORDS = 40
+"""Of a partition. All of them can be suspects at once, so that every crash of a culprit counts."""
+
+CONFIG = DispatchConfig(
+    concurrency=RECORDS, retry=RetryPolicy(max_attempts=3, first_delay_ms=300, longest_delay_ms=2_000), drain_ms=1_000
+)
+CRASHES = 3
+
+
+class Processes:
+    """One process after another on one stage, until all records have ended."""
+
+    def __init__(self, stage: Stage, seed: int, *, culprits: int, kills: int) -> None:
+        self.stage = stage
+        self.random = Random(seed)
+        self.kills = kills
+        self.culprits = {(self.random.randrange(PARTITIONS), self.random.randrange(RECORDS)) for _ in range(culprits)}
+        self.crashes: Counter[tuple[int, int]] = Counter()
+        self.on_trial: set[tuple[int, int]] = set()
+        self.unclean: set[int] = set()
+        self.died = asyncio.Event()
+        stage.work.handler = self.handle
+        for partition in range(PARTITIONS):
+            stage.send(*[f"u-{self.random.randrange(RECORDS)}" for _ in range(RECORDS)], partition=partition)
+
+    async def handle(self, record: Record, attempt: int) -> None:
+        if (record.partition, record.offset) in self.culprits:
+            await asyncio.sleep(self.random.choice([0, 0, 0.3, 2]))
+            self.crashes[record.partition, record.offset] += 1
+            self.die()
+            await asyncio.Event().wait()
+        await asyncio.sleep(self.random.choice([0, 0.05, 1, 5]))
+        if self.random.random() < 0.1:
+            raise Unavailable("by chance")
+
+    def die(self) -> None:
+        """Nothing of this process is committed from here on; the books are taken as they are."""
+        if self.died.is_set():
+            return
+        for partition in range(PARTITIONS):
+            self.take_stock(partition)
+        self.stage.broker.consumers[-1].die()
+        self.died.set()
+
+    def take_stock(self, partition: int) -> None:
+        known = self.known(partition)
+        if known.is_open:
+            self.unclean.add(partition)
+        on_trial = {offset for offset in known.announced if known.marks.get(offset) is Mark.TWO_CRASHES}
+        fresh = on_trial - {offset for number, offset in self.on_trial if number == partition}
+        running = {key for number, key in self.stage.history.running if number == partition}
+        if len(fresh) > 1:
+            self.stage.history.violations.append(f"{fresh} were on trial together")
+        if fresh and len(running) > 1:
+            self.stage.history.violations.append(f"{fresh} was on trial beside {running}")
+        self.on_trial |= {(partition, offset) for offset in on_trial}
+
+    def known(self, partition: int) -> Known:
+        known = decode_marks(*(self.stage.broker.committed(partition) or CommittedOffset(0)))
+        assert known is not None
+        return known
+
+    async def perform(self) -> None:
+        while not self.stage.all_ended() and self.crashes.total() < 100:
+            self.died.clear()
+            stopping = asyncio.Event()
+            running = asyncio.create_task(self.stage.dispatcher(CONFIG).run(stopping))
+            how = self.random.choice(["kill", "stop"]) if self.kills else "stop"
+            with_patience = asyncio.timeout(self.random.random() * 8 if how == "kill" else self.random.random() * 60)
+            try:
+                async with with_patience:
+                    await self.died.wait()
+            except TimeoutError:
+                if how == "kill" and self.stage.broker.groups.get(GROUP):
+                    self.kills -= 1
+                    self.die()
+            stopping.set()
+            if self.died.is_set():
+                running.cancel()
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.result()
+                self.check_clean()
+
+    def check_clean(self) -> None:
+        """A clean end leaves no partition open, and nobody under suspicion where nothing has ever crashed."""
+        for partition in range(PARTITIONS):
+            known = self.known(partition)
+            if known.is_open and partition not in self.unclean:
+                self.stage.history.violations.append("a clean end looks unclean")
+            if partition not in self.unclean and any(mark is not Mark.DONE for mark in known.marks.values()):
+                self.stage.history.violations.append("an innocent was suspected after clean ends")
+
+    def given_up(self) -> set[tuple[int, int]]:
+        """For their crashes."""
+        return {(place[1], place[2]) for place, error, _ in self.stage.history.given_up if "uncleanly" in error}
+
+    def judge(self) -> list[str]:
+        violations = list(self.stage.history.violations)
+        if not self.stage.all_ended():
+            violations.append("a record was lost, or crashes for ever")
+        given_up = self.given_up()
+        violations += [f"{place} was given up, and never on trial" for place in given_up - self.on_trial]
+        violations += [f"{place} crashed {count} times" for place, count in self.crashes.items() if count > CRASHES]
+        violations += [f"{place} kills, and was not given up" for place in self.culprits - given_up]
+        return violations
+
+
+def play(seed: int, *, culprits: int, kills: int) -> Processes:
+    async def main(clock: Clock) -> Processes:
+        processes = Processes(await staged(clock, PARTITIONS), seed, culprits=culprits, kills=kills)
+        await processes.perform()
+        return processes
+
+    return run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_crashes_any_history_loses_nothing_and_blames_only_those_on_trial(seed: int) -> None:
+    """Culprits, kills from outside and clean ends: every record ends, a culprit after three crashes at most, and nobody is
+    given up who was not on trial, alone in its partition, at an unclean end."""
+    assert [] == play(seed, culprits=2, kills=8).judge()
+
+
+@pytest.mark.parametrize("seed", range(examples(40)))
+def test_crashes_single_culprit_is_given_up_after_exactly_three(seed: int) -> None:
+    """Without kills from outside the culprit's own crashes are all there are, and it is the only one of its partition that
+    is given up."""
+    processes = play(seed, culprits=1, kills=0)
+    assert [] == processes.judge()
+    assert [CRASHES] == list(processes.crashes.values())
+    ((partition, _),) = processes.culprits
+    assert processes.culprits == {place for place in processes.given_up() if place[0] == partition}
+
+
+@pytest.mark.parametrize("seed", range(examples(40)))
+def test_crashes_clean_ends_count_against_nobody(seed: int) -> None:
+    """However often a process is stopped in the midst of its work, nothing comes under suspicion."""
+    processes = play(seed, culprits=0, kills=0)
+    assert [] == processes.judge()
+    assert not processes.on_trial
+
+
+def count_nothing_before_running(patch: pytest.MonkeyPatch) -> None:
+    may_start = Caution.may_start
+
+    def at_once(self: Caution, offset: int, committed: int, *, others_run: bool) -> bool:
+        return may_start(self, offset, 2**60, others_run=others_run)
+
+    patch.setattr(Caution, "may_start", at_once)
+
+
+def try_together(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Caution, "_begin_trial", lambda self, offset: None)
+
+
+def ignore_how_it_ended(patch: pytest.MonkeyPatch) -> None:
+    init = OffsetTracker.__init__
+
+    def always_unclean(self: OffsetTracker, start: CommittedOffset | None) -> None:
+        init(self, start)
+        self.unclean = start is not None
+
+    patch.setattr(OffsetTracker, "__init__", always_unclean)
+
+
+@pytest.mark.parametrize(
+    ("remove", "culprits", "found"),
+    [
+        (count_nothing_before_running, 1, "times"),
+        (try_together, 2, "on trial together"),
+        (ignore_how_it_ended, 0, "an innocent was suspected"),
+    ],
+)
+def test_crashes_without_safeguard_are_noticed(
+    remove: Callable[[pytest.MonkeyPatch], None], culprits: int, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ablation: counts that are not committed before anything runs, trials that are not alone, clean ends that count."""
+    remove(monkeypatch)
+    kills = 8 if culprits else 0
+    assert any(found in line for seed in ABLATION_SEEDS for line in play(seed, culprits=culprits, kills=kills).judge())

@@ -1,0 +1,209 @@
+"""After an unclean end: who is under suspicion, who runs on trial, who is given up, and what goes on meanwhile."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from app.broker.base import CommittedOffset
+from app.broker.memory import Fault, _Group
+from app.core.errors import Unavailable
+from app.core.record import Record, TopicPartition
+from app.dispatch.caution import SUSPECTS_AT_ONCE
+from app.dispatch.marks import Mark, decode_marks, encode_marks
+from app.dispatch.retries import RetryPolicy
+from app.dispatch.work import DispatchConfig
+from tests.dispatching import GROUP, TOPIC, Stage, at_once, on_stage, taking, until
+
+
+def commit_for(stage: Stage, marks: dict[int, Mark], announced: set[int], partition: int = 0) -> None:
+    """What a dead owner has left behind at offset 0."""
+    metadata = encode_marks(0, marks, announced, is_open=True)
+    group = stage.broker.groups.setdefault(GROUP, _Group())
+    group.committed[TopicPartition(TOPIC, partition)] = CommittedOffset(0, metadata)
+
+
+async def crash_until_done(stage: Stage, culprit: int, config: DispatchConfig | None = None) -> int:
+    """One process after another; the culprit kills each one that runs it. How often it did."""
+    crashes = 0
+    died = asyncio.Event()
+    handler = stage.work.handler
+
+    async def handle(record: Record, attempt: int) -> None:
+        nonlocal crashes
+        if record.offset == culprit:
+            crashes += 1
+            stage.broker.consumers[-1].die()
+            died.set()
+            await asyncio.Event().wait()
+        await handler(record, attempt)
+
+    stage.work.handler = handle
+    while not stage.all_ended():
+        died.clear()
+        running = asyncio.create_task(stage.dispatcher(config).run(asyncio.Event()))
+        ending = asyncio.create_task(until(stage.all_ended))
+        dying = asyncio.create_task(died.wait())
+        await asyncio.wait([ending, dying], return_when=asyncio.FIRST_COMPLETED)
+        for task in (running, ending, dying):
+            task.cancel()
+        await asyncio.wait([running, ending, dying])
+    return crashes
+
+
+def test_caution_nothing_runs_before_the_first_commit() -> None:
+    """While the broker takes no commit no handler is started; afterwards all are."""
+
+    async def play(stage: Stage) -> None:
+        for _ in range(10):
+            stage.broker.plan(Fault("commit", "fail"))
+        stage.send("u-1", "u-2")
+        async with stage.running() as dispatcher:
+            await until(lambda: dispatcher.statistics().commit_failures == 9)
+            assert [] == stage.history.begun
+            await until(stage.all_ended)
+
+    on_stage(play)
+
+
+def test_caution_suspects_run_few_at_once_and_announced() -> None:
+    """After an unclean end suspects run a few at a time, each named in a commit beforehand, beside those that are none."""
+
+    async def play(stage: Stage) -> None:
+        commit_for(stage, {}, set())
+        stage.work.handler = taking(5)
+        stage.send(*[f"u-{number}" for number in range(30)])
+        async with stage.running(DispatchConfig(concurrency=20)):  # five of those without a crash run ahead
+            await until(lambda: len(stage.history.running) == 5 + SUSPECTS_AT_ONCE)
+            begun = sorted(offset for _, _, offset in stage.history.begun)
+            suspects, others = begun[:SUSPECTS_AT_ONCE], begun[SUSPECTS_AT_ONCE:]
+            assert list(range(SUSPECTS_AT_ONCE)) == suspects
+            assert list(range(20, 25)) == others
+            known = decode_marks(*(stage.broker.committed() or CommittedOffset(0)))
+            assert known is not None
+            assert set(range(SUSPECTS_AT_ONCE)) == known.announced
+            await until(stage.all_ended)
+
+    on_stage(play)
+
+
+def test_caution_trial_runs_alone_in_its_partition() -> None:
+    """Nothing of the partition runs beside a record with two crashes; other partitions go on."""
+
+    async def play(stage: Stage) -> None:
+        commit_for(stage, {1: Mark.TWO_CRASHES, 2: Mark.TWO_CRASHES}, set())
+        beside: dict[int, set[tuple[int, bytes]]] = {}
+
+        async def handle(record: Record, attempt: int) -> None:
+            await asyncio.sleep(2)
+            if record.partition == 0:
+                beside[record.offset] = set(stage.history.running) - {(0, record.key or b"")}
+
+        stage.work.handler = handle
+        stage.send("u-0", "u-1", "u-2", "u-3")
+        async with stage.running():
+            await until(lambda: bool(stage.history.running))
+            stage.send(*[f"u-{number}" for number in range(9)], partition=1)
+            await until(stage.all_ended)
+        for on_trial in (1, 2):
+            assert {1} >= {partition for partition, _ in beside[on_trial]}
+        assert any(partition == 1 for partition, _ in beside[1] | beside[2])
+
+    on_stage(play, partitions=2)
+
+
+def test_caution_trial_that_fails_waits_for_its_retry_without_holding_the_partition() -> None:
+    """A record on trial whose attempt fails is parked like any other; its next attempt is a trial again."""
+
+    async def play(stage: Stage) -> None:
+        commit_for(stage, {0: Mark.TWO_CRASHES}, set())
+
+        async def handle(record: Record, attempt: int) -> None:
+            if record.offset == 0 and attempt < 3:
+                raise Unavailable("not yet")
+
+        stage.work.handler = handle
+        stage.send("u-0", "u-1")
+        retry = RetryPolicy(first_delay_ms=60_000, longest_delay_ms=60_000, jitter=0)
+        async with stage.running(DispatchConfig(retry=retry)):
+            await until(lambda: bool(stage.history.order[b"u-1"]), within_seconds=5)
+            await until(stage.all_ended)
+        assert CommittedOffset(2) == stage.broker.committed()
+
+    on_stage(play)
+
+
+def test_caution_condemned_record_is_given_up_without_running() -> None:
+    """Whoever was on trial at an unclean end runs no more; its reason says so, and its lane goes on."""
+
+    async def play(stage: Stage) -> None:
+        commit_for(stage, {0: Mark.TWO_CRASHES}, {0})
+        stage.send("u-0", "u-0")
+        async with stage.running() as dispatcher:
+            await until(stage.all_ended)
+            assert (1, 1) == (dispatcher.statistics().condemned, dispatcher.statistics().given_up)
+        assert [(TOPIC, 0, 1)] == stage.history.begun
+        ((place, error, attempts),) = stage.history.given_up
+        assert ((TOPIC, 0, 0), 0) == (place, attempts)
+        assert "ended uncleanly" in error
+
+    on_stage(play)
+
+
+@pytest.mark.parametrize(
+    ("before", "seconds", "most"),
+    [
+        (lambda number: f"u-{number}", 0.2, 4),
+        (lambda number: f"u-{number}", 0, 4),
+        (lambda number: "busy", 0.2, 3),
+        (lambda number: "culprit", 0.2, 4),
+    ],
+    ids=["other keys", "other keys, quick", "one busy key", "its own key"],
+)
+def test_caution_culprit_behind_many_others_is_found(before: Callable[[int], str], seconds: float, most: int) -> None:
+    """Hundreds of records before the culprit do not hide it for long: three crashes count, and few come before them."""
+
+    async def play(stage: Stage) -> None:
+        stage.work.handler = taking(seconds)
+        stage.send(*[before(number) for number in range(600)], "culprit")
+        crashes = await crash_until_done(stage, 600, DispatchConfig(concurrency=64))
+        assert [(TOPIC, 0, 600)] == [place for place, _, _ in stage.history.given_up]
+        assert crashes <= most
+
+    on_stage(play)
+
+
+def test_caution_clean_end_with_a_handler_cut_off_suspects_nobody() -> None:
+    """A stop that cancels handlers is no crash."""
+
+    async def play(stage: Stage) -> None:
+        stage.work.handler = taking(3_600)
+        stage.send("u-1", "u-2")
+        for _ in range(4):
+            async with stage.running(DispatchConfig(drain_ms=100)):
+                await until(lambda: len(stage.history.running) == 2)
+        stage.work.handler = at_once
+        async with stage.running():
+            await until(stage.all_ended)
+        assert [] == stage.history.given_up
+        assert CommittedOffset(2) == stage.broker.committed()
+
+    on_stage(play)
+
+
+def test_caution_lost_partition_counts_as_unclean() -> None:
+    """An owner that was thought dead commits nothing any more, so its records are under suspicion at the next one."""
+
+    async def play(stage: Stage) -> None:
+        stage.work.handler = taking(20)
+        stage.send("u-1")
+        async with stage.running():
+            await until(lambda: bool(stage.history.running))
+            stage.broker.expel(stage.broker.consumers[0])
+            await until(lambda: len(stage.history.begun) == 2)
+            known = decode_marks(*(stage.broker.committed() or CommittedOffset(0)))
+            assert known is not None
+            assert {0: Mark.ONE_CRASH} == known.marks
+            await until(stage.all_ended)
+
+    on_stage(play)
