@@ -11,14 +11,19 @@ from app.models.base import Model
 
 
 def open_broker(settings: Settings, clock: Clock) -> Broker:
-    """`kafka://host:port,…`, or `memory://` for one that lives in this process."""
+    """`kafka://host:port,…`, the same through aiokafka as `aiokafka://host:port,…`, or `memory://` for one that lives in
+    this process."""
     if settings.broker.startswith("memory://"):
         from app.broker.memory import MemoryBroker
 
         return MemoryBroker(clock)
+    security = settings.broker_security
+    if settings.broker.startswith("aiokafka://"):
+        from app.broker.aiokafka import AioKafkaBroker
+
+        return AioKafkaBroker(settings.broker, clock, replication=settings.replication, security=security)
     from app.broker.kafka import KafkaBroker
 
-    security = settings.broker_security
     return KafkaBroker(settings.broker, clock, replication=settings.replication, security=security)
 
 

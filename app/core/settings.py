@@ -91,7 +91,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require_shorter("action_timeout_ms", self.action_timeout_ms, "drain_ms", self.drain_ms)
         _require_shorter("drain_ms", self.drain_ms, "grace_ms", self.grace_ms)
         _require("log_level", self.log_level in LOG_LEVELS, f"must be one of {', '.join(LOG_LEVELS)}")
-        _require("broker", self.broker.startswith(("kafka://", "memory://")), "must begin with kafka:// or memory://")
+        broker_schemes = ("kafka://", "aiokafka://", "memory://")
+        broker_rule = "must begin with kafka://, aiokafka:// or memory://"
+        _require("broker", self.broker.startswith(broker_schemes), broker_rule)
         store_schemes = ("redis://", "rediss://", "unix://", "memory://")
         _require("store", self.store.startswith(store_schemes), "must begin with redis://, unix:// or memory://")
         check_broker(self.broker, self.broker_security)

@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 import pytest
+from aiokafka.protocol.group import LeaveGroupRequest
 
+from app.broker.aiokafka import AioKafkaBroker
+from app.broker.aiokafka.consumer import AioKafkaConsumer
 from app.broker.base import Assignment, Broker, Consumer, Reader
 from app.broker.kafka import KafkaBroker
 from app.broker.kafka.consumer import KafkaConsumer
@@ -17,6 +20,8 @@ from app.core.clock import SystemClock
 from app.core.record import Record, TopicPartition
 
 PATIENCE_SECONDS = 30.0
+
+Kind = Literal["memory", "kafka", "aiokafka"]
 
 
 class Member:
@@ -69,7 +74,7 @@ async def poll_until(members: Sequence[Member], condition: Callable[[], bool]) -
 class Cluster:
     """A broker under test, with names that are this test's own."""
 
-    def __init__(self, kind: Literal["memory", "kafka"], broker: Broker, unique: Callable[[str], str]) -> None:
+    def __init__(self, kind: Kind, broker: Broker, unique: Callable[[str], str]) -> None:
         self.kind = kind
         self.broker = broker
         self.unique = unique
@@ -111,6 +116,10 @@ class Cluster:
         if isinstance(self.broker, MemoryBroker):
             assert isinstance(member.consumer, MemoryConsumer)
             self.broker.expel(member.consumer)
+        elif isinstance(member.consumer, AioKafkaConsumer):
+            assert member.consumer._client is not None
+            coordinator = member.consumer._client._coordinator
+            await coordinator._send_req(LeaveGroupRequest(member.consumer.group, coordinator.member_id))
         else:
             assert isinstance(member.consumer, KafkaConsumer)
             polling = member.consumer._polling
@@ -156,17 +165,26 @@ async def send_leave(address: str, group: str, member_id: str) -> None:
     assert 0 == struct.unpack(">h", answer[9:11])[0], answer  # behind correlation id, tags, throttle time
 
 
-@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(
+    params=["memory", pytest.param("kafka", marks=pytest.mark.kafka), pytest.param("aiokafka", marks=pytest.mark.kafka)]
+)
 def broker_address(request: pytest.FixtureRequest) -> str:
     """The address of each adapter of the broker contract in turn."""
-    return "memory://" if request.param == "memory" else str(request.getfixturevalue("kafka_address"))
+    if request.param == "memory":
+        return "memory://"
+    address = str(request.getfixturevalue("kafka_address"))
+    return address if request.param == "kafka" else f"aio{address}"
 
 
 @pytest.fixture
 async def cluster(broker_address: str, unique: Callable[[str], str]) -> AsyncIterator[Cluster]:
     """A broker at that address."""
-    memory = broker_address == "memory://"
-    broker: Broker = MemoryBroker(SystemClock()) if memory else KafkaBroker(broker_address, SystemClock())
-    cluster = Cluster("memory" if memory else "kafka", broker, unique)
+    adapters: dict[str, tuple[Kind, Callable[[], Broker]]] = {
+        "memory": ("memory", lambda: MemoryBroker(SystemClock())),
+        "kafka": ("kafka", lambda: KafkaBroker(broker_address, SystemClock())),
+        "aiokafka": ("aiokafka", lambda: AioKafkaBroker(broker_address, SystemClock())),
+    }
+    kind, make = adapters[broker_address.partition("://")[0]]
+    cluster = Cluster(kind, make(), unique)
     yield cluster
     await cluster.close()

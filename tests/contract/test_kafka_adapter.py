@@ -11,8 +11,8 @@ import confluent_kafka.admin
 import pytest
 
 from app.broker.kafka import KafkaBroker, admin
-from app.broker.limits import Limits
 from app.broker.kafka.producer import KafkaProducer
+from app.broker.limits import Limits
 from app.core.clock import SystemClock
 from app.core.errors import RecordTooEarly, RecordTooLarge, SetupError, Unavailable
 from app.core.record import TopicPartition

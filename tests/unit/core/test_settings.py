@@ -51,7 +51,7 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
         ({"HEADRACE_REPLICATION": "three"}, "HEADRACE_REPLICATION: Expected `int`"),
         ({"HEADRACE_REPLICATION": "0"}, "HEADRACE_REPLICATION: must be at least 1"),
         ({"HEADRACE_MODEL_CONCURRENCY": "257"}, "HEADRACE_MODEL_CONCURRENCY: must be 1 to 256"),
-        ({"HEADRACE_BROKER": "localhost:9092"}, "HEADRACE_BROKER: must begin with kafka:// or memory://"),
+        ({"HEADRACE_BROKER": "localhost:9092"}, "HEADRACE_BROKER: must begin with kafka://, aiokafka:// or memory://"),
         ({"HEADRACE_STORE": "6379"}, "HEADRACE_STORE: must begin with redis://, unix:// or memory://"),
         ({"HEADRACE_MODEL_ATTEMPT_MS": "25000"}, "HEADRACE_MODEL_ATTEMPT_MS: 25000 must be shorter than drain_ms"),
         ({"HEADRACE_MODEL_ATTEMPT_MS": "0"}, "HEADRACE_MODEL_ATTEMPT_MS: must be more than 0"),

@@ -1,0 +1,5 @@
+"""The adapter of aiokafka, and the only place that knows it."""
+
+from app.broker.aiokafka.broker import AioKafkaBroker
+
+__all__ = ["AioKafkaBroker"]
