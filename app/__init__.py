@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from app.decisions.decision import review as review
     from app.decisions.effects import Effects as Effects
     from app.decisions.policy import Policy as Policy
+    from app.models.budget import Budget as Budget
     from app.serving.base import Features as Features
     from app.streams.expressions import col as col
     from app.streams.graph import Alert as Alert
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Alert": "app.streams.graph",
     "App": "app.application",
+    "Budget": "app.models.budget",
     "Context": "app.decisions.context",
     "Decision": "app.decisions.decision",
     "Effects": "app.decisions.effects",
