@@ -18,7 +18,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
@@ -106,7 +106,7 @@ class Worker:
         self._producer: Producer = broker.producer()
         self._reader = broker.reader()
         process = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-        self.switches = Switches(self._producer, self._reader, process=process, mode=settings.mode)
+        self.switches = Switches(self._producer, self._reader, process=process, mode=cast("Mode", settings.mode))
         self._features = FeatureReader(store, clock, app.views)
         self._http = HttpClient()
         self.engine: Engine | None = None

@@ -5,7 +5,7 @@ then the command line. A wrong or unknown one is an error that names it.
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,6 +15,7 @@ from app.core.security import MECHANISMS, BrokerSecurity, StoreSecurity, check_b
 
 PREFIX = "HEADRACE_"
 ACTION_URL_PREFIX = "HEADRACE_ACTION_URL_"
+MODES = ("live", "shadow", "dry-run")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 SECRETS = ("broker_password", "store_password", "action_token")
@@ -71,7 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Bearer token sent with effects."""
     action_timeout_ms: int = 5_000
     """Time limit of one such post; shorter than the drain."""
-    mode: Literal["live", "shadow", "dry-run"] = "live"
+    mode: str = "live"
     """Only what agents decide `live` is acted on. In `shadow` they decide beside the live ones, in groups of their own."""
     drain_ms: int = 25_000
     """How long a stopping worker lets running work finish."""
@@ -90,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require("action_timeout_ms", self.action_timeout_ms > 0, "must be more than 0")
         _require_shorter("action_timeout_ms", self.action_timeout_ms, "drain_ms", self.drain_ms)
         _require_shorter("drain_ms", self.drain_ms, "grace_ms", self.grace_ms)
+        _require("mode", self.mode in MODES, f"must be one of {', '.join(MODES)}")
         _require("log_level", self.log_level in LOG_LEVELS, f"must be one of {', '.join(LOG_LEVELS)}")
         broker_schemes = ("kafka://", "aiokafka://", "memory://")
         broker_rule = "must begin with kafka://, aiokafka:// or memory://"
