@@ -164,6 +164,7 @@ async def test_anthropic_request_has_the_documented_form(api: MessagesApi, claud
     assert ["action", "severity", "confidence", "reason"] == sent.body.schema["required"]
     assert "Bearer sk-test" == sent.headers["authorization"]
     assert "0" == sent.headers["x-stainless-retry-count"]
+    assert "identity" == sent.headers["accept-encoding"]
 
 
 async def test_anthropic_default_stub_answer_is_a_valid_and_steady_decision(claude: AnthropicModel) -> None:

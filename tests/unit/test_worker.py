@@ -182,6 +182,7 @@ def test_worker_missing_or_other_topics_are_refused_at_start() -> None:
         (["agents"], {}, "one process only"),
         (PARTS, {"model_attempt_ms": 21_000}, "shorter than the deadline of judge_order"),
         (PARTS, {"drain_ms": 15_000}, "longer than the deadline of judge_order"),
+        (PARTS, {"model_prices": "claude=cheap"}, "'claude=cheap' is no price"),
         (PARTS, {"action_urls": {"block_everything": "https://example.com"}}, "no action is called block_everything"),
     ],
 )

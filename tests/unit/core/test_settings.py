@@ -55,6 +55,10 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
         ({"HEADRACE_STORE": "6379"}, "HEADRACE_STORE: must begin with redis://, unix:// or memory://"),
         ({"HEADRACE_MODEL_ATTEMPT_MS": "25000"}, "HEADRACE_MODEL_ATTEMPT_MS: 25000 must be shorter than drain_ms"),
         ({"HEADRACE_MODEL_ATTEMPT_MS": "0"}, "HEADRACE_MODEL_ATTEMPT_MS: must be more than 0"),
+        (
+            {"HEADRACE_MODEL_REQUESTS_PER_MINUTE": "-1"},
+            "HEADRACE_MODEL_REQUESTS_PER_MINUTE: must not be negative; 0 is for what the API's headers say",
+        ),
         ({"HEADRACE_DRAIN_MS": "30000"}, "HEADRACE_DRAIN_MS: 30000 must be shorter than grace_ms, which is 30000"),
         ({"HEADRACE_DRAIN_MS": "5000"}, "model_attempt_ms: 8000 must be shorter than drain_ms, which is 5000"),
         ({"HEADRACE_LOG_LEVEL": "loud"}, "HEADRACE_LOG_LEVEL: must be one of debug, info, warning, error"),

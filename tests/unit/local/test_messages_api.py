@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from itertools import islice
 from typing import Any
 
 import anthropic
@@ -9,7 +10,7 @@ import httpx2
 import msgspec
 import pytest
 
-from app.local.messages_api import HANG, messages_api
+from app.local.messages_api import HANG, OVERLOADED, RESET, at_share, drawn_latency_ms, messages_api
 from app.local.messages_schema import fitting_answer, parse_request
 
 HEADERS = {"x-api-key": "any", "anthropic-version": "2023-06-01"}
@@ -170,3 +171,49 @@ async def test_messages_api_run_alone_answers_and_ends_on_sigterm() -> None:
         process.terminate()
     assert 200 == response.status_code
     assert 0 == await process.wait()
+
+
+async def test_messages_api_run_alone_plays_a_fault() -> None:
+    """By name, at a share, after a drawn latency."""
+    options = ["--latency-ms", "0.5:0,0.5:1", "--fault", "overloaded", "--share", "1", "--seed", "3"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "app.local.messages_api", *options, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        address = (await process.stdout.readline()).decode().strip()
+        async with httpx2.AsyncClient() as client:
+            response = await client.post(f"{address}/v1/messages", headers=HEADERS, json=body())
+    finally:
+        process.terminate()
+    assert 529 == response.status_code
+    assert 0 == await process.wait()
+
+
+async def test_messages_api_reset_is_a_reset_of_the_connection() -> None:
+    """Not a close, which a client would take for the end of an answer."""
+    async with messages_api(faults=[RESET]) as api, httpx2.AsyncClient() as client:
+        with pytest.raises(httpx2.ReadError):
+            await client.post(f"{api.address}/v1/messages", headers=HEADERS, json=body())
+
+
+def test_at_share_draws_the_same_for_the_same_seed() -> None:
+    """Three of ten, in an order that chance decides and a seed repeats."""
+    first, second = [list(islice(at_share(OVERLOADED, 0.3, 7), 1_000)) for _ in range(2)]
+    assert first == second
+    assert 250 < first.count(OVERLOADED) < 350
+
+
+def test_drawn_latency_keeps_its_shares() -> None:
+    """Nine of ten are short."""
+    draw = drawn_latency_ms("0.9:200,0.1:1200", 7)
+    drawn = [draw() for _ in range(1_000)]
+    assert {200.0, 1_200.0} == set(drawn)
+    assert 870 < drawn.count(200.0) < 930
+
+
+@pytest.mark.parametrize("text", ["", "fast", "1:2:3", "0.5:1,", "0.5"])
+def test_drawn_latency_of_another_form_is_a_value_error(text: str) -> None:
+    """The command turns it into one line."""
+    with pytest.raises(ValueError, match=r".+"):
+        drawn_latency_ms(text, 1)
