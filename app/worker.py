@@ -151,7 +151,8 @@ class Worker:
         parts = self._runs()
         try:
             await self._require_topics()
-            await self._producer.start()
+            if set(self._parts) != {"features"}:  # which only reads: a producer needs the right to write somewhere
+                await self._producer.start()
             if {"features", "agents"} & set(self._parts):
                 await self._store.start()
             if any(part.name == "switches" for part in parts):
