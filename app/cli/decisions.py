@@ -19,14 +19,14 @@ from app.cli.loading import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from app.application import App
     from app.broker.base import Admin, Broker, Reader
     from app.core.settings import Settings
     from app.decisions.forget import Plan, Remains
     from app.decisions.history import Wanted
-    from app.decisions.replay import Replayed
+    from app.decisions.replay import Replayed, Summary
     from app.models.gate import ModelGate
 
 NO = 1
@@ -69,7 +69,13 @@ def list_decisions(
     import asyncio
 
     wanted = _wanted(agent=agent, entity=entity, action=action, reason=reason, mode=mode, since=since, until=until)
-    asyncio.run(_list(settings(broker=broker), wanted, limit, json))
+    rows, unreadable = asyncio.run(_list(settings(broker=broker), wanted, limit, json))
+    if rows:
+        output.table(view.COLUMNS, rows)
+        output.note(f"{view.counted(len(rows), 'decision')}; `decisions show PLACE` shows one whole")
+    elif not json:
+        output.note("no decisions")
+    _note_unreadable(unreadable)
 
 
 @commands.command()
@@ -128,8 +134,24 @@ def replay(
         raise SetupError("--model-url", "says where a model is; name it too, with --model")
     wanted = _wanted(agent=agent, entity=entity, since=since, until=until)
     values = settings(broker=broker, model=model, model_url=model_url)
-    same = asyncio.run(_replay(load_app(app), values, wanted, limit, model is not None, json))
-    if not same and model is None:
+    rows: list[tuple[str, ...]] = []
+
+    def tell(one: "Replayed") -> None:
+        if json:
+            output.json_line(view.replayed(one))
+        elif one.differences or one.changed:
+            rows.append(view.replayed_row(one))
+
+    loaded = load_app(app)
+    summary, asked, unreadable = asyncio.run(_replay(loaded, values, wanted, limit, model is not None, tell))
+    if json:
+        output.json_line(view.summed_up(summary, asked, values.model_prices))
+    else:
+        if rows:
+            output.table(view.REPLAYED_COLUMNS, rows)
+        view.sum_up(summary, asked, values.model_prices)
+    _note_unreadable(unreadable)
+    if summary.different and model is None:
         raise typer.Exit(NO)
 
 
@@ -262,12 +284,14 @@ async def _open_log(values: "Settings") -> "AsyncIterator[_Log]":
         await broker.close()
 
 
-async def _list(values: "Settings", wanted: "Wanted", limit: int, json: bool) -> None:
+async def _list(values: "Settings", wanted: "Wanted", limit: int, json: bool) -> tuple[list[tuple[Any, ...]], int]:
+    """Rows for a person (for a script each is written as it is found), and how many records nobody can read."""
     from contextlib import aclosing
 
     from app.decisions.history import PassedOver, newest
 
-    passed_over, rows = PassedOver(), []
+    passed_over = PassedOver()
+    rows: list[tuple[Any, ...]] = []
     async with (
         _open_log(values) as log,
         aclosing(newest(log.reader, log.partitions, wanted, limit, passed_over)) as found,
@@ -275,13 +299,9 @@ async def _list(values: "Settings", wanted: "Wanted", limit: int, json: bool) ->
         async for one in found:
             if json:
                 output.json_line(view.listed(one))
-            rows.append(view.row(one))
-    if not json and rows:
-        output.table(view.COLUMNS, rows)
-        output.note(f"{view.counted(len(rows), 'decision')}; `decisions show PLACE` shows one whole")
-    elif not json:
-        output.note("no decisions")
-    _note_unreadable(passed_over.unreadable)
+            else:
+                rows.append(view.row(one))
+    return rows, passed_over.unreadable
 
 
 async def _show(values: "Settings", what: str, json: bool) -> bool:
@@ -318,8 +338,15 @@ async def _show(values: "Settings", what: str, json: bool) -> bool:
     return bool(decisions)
 
 
-async def _replay(app: "App", values: "Settings", wanted: "Wanted", limit: int, with_model: bool, json: bool) -> bool:
-    """Whether nothing came out otherwise."""
+async def _replay(
+    app: "App",
+    values: "Settings",
+    wanted: "Wanted",
+    limit: int,
+    with_model: bool,
+    tell: "Callable[[Replayed], None]",
+) -> "tuple[Summary, str | None, int]":
+    """What it came to, the name of the model that was asked, and how many records nobody can read."""
     import os
     from contextlib import aclosing
 
@@ -327,38 +354,20 @@ async def _replay(app: "App", values: "Settings", wanted: "Wanted", limit: int, 
     from app.decisions.history import PassedOver, newest
     from app.decisions.replay import Replayer, replay_all
 
-    gate = None
-    if with_model:
-        gate = _gate(app, values, open_model(values, app.rules, os.environ))
+    gate = _gate(app, values, open_model(values, app.rules, os.environ)) if with_model else None
     passed_over = PassedOver()
-    rows: list[tuple[str, ...]] = []
-
-    def tell(one: "Replayed") -> None:
-        if json:
-            output.json_line(view.replayed(one))
-        elif one.differences or one.changed:
-            rows.append(view.replayed_row(one))
-
     try:
         async with (
             _open_log(values) as log,
             aclosing(newest(log.reader, log.partitions, wanted, limit, passed_over)) as found,
         ):
-            replayer = Replayer(app.agents, gate)
-            summary = await replay_all(replayer, found, values.model_concurrency, tell)
+            summary = await replay_all(Replayer(app.agents, gate), found, values.model_concurrency, tell)
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:
         if gate is not None:
             await gate.close()
-    if json:
-        output.json_line(view.summed_up(summary, gate.model.name if gate else None, values.model_prices))
-    else:
-        if rows:
-            output.table(view.REPLAYED_COLUMNS, rows)
-        view.sum_up(summary, gate.model.name if gate else None, values.model_prices)
-    _note_unreadable(passed_over.unreadable)
-    return summary.different == 0
+    return summary, gate.model.name if gate is not None else None, passed_over.unreadable
 
 
 def _gate(app: "App", values: "Settings", model: Any) -> "ModelGate":
