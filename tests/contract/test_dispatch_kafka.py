@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from app.broker.base import Assignment, CommittedOffset
+from app.broker.base import Assignment, Broker, CommittedOffset
 from app.broker.kafka import KafkaBroker
 from app.broker.topics import TopicSpec
 from app.core.clock import SystemClock
@@ -73,7 +73,7 @@ class CountedWork:
 class Scene:
     """A topic with records, and everything that ended, whoever handled it."""
 
-    def __init__(self, broker: KafkaBroker, topic: str, group: str) -> None:
+    def __init__(self, broker: Broker, topic: str, group: str) -> None:
         self.broker = broker
         self.topic = topic
         self.group = group

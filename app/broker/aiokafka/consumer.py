@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
@@ -21,8 +22,8 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CorruptRecordException, KafkaError
 
 from app.broker.aiokafka.cluster import READING, Cluster, client_places, end
+from app.broker.aiokafka.coordinator import Coordinator
 from app.broker.aiokafka.errors import translate
-from app.broker.aiokafka.membership import Membership
 from app.broker.aiokafka.records import record_of
 from app.broker.base import MAX_METADATA_CHARACTERS, Assignment, CommittedOffset, RebalanceListener
 from app.core.errors import Fenced, Rejected
@@ -30,9 +31,8 @@ from app.core.record import Record, TopicPartition
 
 logger = logging.getLogger(__name__)
 
-SESSION_TIMEOUT_MS = 20_000
-"""How long a member may be silent before its partitions are given to others. The library's 10 s leave a busy loop, which
-sends the heartbeats too, little room."""
+SESSION_TIMEOUT_MS = 10_000
+"""How long a member may be silent before its partitions are given to others: half the time that an alert has by default."""
 
 HEARTBEAT_MS = 1_000
 """How soon a member hears of a rebalance, and so how long all of them stand still for one, beside their draining."""
@@ -93,7 +93,7 @@ class AioKafkaConsumer:
             )
         )
         self._client = await self._cluster.open(client)
-        self._membership = Membership(client, self.group)
+        self._coordinator = Coordinator(client, self.group)
         client.subscribe(list(self.topics), listener=_Notes(self))
 
     async def poll(self, max_records: int = 500, timeout_ms: int = 100) -> list[Record]:
@@ -154,7 +154,7 @@ class AioKafkaConsumer:
     def note_assigned(self, places: list[TopicPartition]) -> None:
         """By the library: nothing of these places has been asked for yet."""
         assert self._client is not None
-        self._membership.begin()
+        self._coordinator.begin()
         self._client.pause(*client_places(places))
         self._note(_Change("assigned", places))
 
@@ -196,7 +196,7 @@ class AioKafkaConsumer:
         assignments = list(self._assigned.values())
         self._drop_fetched(self._assigned)
         try:
-            if self._membership.holds():
+            if self._coordinator.holds():
                 await self._listener.on_revoked(assignments)
             else:
                 self._assigned = {}
@@ -207,7 +207,7 @@ class AioKafkaConsumer:
             self._paused.clear()
 
     def assignments(self) -> frozenset[Assignment]:
-        if not self._assigned or not self._membership.holds():
+        if not self._assigned or not self._coordinator.holds():
             return frozenset()
         return frozenset(self._assigned.values())
 
@@ -228,24 +228,28 @@ class AioKafkaConsumer:
 
     async def seek(self, place: TopicPartition, offset: int) -> None:
         assert self._client is not None, "not started"
-        if place not in self._assigned or not self._membership.holds():
+        if place not in self._assigned or not self._coordinator.holds():
             raise Fenced(f"{place}: not assigned to this consumer")
         self._drop_fetched([place])
         self._client.seek(ClientPartition(*place), offset)
 
     async def commit(self, offsets: Mapping[Assignment, CommittedOffset]) -> None:
-        for held in offsets:
-            if self._assigned.get(held.place) != held or not self._membership.holds():
-                raise Fenced(f"{held.place}: epoch {held.epoch} has ended")
+        self._refuse_ended(offsets)
         for held, committed in offsets.items():
             if len(committed.metadata) > MAX_METADATA_CHARACTERS:
                 raise Rejected(f"{held.place}: commit metadata of {len(committed.metadata)} characters")
         if offsets:
-            await self._membership.commit({held.place: committed for held, committed in offsets.items()})
+            positions = {held.place: committed for held, committed in offsets.items()}
+            await self._coordinator.commit(positions, partial(self._refuse_ended, offsets))
+
+    def _refuse_ended(self, offsets: Iterable[Assignment]) -> None:
+        for held in offsets:
+            if self._assigned.get(held.place) != held or not self._coordinator.holds():
+                raise Fenced(f"{held.place}: epoch {held.epoch} has ended")
 
     async def committed(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, CommittedOffset | None]:
         assert self._client is not None, "not started"
-        return await self._membership.committed(places)
+        return await self._coordinator.committed(places)
 
     def known_end_offset(self, place: TopicPartition) -> int:
         if self._client is None or place not in self._assigned:
@@ -277,7 +281,7 @@ class AioKafkaConsumer:
                 await end(client)
         except TimeoutError:  # in the midst of a rebalance that waits for others, or without a broker
             logger.warning("%s: left the group %s without an answer", self._cluster.address, self.group)
-            await self._membership.abandon(client)
+            await self._coordinator.abandon(client)
 
     async def _end_fetching(self) -> None:
         if self._fetching is not None:

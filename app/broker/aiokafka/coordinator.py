@@ -10,7 +10,7 @@ The library keeps the coordinator to itself; this module is the only one that re
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
@@ -20,7 +20,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from app.broker.aiokafka.cluster import client_places
 from app.broker.aiokafka.errors import translate, translate_code
 from app.broker.base import CommittedOffset
-from app.core.errors import Fenced, HeadraceError, Unavailable
+from app.core.errors import HeadraceError, Unavailable
 from app.core.record import TopicPartition
 
 logger = logging.getLogger(__name__)
@@ -33,36 +33,37 @@ ABANDON_SECONDS = 1.0
 ELSEWHERE_CODES = (GroupCoordinatorNotAvailableError.errno, NotCoordinatorForGroupError.errno)
 
 
-class Membership:
+class Coordinator:
     """generation: of the assignment that holds now, as the broker counts; -1 for none."""
 
     def __init__(self, client: AIOKafkaConsumer, group: str) -> None:
         self.generation = -1
         self._group = group
-        self._coordinator: Any = client._coordinator
+        self._library: Any = client._coordinator
 
     def begin(self) -> None:
         """Partitions have been assigned."""
-        self.generation = self._coordinator.generation
+        self.generation = self._library.generation
 
     def holds(self) -> bool:
         """Whether the broker, as far as we know, still takes us for the member that was assigned."""
-        return bool(0 <= self.generation == self._coordinator.generation)
+        return bool(0 <= self.generation == self._library.generation)
 
-    async def commit(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
-        """Raises: Fenced when the generation has ended; Unavailable; Rejected."""
+    async def commit(self, offsets: Mapping[TopicPartition, CommittedOffset], refuse_ended: Callable[[], None]) -> None:
+        """refuse_ended: raises Fenced when an epoch has ended; asked before every attempt.
+
+        Raises: Fenced; Unavailable; Rejected.
+        """
         topics: defaultdict[str, list[tuple[int, int, str]]] = defaultdict(list)
         for place, committed in offsets.items():
             topics[place.topic].append((place.partition, committed.offset, committed.metadata))
-        coordinator = self._coordinator
-        member = coordinator.member_id
+        member = self._library.member_id
         request = OffsetCommitRequest(self._group, self.generation, member, -1, list(topics.items()))
         failure: HeadraceError | None = None
         try:
             async with asyncio.timeout(GROUP_SECONDS):
                 while True:
-                    if not self.holds():
-                        raise Fenced(f"group {self._group}: generation {self.generation} has ended")
+                    refuse_ended()
                     failure = await self._send(request)
                     if failure is None:
                         return
@@ -74,16 +75,16 @@ class Membership:
 
     async def _send(self, request: OffsetCommitRequest) -> HeadraceError | None:
         """The first partition's error, or None when the broker has them all."""
-        coordinator = self._coordinator
+        library = self._library
         about = f"commit of {self._group}"
         try:
-            await coordinator.ensure_coordinator_known()
-            response = await coordinator._send_req(request)
+            await library.ensure_coordinator_known()
+            response = await library._send_req(request)
         except (KafkaError, OSError) as error:
             return translate(error, about)
         code = next((code for _, places in response.topics for _, code in places if code), 0)
         if code in ELSEWHERE_CODES:
-            coordinator.coordinator_dead()  # it is looked up again
+            library.coordinator_dead()  # it is looked up again
         return translate_code(code, None, about)
 
     async def committed(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, CommittedOffset | None]:
@@ -91,7 +92,7 @@ class Membership:
         wanted = list(places)
         try:
             async with asyncio.timeout(GROUP_SECONDS):
-                found = await self._coordinator.fetch_committed_offsets(client_places(wanted))
+                found = await self._library.fetch_committed_offsets(client_places(wanted))
         except TimeoutError:
             raise Unavailable(f"group {self._group} had no answer for {GROUP_SECONDS:.0f} s") from None
         except (KafkaError, OSError) as error:
@@ -103,12 +104,12 @@ class Membership:
 
     async def abandon(self, client: AIOKafkaConsumer) -> None:
         """Ends what the library left running when its own end was given up."""
-        coordinator: Any = self._coordinator
+        library: Any = self._library
         try:
             async with asyncio.timeout(ABANDON_SECONDS):
-                await coordinator._stop_heartbeat_task()
-                await coordinator._stop_commit_offsets_refresh_task()
-                await coordinator._maybe_leave_group()
+                await library._stop_heartbeat_task()
+                await library._stop_commit_offsets_refresh_task()
+                await library._maybe_leave_group()
         except (KafkaError, OSError) as error:
             logger.debug("%s: %s", self._group, error)
         finally:
