@@ -127,6 +127,7 @@ class ModelGate:
         self._line = Line(self._permits, self._buckets)
         self._shares = Shares()
         self._pause_code = FailureCode.RATE_LIMITED
+        self._opened_by = ""
         self._closed = False
         self._in_flight = 0
         self._calls = 0
@@ -324,11 +325,13 @@ class ModelGate:
             self._notices.tell("pause", f"{self.model.name} asks for a pause of {pause_s:g} s: {one_line(failure)}")
             self._line.dismiss(self._paused, only=lambda place: place.deadline < now + pause_s)
         if self._breaker.failed(ticket, now):
+            self._opened_by = one_line(failure)
             self._notices.tell("open", f"{self.model.name}: the breaker opens, alerts fall back: {one_line(failure)}")
             self._line.dismiss(self._breaker_open)
 
     def _refused(self, ticket: Ticket, failure: ModelFailure, now: float) -> None:
         if self._breaker.refused(ticket, now):
+            self._opened_by = one_line(failure)
             logger.error(
                 "%s REFUSES ALL CALLS: %s. Alerts fall back until this is put right; one call every %d s tries it",
                 self.model.name,
@@ -339,10 +342,10 @@ class ModelGate:
 
     def _breaker_open(self) -> ModelFailure:
         wait_s = self._breaker.wait_s(asyncio.get_running_loop().time())
-        state = "a call tries it" if self._breaker.state is BreakerState.HALF_OPEN else f"for {wait_s:.1f} s more"
+        until = "while one call tries it" if self._breaker.state is BreakerState.HALF_OPEN else f"for {wait_s:.1f} s"
         return ModelFailure(
             FailureCode.BREAKER_OPEN,
-            f"{self.model.name} has failed again and again and is not called: {state}",
+            f"{self.model.name} is not called {until}, after {self._opened_by}",
             retry_after_ms=math.ceil(wait_s * 1000),
         )
 

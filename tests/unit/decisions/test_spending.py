@@ -1,6 +1,7 @@
 """What an agent has spent stands in its decisions, goes with the partition, and ends in the fallback when it is all; and
 what total failure of a model costs an agent."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,9 @@ import msgspec
 import pytest
 
 from app.core.clock import Clock, run_virtual
+from app.core.record import Record
 from app.decisions import decided as decided_module
+from app.decisions.context import Context
 from app.decisions.decided import spent_today
 from app.decisions.decision import Decision
 from app.decisions.handling import AgentWork
@@ -55,7 +58,7 @@ async def decide(world: World, work: AgentWork, first: int, count: int) -> None:
     for number in range(first, first + count):
         world.send(large_order(order=f"o-{number}"))
     async with world.running(work):
-        await until(lambda: len(world.decisions()) == before + count)
+        await until(lambda: len(world.records("agent.decisions")) == before + count)
 
 
 def test_decision_says_what_its_agent_has_spent() -> None:
@@ -149,9 +152,8 @@ def under_total_failure(text: Callable[[ModelRequest], str], seconds: float) -> 
         async with world.running(work):
             for number in range(200):
                 world.send(large_order(f"u-{number}", f"o-{number}"), key=f"u-{number}")
-                count = number
-                await until(lambda count=count: clock.now_ms() >= START_MS + 100 * count)  # type: ignore[misc]
-            await until(lambda: len(world.decisions()) == 200)
+                await asyncio.sleep(0.1)
+            await until(lambda: len(world.records("agent.decisions")) == 200)
         return len(world.model.requests), world.decisions()
 
     return run_virtual(main, START_MS)
@@ -202,3 +204,28 @@ def test_agent_alert_that_is_tried_again_keeps_its_deadline() -> None:
         assert ["timeout", "timeout", "deadline"] == [use.failure for use in record.models]
 
     run_virtual(main, START_MS)
+
+
+def test_ablation_deadline_of_its_own_for_each_attempt_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three attempts of twenty seconds take a minute."""
+    make_context = AgentWork._context
+
+    def anew(self: AgentWork, record: Record, alert: Any) -> Context:
+        context = make_context(self, record, alert)
+        context.deadline = asyncio.get_running_loop().time() + 20
+        return context
+
+    monkeypatch.setattr(AgentWork, "_context", anew)
+    with pytest.raises(AssertionError):
+        test_agent_alert_that_is_tried_again_keeps_its_deadline()
+
+
+def test_ablation_spending_that_is_not_looked_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new owner that begins at nothing."""
+
+    async def nothing(*arguments: object) -> None:
+        return None
+
+    monkeypatch.setattr("app.decisions.handling.spent_today", nothing)
+    with pytest.raises(AssertionError):
+        test_spending_goes_on_where_the_last_owner_was()

@@ -283,6 +283,7 @@ def test_gate_open_breaker_fails_at_once_and_says_until_when() -> None:
         with pytest.raises(ModelFailure) as caught:
             await gate.decide(request(), loop.time() + 60)
         assert FailureCode.BREAKER_OPEN is caught.value.code
+        assert "breaker_open: scripted is not called for 1.0 s, after unavailable: scripted" == str(caught.value)
         return loop.time() - opened, caught.value.retry_after_ms, gate.statistics().breaker
 
     assert (0.0, 1_000, "open") == virtual(main)
