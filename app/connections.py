@@ -23,8 +23,11 @@ def open_broker(settings: Settings, clock: Clock) -> Broker:
 
         return AioKafkaBroker(settings.broker, clock, replication=settings.replication, security=security)
     from app.broker.kafka import KafkaBroker
+    from app.broker.kafka.membership import Membership
 
-    return KafkaBroker(settings.broker, clock, replication=settings.replication, security=security)
+    membership = Membership(settings.group_protocol, settings.instance)
+    replication = settings.replication
+    return KafkaBroker(settings.broker, clock, replication=replication, security=security, membership=membership)
 
 
 def open_model(

@@ -28,7 +28,7 @@ from app.broker.publisher import Publisher
 from app.core.clock import Clock
 from app.core.errors import HeadraceError, SetupError, Unavailable
 from app.core.settings import Settings
-from app.decisions.actions import RETRY, ActionsWork
+from app.decisions.actions import HANDLER_SECONDS, RETRY, ActionsWork
 from app.decisions.agent import Agent
 from app.decisions.effects import Receivers
 from app.decisions.handling import AgentWork
@@ -121,7 +121,18 @@ class Worker:
             require_rules(app.rules, app.agents)
 
     def _require_fitting_times(self) -> None:
-        """Model attempt < deadline < drain < grace, or an alert could not end where it should."""
+        """Model attempt < deadline < drain < grace, and an effect's handler < drain, or they could not end where they
+        should."""
+        drain_ms, grace_ms = self._settings.drain_ms, self._settings.grace_ms
+        if not drain_ms + MARGIN_S * 1000 <= grace_ms:
+            raise SetupError(
+                "grace_ms", f"must be {MARGIN_S:.0f} s longer than drain_ms, {drain_ms} ms, to commit and leave"
+            )
+        if "actions" in self._parts and not self._settings.action_timeout_ms + HANDLER_SECONDS * 1000 < drain_ms:
+            raise SetupError(
+                "action_timeout_ms",
+                f"must be {HANDLER_SECONDS:.0f} s shorter than drain_ms, {drain_ms} ms: so long may an action take beside it",
+            )
         for agent in self._app.agents.values():
             if not self._settings.model_attempt_ms < agent.deadline_ms:
                 raise SetupError(

@@ -2,6 +2,7 @@
 then the command line. A wrong or unknown one is an error that names it.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Time limit of one such post; shorter than the drain."""
     mode: str = "live"
     """Only what agents decide `live` is acted on. In `shadow` they decide beside the live ones, in groups of their own."""
+    group_protocol: str = "consumer"
+    """How workers share partitions: `consumer` (KIP-848, brokers from 4.0 on), or `classic` for older ones."""
+    instance: str = ""
+    """A name that no other process has and that this one keeps over restarts, such as the name of a StatefulSet's pod: then
+    a restart within the session (45 s) gets its partitions back, and no others move. Empty for none."""
     drain_ms: int = 25_000
     """How long a stopping worker lets running work finish."""
     grace_ms: int = 30_000
@@ -92,6 +98,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require_shorter("action_timeout_ms", self.action_timeout_ms, "drain_ms", self.drain_ms)
         _require_shorter("drain_ms", self.drain_ms, "grace_ms", self.grace_ms)
         _require("mode", self.mode in MODES, f"must be one of {', '.join(MODES)}")
+        protocols = ("consumer", "classic")
+        _require("group_protocol", self.group_protocol in protocols, f"must be one of {', '.join(protocols)}")
+        known_as = re.fullmatch(r"[A-Za-z0-9._-]{0,249}", self.instance)
+        _require("instance", known_as is not None, "may hold 249 letters, digits, dots, dashes and underscores")
+        fixed = self.broker.startswith("aiokafka://") and (self.instance or self.group_protocol != "consumer")
+        _require("broker", not fixed, "aiokafka:// knows neither instance nor group_protocol; use kafka://")
         _require("log_level", self.log_level in LOG_LEVELS, f"must be one of {', '.join(LOG_LEVELS)}")
         broker_schemes = ("kafka://", "aiokafka://", "memory://")
         broker_rule = "must begin with kafka://, aiokafka:// or memory://"

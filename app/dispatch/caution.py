@@ -17,7 +17,7 @@ recognizable as unclean.
 from app.dispatch.marks import WINDOW
 from app.dispatch.offsets import OffsetTracker
 
-SUSPECTS_AT_ONCE = 6
+SUSPECTS_AT_ONCE = 8
 """Of one partition. It bounds how many an unclean end can bring to their trial, and so how long trials hold up the
 partition; fewer hold up the suspects themselves."""
 

@@ -1,4 +1,4 @@
-"""A member of a Kafka consumer group (KIP-848), as the loop sees it. The polling itself is `polling`'s.
+"""A member of a Kafka consumer group, as the loop sees it. The polling itself is `polling`'s.
 
 Which records count is decided here, when they are taken: every batch carries a generation, and a place knows since which
 one it is held, or was moved. So records that a lost partition or a seek left behind are never returned.
@@ -21,6 +21,7 @@ from confluent_kafka import TopicPartition as ClientPartition
 from app.broker.base import MAX_METADATA_CHARACTERS, Assignment, CommittedOffset, RebalanceListener
 from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster
 from app.broker.kafka.errors import translate
+from app.broker.kafka.membership import UNNAMED, Membership
 from app.broker.kafka.polling import Batch, Item, PollingThread, Rebalance
 from app.broker.kafka.threads import call_loop, run_through
 from app.core.errors import Fenced, Rejected, Unavailable
@@ -32,9 +33,11 @@ logger = logging.getLogger(__name__)
 GROUP_SECONDS = 10.0
 """After this a commit is unavailable; the client may still send it, but only while the partition is held."""
 
+STALE_CODES = (KafkaError.STALE_MEMBER_EPOCH, KafkaError.ILLEGAL_GENERATION)
 STALE_ATTEMPTS = 20
 RETRY_SECONDS = 0.05
-"""A living member's epoch is stale for the moment between two heartbeats; after a second it has lost its partitions."""
+"""A living member's epoch, or generation, is stale for the moment between two heartbeats; after a second it has lost its
+partitions."""
 
 CLOSE_SECONDS = 5.0
 """How long leaving the group may take before its thread is left behind."""
@@ -43,11 +46,19 @@ CLOSE_SECONDS = 5.0
 class KafkaConsumer:
     """Keeps the contract of `base.Consumer`."""
 
-    def __init__(self, cluster: Cluster, group: str, topics: Sequence[str], listener: RebalanceListener) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        group: str,
+        topics: Sequence[str],
+        listener: RebalanceListener,
+        membership: Membership = UNNAMED,
+    ) -> None:
         self.group = group
         self.topics = tuple(topics)
         self._cluster = cluster
         self._listener = listener
+        self._membership = membership
         self._polling: PollingThread | None = None
         self._ended = asyncio.Event()
         self._closed = False
@@ -67,8 +78,8 @@ class KafkaConsumer:
             client = Client(
                 self._cluster.settings(
                     group_id=self.group,
-                    group_protocol="consumer",
-                    group_remote_assignor="range",
+                    logger=_ClientLog(),
+                    **self._membership.settings(len(self.topics)),
                     enable_auto_commit=False,
                     enable_auto_offset_store=False,
                     auto_offset_reset="earliest",
@@ -84,6 +95,7 @@ class KafkaConsumer:
             client,
             self.group,
             self.topics,
+            membership=self._membership,
             deliver=lambda item: call_loop(loop, self._arrive, item),
             on_lost=self._lose,
             on_end=partial(call_loop, loop, self._ended.set),
@@ -229,7 +241,7 @@ class KafkaConsumer:
             error = await self._ask(partial(self._commit_once, offsets))
             if error is None:
                 return
-            if error.code() != KafkaError.STALE_MEMBER_EPOCH or attempt + 1 == STALE_ATTEMPTS:
+            if error.code() not in STALE_CODES or attempt + 1 == STALE_ATTEMPTS:
                 raise translate(error, f"commit of {self.group}", "Read")
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -302,6 +314,13 @@ class KafkaConsumer:
                 await self._ended.wait()
         except TimeoutError:
             logger.warning("%s: left the group %s without an answer", self._cluster.address, self.group)
+
+
+class _ClientLog:
+    """Takes the client's own last words, which would go to stderr: what they say reaches the caller as an error."""
+
+    def log(self, level: int, *words: object) -> None:
+        logger.debug(*words)
 
 
 def _error_of(failure: KafkaException) -> KafkaError:

@@ -21,6 +21,7 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.kafka.errors import translate
+from app.broker.kafka.membership import Membership
 from app.broker.kafka.records import record_of
 from app.core.errors import Unavailable
 from app.core.record import Record, TopicPartition
@@ -80,6 +81,7 @@ class PollingThread:
         client: Client,
         group: str,
         topics: Sequence[str],
+        membership: Membership,
         deliver: Callable[[Item], bool],
         on_lost: Callable[[list[TopicPartition], int], None],
         on_end: Callable[[], object],
@@ -89,6 +91,8 @@ class PollingThread:
         self._client = client
         self._group = group
         self._topics = list(topics)
+        self._membership = membership
+        self._is_eager = membership.is_eager(len(topics))
         self._deliver = deliver
         self._on_lost = on_lost
         self._on_end = on_end
@@ -166,6 +170,8 @@ class PollingThread:
                     self._look_up_ends()
         except Exception as error:  # noqa: BLE001  every poll raises it from now on
             self.failure = translate(error, self._group, "Read") if isinstance(error, KafkaException) else error
+            self._generation += 1
+            self._on_lost(list(self._held), self._generation)
             self._deliver(self.failure)
             while not self._stopping:
                 self._serve_inbox(wait=True)
@@ -221,6 +227,9 @@ class PollingThread:
     def _report(self, message: Message) -> None:
         error = message.error()
         assert error is not None
+        taken = self._membership.name_taken(error, self._group)
+        if taken is not None:
+            raise taken
         topic = message.topic() if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else None
         failure = translate(error, topic or self._group, "Read")
         if error.fatal() or not isinstance(failure, Unavailable):
@@ -236,7 +245,8 @@ class PollingThread:
         if not self._stopping:
             starts = rebalance.starts
             placed = [ClientPartition(*place, starts.get(place, OFFSET_INVALID)) for place in rebalance.places]
-            self._client.incremental_assign(placed)
+            assign = self._client.assign if self._is_eager else self._client.incremental_assign
+            assign(placed)
             self._held.update({place: ClientPartition(*place) for place in rebalance.places})
             paused = [place for place in rebalance.places if place in self._paused]
             if paused:
@@ -257,7 +267,10 @@ class PollingThread:
         for place in rebalance.places:
             self._held.pop(place, None)
             self.ends.pop(place, None)
-        self._client.incremental_unassign(partitions)
+        if self._is_eager:  # then these are all there are
+            self._client.unassign()
+        else:
+            self._client.incremental_unassign(partitions)
 
     def _new(self, kind: Literal["assigned", "revoked", "lost"], partitions: list[ClientPartition]) -> Rebalance:
         self._generation += 1

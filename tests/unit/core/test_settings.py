@@ -61,6 +61,12 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
         ),
         ({"HEADRACE_DRAIN_MS": "30000"}, "HEADRACE_DRAIN_MS: 30000 must be shorter than grace_ms, which is 30000"),
         ({"HEADRACE_DRAIN_MS": "5000"}, "model_attempt_ms: 8000 must be shorter than drain_ms, which is 5000"),
+        ({"HEADRACE_GROUP_PROTOCOL": "eager"}, "HEADRACE_GROUP_PROTOCOL: must be one of consumer, classic"),
+        ({"HEADRACE_INSTANCE": "pod 1"}, "HEADRACE_INSTANCE: may hold 249 letters, digits, dots, dashes"),
+        (
+            {"HEADRACE_BROKER": "aiokafka://a:1", "HEADRACE_INSTANCE": "pod-1"},
+            "HEADRACE_BROKER: aiokafka:// knows neither",
+        ),
         ({"HEADRACE_LOG_LEVEL": "loud"}, "HEADRACE_LOG_LEVEL: must be one of debug, info, warning, error"),
         ({"HEADRACE_MODEL_URL": "127.0.0.1:8090"}, "HEADRACE_MODEL_URL: must begin with http://"),
         (
