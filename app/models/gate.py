@@ -51,8 +51,8 @@ class GateStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What a gate has done so far, and does now.
 
     concurrency: calls at once at the most; permits: at once now. calls: begun. failures: calls and refusals of the gate
-    by reason code; an answer that turns out not to be a decision is not among them. Tokens and cost are those of all
-    answers. paused_ms: how long the model's side wants no call. share: of the global limits.
+    by reason code; an answer that turns out not to be a decision is not among them. Tokens are those of all answers;
+    cost is what was paid, or may have been. paused_ms: how long the model's side wants no call. share: of the limits.
     """
 
     concurrency: int
@@ -286,18 +286,16 @@ class ModelGate:
         if call.place is not None:
             input_tokens = charged.input_tokens + charged.cache_write_tokens  # what the cache held counts for no limit
             used = Amounts(1, input_tokens, charged.output_tokens) if call.given_ms else NOTHING
-            self._line.leave(call.place, used)
+            told = call.answer or call.failure
+            self._line.leave(call.place, used, told.rates if told is not None else None)
 
     def _learn(self, call: _Call) -> None:
         """What the end of a call says about the model's side."""
         now = asyncio.get_running_loop().time()
         failure = call.failure
-        told = call.answer or failure
-        if call.place is None or not call.given_ms or told is None:
+        if call.place is None or not call.given_ms or (call.answer is None and failure is None):
             self._breaker.left(call.ticket, now)
             return
-        if told.rates is not None:
-            self._buckets.correct(now, told.rates)
         if failure is not None and failure.code in _REFUSALS:
             self._refused(call.ticket, failure, now)
         elif failure is not None and failure.code in _OUTAGES:
@@ -338,7 +336,7 @@ class ModelGate:
                 one_line(failure),
                 REFUSED_OPEN_S,
             )
-        self._line.dismiss(self._breaker_open)
+            self._line.dismiss(self._breaker_open)
 
     def _breaker_open(self) -> ModelFailure:
         wait_s = self._breaker.wait_s(asyncio.get_running_loop().time())

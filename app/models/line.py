@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from app.models.base import ModelFailure
+from app.models.base import ModelFailure, RateLimits
 from app.models.buckets import NOTHING, Amounts, Buckets
 from app.models.permits import Permits
 
@@ -63,12 +63,15 @@ class Line:
             raise failure
         return place
 
-    def leave(self, place: Place, used: Amounts) -> None:
-        """The call is over, or was not made; it has used so much."""
+    def leave(self, place: Place, used: Amounts, told: RateLimits | None = None) -> None:
+        """The call is over, or was not made; it has used so much, and its response tells this of the limits."""
         assert place.holds
+        now = asyncio.get_running_loop().time()
         place.holds = False
         self._permits.give_back()
-        self._buckets.settle(asyncio.get_running_loop().time(), place.amounts, used)
+        self._buckets.settle(now, place.amounts, used)
+        if told is not None:  # after the settlement, which would add to what they say is left
+            self._buckets.correct(now, told)
         self.tick()
 
     def dismiss(self, failure: Callable[[], ModelFailure], only: Callable[[Place], bool] = lambda place: True) -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from app.core.clock import Clock, run_virtual
-from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, StopReason
+from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, RateLimit, RateLimits, StopReason
 from app.models.breaker import FAILURES_IN_A_ROW
 from app.models.buckets import Buckets
 from app.models.budget import Budget, Budgets
@@ -48,7 +48,7 @@ class ScriptedModel:
                 raise ModelFailure(
                     context["fails"], "scripted", answer=answer, retry_after_ms=context.get("retry_after_ms")
                 )
-            return ANSWER
+            return msgspec.structs.replace(ANSWER, rates=request.context.get("rates"))
         finally:
             self.running -= 1
 
@@ -481,3 +481,22 @@ def test_gate_share_follows_the_owned_partitions() -> None:
         return seen
 
     assert [300, 600, 300] == virtual(main)
+
+
+def test_gate_takes_no_more_than_the_headers_say_is_left() -> None:
+    """Seven hundred output tokens: one call of the usual five hundred, and not a second, though the first call gives
+    most of its own reservation back."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> int:
+        gate = ModelGate(ScriptedModel(), concurrency=8, attempt_ms=1_000)
+        for _ in range(4):
+            await gate.decide(request(0.01), loop.time() + 60)
+        told = RateLimits(output_tokens=RateLimit(10_000, 700))
+        await gate.decide(request(0.01, rates=told), loop.time() + 60)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(3):
+                tasks.create_task(gate.decide(request(0.5), loop.time() + 60))
+            await asyncio.sleep(0.3)
+            return gate.statistics().in_flight
+
+    assert 1 == virtual(main)
