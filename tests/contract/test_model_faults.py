@@ -87,7 +87,7 @@ async def test_gate_fault_ends_with_its_code_in_bounded_time(name: str) -> None:
     async with messages_api(faults=[FAULTS[name]]) as api, guarded(api) as gate:
         began = loop.time()
         assert CODES[name] is await outcome(gate)
-        assert loop.time() - began < ATTEMPT_MS / 1000 + 0.7
+        assert loop.time() - began < ATTEMPT_MS / 1000 + 2.0
         assert 1 == len(api.requests)
         await api.until_open(0)
         statistics = gate.statistics()
@@ -115,7 +115,7 @@ async def test_gate_total_failure_costs_few_calls_and_ends_every_alert_in_time(n
 
     async with messages_api(faults=at_share(FAULTS[name], 1.0, 7)) as api, guarded(api) as gate:
         late = await asyncio.gather(*(alert() for _ in range(40)))
-        assert max(late) < 0.5
+        assert max(late) < 1.0
         assert len(api.requests) <= (1 if name in ONCE else 40 * 1.3)
 
 
