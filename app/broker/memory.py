@@ -6,10 +6,8 @@ changes in their next `poll`, a member that is expelled learns it too late, and 
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from app.broker.base import (
     MAX_METADATA_CHARACTERS,
@@ -21,26 +19,14 @@ from app.broker.base import (
     RebalanceListener,
     TopicDescription,
 )
+from app.broker.planned import Fault, PlannedFaults, lose_answer, meet
 from app.broker.sizes import batch_bytes
 from app.broker.topics import TopicSpec, partition_of, too_early
 from app.core.clock import Clock
-from app.core.errors import Fenced, HeadraceError, RecordError, RecordTooLarge, Rejected, Unavailable
+from app.core.errors import Fenced, RecordError, RecordTooLarge, Rejected
 from app.core.record import Headers, Record, TopicPartition
 
-
-@dataclass(frozen=True)
-class Fault:
-    """What one coming call does instead. fail: nothing happens and `error` is raised. delay: it happens after
-    `seconds`. drop: it happens, but the answer is lost and `error` is raised. full: `try_send` finds the queue full."""
-
-    call: Literal["try_send", "send", "send_many", "confirm", "flush", "poll", "commit", "committed"]
-    action: Literal["fail", "delay", "drop", "full"]
-    error: HeadraceError = field(default_factory=lambda: Unavailable("memory broker: planned fault"))
-    seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.action == ("delay" if self.call == "try_send" else "full"):
-            raise ValueError(f"{self.call} cannot meet {self.action!r}")
+__all__ = ["Fault", "MemoryAdmin", "MemoryBroker", "MemoryConsumer", "MemoryProducer", "MemoryReader"]
 
 
 @dataclass
@@ -65,7 +51,7 @@ class MemoryBroker:
         self.groups: dict[str, _Group] = {}
         self.followers: set[asyncio.Event] = set()
         """Of readers that wait for the next record, whatever its topic."""
-        self._faults: deque[Fault] = deque()
+        self.faults = PlannedFaults()
 
     def consumer(self, group: str, topics: Sequence[str], listener: RebalanceListener) -> "MemoryConsumer":
         return MemoryConsumer(self, group, topics, listener)
@@ -84,14 +70,7 @@ class MemoryBroker:
 
     def plan(self, fault: Fault) -> None:
         """The next call of that kind meets this fault; several of a kind are met in the order planned."""
-        self._faults.append(fault)
-
-    def take_fault(self, call: str) -> Fault | None:
-        for fault in self._faults:
-            if fault.call == call:
-                self._faults.remove(fault)
-                return fault
-        return None
+        self.faults.plan(fault)
 
     def log(self, place: TopicPartition) -> list[Record]:
         """Raises: Rejected for an unknown topic or partition."""
@@ -184,7 +163,7 @@ class MemoryConsumer:
         self._broker.rebalance(group)
 
     async def poll(self, max_records: int = 500, timeout_ms: int = 100) -> list[Record]:
-        _lose_answer(await self._meet_fault("poll"))
+        lose_answer(await self._meet_fault("poll"))
         deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
         while True:
             self._wakened.clear()
@@ -278,7 +257,7 @@ class MemoryConsumer:
             if len(committed.metadata) > MAX_METADATA_CHARACTERS:
                 raise Rejected(f"{assignment.place}: commit metadata of {len(committed.metadata)} characters")
             group.committed[assignment.place] = committed
-        _lose_answer(fault)
+        lose_answer(fault)
 
     def _refuse_ended(self, offsets: Mapping[Assignment, CommittedOffset]) -> None:
         for assignment in offsets:
@@ -286,7 +265,7 @@ class MemoryConsumer:
                 raise Fenced(f"{assignment.place}: epoch {assignment.epoch} has ended")
 
     async def committed(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, CommittedOffset | None]:
-        _lose_answer(await self._meet_fault("committed"))
+        lose_answer(await self._meet_fault("committed"))
         group = self._broker.groups[self.group]
         return {place: group.committed.get(place) for place in places}
 
@@ -308,7 +287,7 @@ class MemoryConsumer:
             self._broker.rebalance(group)
 
     async def _meet_fault(self, call: str) -> Fault | None:
-        return await _meet(self._broker.take_fault(call))
+        return await meet(self._broker.faults.take(call))
 
 
 class MemoryProducer:
@@ -333,13 +312,13 @@ class MemoryProducer:
         timestamp_ms: int = 0,
         headers: Headers = (),
     ) -> bool:
-        fault = self._broker.take_fault("try_send")
+        fault = self._broker.faults.take("try_send")
         if fault is not None and fault.action == "full":
             return False
         if fault is not None and fault.action == "fail":
             raise fault.error
         self._append(topic, value, key, partition, timestamp_ms, headers)
-        _lose_answer(fault)
+        lose_answer(fault)
         return True
 
     def _append(
@@ -360,14 +339,14 @@ class MemoryProducer:
         timestamp_ms: int = 0,
         headers: Headers = (),
     ) -> None:
-        fault = await _meet(self._broker.take_fault("send"))
+        fault = await meet(self._broker.faults.take("send"))
         self._append(topic, value, key, partition, timestamp_ms, headers)
-        _lose_answer(fault)
+        lose_answer(fault)
 
     async def send_many(
         self, topic: str, records: Iterable[tuple[bytes | None, bytes | None, int]], partition: int = -1
     ) -> int:
-        fault = await _meet(self._broker.take_fault("send_many"))
+        fault = await meet(self._broker.faults.take("send_many"))
         queued = 0
         for count, (value, key, timestamp_ms) in enumerate(records):
             if count % 500 == 499:
@@ -377,7 +356,7 @@ class MemoryProducer:
                 queued += 1
             except RecordError as error:
                 self._failures.append(DeliveryFailure(error, key, value))
-        _lose_answer(fault)
+        lose_answer(fault)
         return queued
 
     async def confirm(
@@ -390,13 +369,13 @@ class MemoryProducer:
         timestamp_ms: int = 0,
         headers: Headers = (),
     ) -> Confirmation:
-        fault = await _meet(self._broker.take_fault("confirm"))
+        fault = await meet(self._broker.faults.take("confirm"))
         confirmation = self._append(topic, value, key, partition, timestamp_ms, headers)
-        _lose_answer(fault)
+        lose_answer(fault)
         return confirmation
 
     async def flush(self) -> list[DeliveryFailure]:
-        _lose_answer(await _meet(self._broker.take_fault("flush")))
+        lose_answer(await meet(self._broker.faults.take("flush")))
         failures, self._failures = self._failures, []
         return failures
 
@@ -498,16 +477,3 @@ class MemoryAdmin:
 
     async def close(self) -> None:
         """Nothing to end."""
-
-
-async def _meet(fault: Fault | None) -> Fault | None:
-    if fault is not None and fault.action == "fail":
-        raise fault.error
-    if fault is not None and fault.action == "delay":
-        await asyncio.sleep(fault.seconds)
-    return fault
-
-
-def _lose_answer(fault: Fault | None) -> None:
-    if fault is not None and fault.action == "drop":
-        raise fault.error
