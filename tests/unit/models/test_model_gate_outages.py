@@ -1,0 +1,257 @@
+"""The gate when the model's side fails, refuses or limits, and when there is no money: who is told what, and when it
+ends."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import msgspec
+import pytest
+
+from app.core.clock import Clock, run_virtual
+from app.models.base import FailureCode, ModelFailure, ModelRequest, RateLimit, RateLimits
+from app.models.breaker import FAILURES_IN_A_ROW
+from app.models.buckets import Buckets
+from app.models.budget import Budget, Budgets
+from app.models.gate import LONGEST_PAUSE_S, ModelGate
+from app.models.pricing import KNOWN_PRICES
+from tests.models_kit import ScriptedModel, code_of, request, virtual
+
+
+def failing(code: FailureCode, **context: Any) -> ModelRequest:
+    return request(0.01, fails=code, **context)
+
+
+async def open_breaker(gate: ModelGate, loop: asyncio.AbstractEventLoop) -> None:
+    for _ in range(FAILURES_IN_A_ROW):
+        await code_of(gate.decide(failing(FailureCode.UNAVAILABLE), loop.time() + 60))
+
+
+def test_gate_open_breaker_fails_at_once_and_says_until_when() -> None:
+    """No call, no waiting; whoever has time comes again when it may be over."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[float, int | None, str]:
+        gate = ModelGate(model, concurrency=4, attempt_ms=1_000)
+        await open_breaker(gate, loop)
+        opened = loop.time()
+        with pytest.raises(ModelFailure) as caught:
+            await gate.decide(request(), loop.time() + 60)
+        assert FailureCode.BREAKER_OPEN is caught.value.code
+        assert "breaker_open: scripted is not called for 1.0 s, after unavailable: scripted" == str(caught.value)
+        return loop.time() - opened, caught.value.retry_after_ms, gate.statistics().breaker
+
+    assert (0.0, 1_000, "open") == virtual(main)
+    assert FAILURES_IN_A_ROW == len(model.started)
+
+
+def test_gate_opening_breaker_sends_away_who_waits() -> None:
+    """They would only meet the same."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[dict[str, int], float]:
+        gate = ModelGate(model, concurrency=1, attempt_ms=1_000)
+        await asyncio.gather(
+            *(code_of(gate.decide(failing(FailureCode.UNAVAILABLE), loop.time() + 60)) for _ in range(50))
+        )
+        return gate.statistics().failures, loop.time()
+
+    failures, took = virtual(main)
+    assert {"unavailable": FAILURES_IN_A_ROW, "breaker_open": 50 - FAILURES_IN_A_ROW} == failures
+    assert took < 0.2
+
+
+def test_gate_after_a_good_probe_begins_with_one_call() -> None:
+    """Sixty-four calls at once could fell again what has just got up."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[int, int]:
+        gate = ModelGate(model, concurrency=64, attempt_ms=1_000)
+        for _ in range(20):
+            await gate.decide(request(0.01), loop.time() + 60)
+        before = gate.statistics().permits
+        await open_breaker(gate, loop)
+        await asyncio.sleep(1.0)
+        await gate.decide(request(0.01), loop.time() + 60)
+        assert "closed" == gate.statistics().breaker
+        return before, gate.statistics().permits
+
+    assert (21, 1) == virtual(main)
+
+
+def test_gate_hanging_model_is_noticed_by_few_callers() -> None:
+    """Two handlers whose model hangs, eight seconds an attempt: after half a minute the breaker is open."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> None:
+        gate = ModelGate(model, concurrency=64, attempt_ms=8_000)
+
+        async def handler() -> None:
+            while loop.time() < 600:
+                with contextlib.suppress(ModelFailure):
+                    await gate.decide(request(3_600), loop.time() + 20)
+                await asyncio.sleep(0.5)
+
+        await asyncio.gather(handler(), handler())
+
+    virtual(main)
+    assert len(model.started) < 25
+
+
+def test_gate_pause_that_was_asked_for_holds_for_everybody() -> None:
+    """Who can wait waits, who cannot fails at once with the reason; it is bounded, whatever a header says."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[FailureCode, float, float, float]:
+        gate = ModelGate(model, concurrency=4, attempt_ms=1_000)
+        asked = failing(FailureCode.OVERLOADED, retry_after_ms=5_000)
+        waiting = asyncio.ensure_future(code_of(gate.decide(asked, loop.time() + 60)))
+        await asyncio.sleep(0.02)
+        await waiting
+        hurried = await code_of(gate.decide(request(), loop.time() + 3))
+        hurried_at = loop.time()
+        await gate.decide(request(0.5), loop.time() + 60)
+        patient_at = loop.time()
+        await code_of(gate.decide(failing(FailureCode.OVERLOADED, retry_after_ms=10**9), loop.time() + 60))
+        return hurried, hurried_at, patient_at, gate.statistics().paused_ms / 1000
+
+    hurried, hurried_at, patient_at, paused_s = virtual(main)
+    assert FailureCode.OVERLOADED is hurried
+    assert hurried_at < 0.1
+    assert 5.5 == pytest.approx(patient_at, abs=0.1)
+    assert LONGEST_PAUSE_S == paused_s
+
+
+@pytest.mark.parametrize("code", [FailureCode.UNAUTHORIZED, FailureCode.SPEND_LIMIT])
+def test_gate_refused_account_tries_once_in_five_minutes_and_recovers(
+    code: FailureCode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody restarts anything: after it has been put right the next try succeeds."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> list[float]:
+        gate = ModelGate(model, concurrency=4, attempt_ms=1_000)
+        at = []
+        while loop.time() < 3_000:
+            asked = failing(code) if loop.time() < 1_000 else request(0.01)
+            calls = gate.statistics().calls
+            with contextlib.suppress(ModelFailure):
+                await gate.decide(asked, loop.time() + 20)
+            if gate.statistics().calls > calls and loop.time() < 1_300:
+                at.append(round(loop.time(), -1))
+            await asyncio.sleep(5)
+        assert "closed" == gate.statistics().breaker
+        return at[:5]
+
+    assert [0, 300, 600, 900, 1_200] == virtual(main)
+    assert 1 == sum(record.levelname == "ERROR" for record in caplog.records)
+
+
+def test_gate_without_budget_calls_nothing() -> None:
+    """The reason is the agent's own, and no permit was waited for."""
+    model = ScriptedModel()
+
+    async def main(clock: Clock) -> tuple[FailureCode, int]:
+        loop = asyncio.get_running_loop()
+        budgets = Budgets(clock, KNOWN_PRICES, "rules")
+        gate = ModelGate(model, concurrency=1, attempt_ms=1_000, budgets=budgets)
+        gate.declare("agent", 1, Budget(tokens_a_day=5_000))
+        gate.assigned("agent", 0, None)
+        for _ in range(21):
+            await gate.decide(request(0.01, partition=0), loop.time() + 60)
+        return await code_of(gate.decide(request(0.01, partition=0), loop.time() + 60)), gate.statistics().waiting
+
+    assert (FailureCode.NO_BUDGET, 0) == run_virtual(main, 0)
+    assert 21 == len(model.started)  # of twenty tokens each: 420, and the next could take 4,596
+
+
+def test_gate_charges_what_may_have_been_paid() -> None:
+    """Tokens that came back with a failure, and the input of a call that broke off; nothing for an error's answer."""
+
+    async def main(clock: Clock) -> list[int]:
+        loop = asyncio.get_running_loop()
+        budgets = Budgets(clock, KNOWN_PRICES, "rules")
+        gate = ModelGate(ScriptedModel(), concurrency=1, attempt_ms=1_000, budgets=budgets)
+        gate.declare("agent", 1, Budget(tokens_a_day=100_000))
+        gate.assigned("agent", 0, None)
+        seen = []
+        for asked in (
+            request(0.01, fails=FailureCode.INVALID_ANSWER, partition=0),
+            request(0.01, fails=FailureCode.OVERLOADED, bare=True, partition=0),
+            request(3_600, partition=0),
+        ):
+            await code_of(gate.decide(asked, loop.time() + 60))
+            spent = gate.spent("agent", 0)
+            assert spent is not None
+            seen.append(spent.tokens)
+        return seen
+
+    assert [20, 20, 520] == run_virtual(main, 0)
+
+
+def test_gate_tokens_reserved_by_estimate_come_back() -> None:
+    """Five hundred of the thousand a minute are reserved for each call, and twelve are used."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> list[float]:
+        gate = ModelGate(ScriptedModel(), concurrency=8, attempt_ms=1_000, buckets=Buckets(0, 1_000, 0))
+        ends = []
+        for _ in range(4):
+            await gate.decide(request(0.01), loop.time() + 100)
+            ends.append(loop.time())
+        await asyncio.gather(*(gate.decide(request(0.01), loop.time() + 100) for _ in range(4)))
+        return [*ends, loop.time()]
+
+    ends = virtual(main)
+    assert ends[3] < 0.1
+    assert ends[4] < 1.0
+
+
+def test_gate_model_that_raises_something_else_leaves_nothing_behind() -> None:
+    """A broken invariant propagates, and the next call is served."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[int, int, str]:
+        gate = ModelGate(ScriptedModel(), concurrency=1, attempt_ms=1_000)
+        with pytest.raises(KeyError):
+            await gate.decide(msgspec.structs.replace(request(), context={}), loop.time() + 60)
+        await gate.decide(request(0.5), loop.time() + 60)
+        statistics = gate.statistics()
+        return statistics.in_flight, statistics.waiting, statistics.breaker
+
+    assert (0, 0, "closed") == virtual(main)
+
+
+def test_gate_share_follows_the_owned_partitions() -> None:
+    """Half of the partitions: half of the limits."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> list[int | None]:
+        gate = ModelGate(ScriptedModel(), concurrency=1, attempt_ms=1_000, buckets=Buckets(1_200, 0, 0))
+        gate.declare("agent", 4, None)
+        seen = []
+        for owned in range(2):
+            gate.assigned("agent", owned, None)
+            seen.append(gate.statistics().buckets["requests"].a_minute)
+        gate.ended("agent", 0)
+        seen.append(gate.statistics().buckets["requests"].a_minute)
+        assert 0.25 == gate.statistics().share
+        return seen
+
+    assert [300, 600, 300] == virtual(main)
+
+
+def test_gate_takes_no_more_than_the_headers_say_is_left() -> None:
+    """Seven hundred output tokens: one call of the usual five hundred, and not a second, though the first call gives
+    most of its own reservation back."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> int:
+        gate = ModelGate(ScriptedModel(), concurrency=8, attempt_ms=1_000)
+        for _ in range(4):
+            await gate.decide(request(0.01), loop.time() + 60)
+        told = RateLimits(output_tokens=RateLimit(10_000, 700))
+        await gate.decide(request(0.01, rates=told), loop.time() + 60)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(3):
+                tasks.create_task(gate.decide(request(0.5), loop.time() + 60))
+            await asyncio.sleep(0.3)
+            return gate.statistics().in_flight
+
+    assert 1 == virtual(main)
