@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test check lint types contracts quick bench lock clean
+.PHONY: help demo setup test check lint types contracts quick bench faults lock clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -44,6 +44,9 @@ quick:
 bench: setup ## Measure publishing, and event to decision (minutes; results in benchmarks/results)
 	@$(BIN)/python -m benchmarks.produce $(ARGS)
 	@$(BIN)/python -m benchmarks.e2e $(ARGS)
+
+faults: setup ## Break a running system on purpose, and write RELIABILITY.md (an hour; one row: make faults ARGS="--only SIGTERM")
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 lock: setup ## Pin the requirements again after pyproject.toml changed (newer versions: make lock ARGS=--upgrade)
 	@for group in runtime dev; do \

@@ -1,0 +1,98 @@
+"""`python -m tests.faults [--only NAME …] [--small] [--seed N] [--json] [--resume] [--no-ablations]`.
+
+Runs the rows on a Kafka and a Redis of their own and prints what came of each. What is finished is kept in
+`.local/faults/results`, so a run that was broken off goes on with `--resume`. Exit code 1 when a row does not hold, has
+no verdict, or an ablation is not noticed.
+"""
+
+import time
+from typing import Annotated
+
+import typer
+import uvloop
+
+from app.cli import output
+from app.local.process import LOCAL
+from app.local.services import own_directory
+from tests.faults import report
+from tests.faults.application import app
+from tests.faults.cluster import Cluster
+from tests.faults.results import Result, ablated, keep, kept, measured
+from tests.faults.rows import Bench, Row, all_rows
+
+FOLDER = LOCAL / "faults"
+ROW_LIMIT_S = 3_600.0
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    output.note(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+async def run_rows(rows: list[Row], seed: int, *, small: bool, ablations: bool, resume: bool) -> list[Result]:
+    """Each row on the same servers, but after one that has failed: that may have left anything behind."""
+    results: list[Result] = []
+    todo = []
+    for row in rows:
+        found = kept(FOLDER, row, seed, small) if resume else None
+        if found is not None:
+            say(f"{row.name}: kept from before")
+            results.append(found)
+        else:
+            todo.append(row)
+    while todo:
+        async with Cluster(app, own_directory("faults")) as cluster:
+            bench = Bench(cluster, FOLDER / "runs", seed, say)
+            while todo:
+                row = todo.pop(0)
+                result = await measured(bench, row, small=small, limit_s=ROW_LIMIT_S)
+                if ablations and result.verdict != "failed":
+                    result = await ablated(bench, row, result, limit_s=ROW_LIMIT_S)
+                keep(FOLDER, result)
+                results.append(result)
+                say(f"{row.name}: {result.verdict} after {result.seconds:.0f} s {'; '.join(result.failures)}")
+                if result.verdict == "failed":
+                    break
+    return results
+
+
+def main(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Just this row; a part of its name is enough. May be repeated.")
+    ] = None,
+    small: Annotated[bool, typer.Option("--small", help="The small version that `make test` runs.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides kill times, keys, latencies and answers.")] = 20261125,
+    json: Annotated[bool, typer.Option("--json", help="End with one JSON object a row.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the rows that are finished at this size and seed.")
+    ] = False,
+    ablations: Annotated[bool, typer.Option(help="Run the ablations too.")] = True,
+    show: Annotated[bool, typer.Option("--list", help="Say which rows there are.")] = False,
+) -> None:
+    """Break a running system on purpose and check that every promise holds."""
+    rows = all_rows()
+    if show:
+        for row in rows.values():
+            output.line(f"{row.name}{'' if row.small is not None else ' (full size only)'}: {row.promise}")
+        return
+    chosen = [row for row in rows.values() if not only or any(part in row.name for part in only)]
+    if small:
+        chosen = [row for row in chosen if row.small is not None]
+    if not chosen:
+        output.error(f"no row is called so; there are: {', '.join(rows)}")
+        raise typer.Exit(2)
+    say(f"seed {seed}, {len(chosen)} rows, {'small' if small else 'full'} size; logs in {FOLDER / 'runs'}")
+    results = uvloop.run(run_rows(chosen, seed, small=small, ablations=ablations, resume=resume))
+    if json:
+        for result in results:
+            output.json_line(result.as_row())
+    else:
+        output.table(report.COLUMNS, [report.cells(result) for result in results])
+    bad = [result for result in results if not result.holds]
+    for result in bad:
+        output.error(f"{result.fault}: {'; '.join(result.complaints)}")
+    raise typer.Exit(bool(bad))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,95 @@
+"""Safeguards taken out of a worker, one at a time: the checker must then find what each of them prevents."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from app.broker.base import Assignment, Confirmation
+from app.decisions import effects
+from app.decisions.handling import AgentWork
+from app.decisions.log import DecisionLog
+from app.dispatch import offsets
+from app.dispatch.consumer import Dispatcher
+from tests.faults.ablations_streams import STREAMS
+
+WRITTEN_LATER_S = 1.5
+_left: set[asyncio.Task[Any]] = set()
+
+
+def commit_highest_seen() -> None:
+    """Commits the offset behind the last record received, as most frameworks do."""
+    offsets.OffsetTracker.position = property(lambda self: self._next)  # type: ignore[method-assign, assignment]
+
+
+def done_before_decided() -> None:
+    """Takes an alert for done while its decision waits to be written with others."""
+    write: Any = DecisionLog.write
+
+    async def later(self: DecisionLog, make: Any) -> Confirmation:
+        async def write_later() -> None:
+            await asyncio.sleep(WRITTEN_LATER_S)
+            await write(self, make)
+
+        task = asyncio.ensure_future(write_later())
+        _left.add(task)
+        task.add_done_callback(_left.discard)
+        return Confirmation(0, 0)
+
+    DecisionLog.write = later  # type: ignore[method-assign]
+
+
+def key_of_its_own_each_time() -> None:
+    """Sends another idempotency key with every attempt."""
+    effects.header_text = lambda key: f"{uuid4()}"
+
+
+def failures_are_done() -> None:
+    """Takes an alert whose handler raises for done, as Faust and FastStream do by default."""
+    handle: Any = AgentWork.handle
+
+    async def swallow(self: AgentWork, record: Any, attempt: int) -> None:
+        try:
+            await handle(self, record, attempt)
+        except Exception:  # noqa: BLE001 - the fault itself
+            return
+
+    AgentWork.handle = swallow  # type: ignore[method-assign]
+
+
+def crashes_not_counted() -> None:
+    """Runs what has killed its process again and again."""
+    offsets.OffsetTracker.crashes = lambda self, offset: 0  # type: ignore[method-assign]
+
+
+def no_drain() -> None:
+    """Cancels at once what runs, at shutdown and when a partition is revoked."""
+    drain: Any = Dispatcher._drain
+
+    async def at_once(self: Dispatcher, partitions: Any, milliseconds: int) -> None:
+        await drain(self, partitions, 0)
+
+    Dispatcher._drain = at_once  # type: ignore[method-assign]
+
+
+def revoked_is_kept() -> None:
+    """Goes on with a partition that was given to another worker."""
+
+    async def keep(self: Dispatcher, assignments: Sequence[Assignment]) -> None:
+        return None
+
+    Dispatcher.on_revoked = keep  # type: ignore[method-assign]
+
+
+ABLATIONS: Mapping[str, Callable[[], None]] = {
+    change.__name__: change
+    for change in (
+        commit_highest_seen,
+        done_before_decided,
+        key_of_its_own_each_time,
+        failures_are_done,
+        crashes_not_counted,
+        no_drain,
+        revoked_is_kept,
+    )
+} | dict(STREAMS)

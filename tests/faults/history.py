@@ -1,0 +1,115 @@
+"""What happened in one run, as seen from outside the processes that were killed. All times are wall ms of one machine."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from app.dispatch.marks import Mark, decode_marks
+
+ALERTS_GROUP, ACTIONS_GROUP = "agent", "actions"
+"""Whose offsets: of the alerts, and of the decisions."""
+
+
+class Published(msgspec.Struct, frozen=True):
+    """An alert that the broker has acknowledged."""
+
+    alert_id: str
+    partition: int
+    offset: int
+    at_ms: int
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A call of the model. number: from 1 for each alert. end_ms: when it was answered; 0 where nobody waited any more."""
+
+    alert_id: str
+    number: int
+    start_ms: int
+    end_ms: int
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of `agent.decisions`. at_ms: when the broker appended it. codes: why it is not simply the answer."""
+
+    alert_id: str
+    partition: int
+    offset: int
+    at_ms: int
+    mode: str
+    action: str
+    reason: str
+    is_fallback: bool
+    codes: tuple[str, ...] = ()
+    attempt: int = 1
+    writer: str = ""
+
+
+class EffectEntry(msgspec.Struct, frozen=True):
+    """A record of `agent.effects`. states: by name of the effect. ended: whether all of them are at their end."""
+
+    alert_id: str
+    partition: int
+    offset: int
+    at_ms: int
+    decision_offset: int
+    states: Mapping[str, str]
+    ended: bool
+
+
+class Post(msgspec.Struct, frozen=True):
+    """One attempt at the effect sink. applied: False where it knew the key already. reason: the decision's, as posted."""
+
+    key: str
+    effect: str
+    alert_id: str
+    reason: str
+    at_ms: int
+    applied: bool
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """A committed offset as it was found. at_ms: after the answer, so the commit was no later."""
+
+    group: str
+    partition: int
+    offset: int
+    metadata: str
+    at_ms: int
+
+    def done_beyond(self) -> list[int]:
+        """Offsets behind the committed one that are recorded as done."""
+        known = decode_marks(self.offset, self.metadata)
+        return sorted(at for at, mark in known.marks.items() if mark is Mark.DONE) if known else []
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """What was done to whom. breaks: whether work in progress ends by it without an answer."""
+
+    what: str
+    whom: str
+    at_ms: int
+    breaks: bool = True
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """A worker held a partition of the alerts. end_ms: 0 where it never said so: it died."""
+
+    worker: str
+    partition: int
+    start_ms: int
+    end_ms: int
+
+
+class History(msgspec.Struct, kw_only=True):
+    """posting: which effects an action posts to the sink. dead: ids of alerts that are dead letters, and since when."""
+
+    published: list[Published] = []
+    calls: list[Call] = []
+    decisions: list[Decided] = []
+    effects: list[EffectEntry] = []
+    posts: list[Post] = []
+    commits: list[Committed] = []
+    faults: list[Fault] = []
+    owned: list[Owned] = []
+    dead: dict[str, int] = {}
+    posting: Mapping[str, tuple[str, ...]] = {}

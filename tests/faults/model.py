@@ -1,0 +1,128 @@
+"""The Messages API stub as a process of its own: seeded latencies and faults, and a log of every call.
+
+    python -m tests.faults.model --log FILE --seconds QUICK,SLOW [--slow SHARE] [--fault NAME:SHARE …] [--seed N]
+
+An answer says which call of its alert it is, and another call may get another action: so an effect can be traced to the
+answer that it came from.
+"""
+
+import argparse
+import asyncio
+import re
+import socket
+import sys
+from collections import Counter
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import uvicorn
+
+from app.core.clock import SystemClock
+from app.local import messages_api
+from app.local.messages_api import Fault, MessagesApi, Receive, Scope, Send
+from app.local.messages_schema import MessagesRequest
+from tests.faults.history import Call
+from tests.faults.lines import LineLog
+from tests.faults.processes import die_with_parent
+
+ALERT_ID = re.compile(rb'alert_id\\":\\"([^"\\]+)')
+BLOCK_SHARE = 0.7
+
+_number: ContextVar[tuple[str, int]] = ContextVar("call")
+
+
+class LoggedApi(MessagesApi):
+    """slow: the share of alerts that take the longer of `seconds`. faults: and how often each comes instead of an answer."""
+
+    def __init__(
+        self, log: LineLog, seconds: tuple[float, float], slow: float, faults: list[tuple[Fault, float]], seed: int
+    ) -> None:
+        super().__init__(self._judge, 0, (), SystemClock())
+        self._log = log
+        self._wall = SystemClock()
+        self._seconds = seconds
+        self._slow = slow
+        self._happens = faults
+        self._seed = seed
+        self._asked = Counter[str]()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = bytearray()
+        more = True
+        while more:
+            event = await receive()
+            body += event.get("body", b"")
+            more = event.get("more_body", False)
+        found = ALERT_ID.search(body)
+        alert_id = found[1].decode() if found else ""
+        self._asked[alert_id] += 1
+        number = self._asked[alert_id]
+        _number.set((alert_id, number))
+        start_ms = self._wall.now_ms()
+        self._log.write(Call(alert_id, number, start_ms, 0))
+        await asyncio.sleep(self._seconds[self._share(alert_id) < self._slow])
+        self.play(self._fault(f"{alert_id} {number}"))
+        events = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
+
+        async def again() -> Any:
+            event = next(events, None)
+            return event if event is not None else await receive()
+
+        await super().__call__(scope, again, send)
+        self._log.write(Call(alert_id, number, start_ms, self._wall.now_ms()))
+
+    def _share(self, text: str) -> float:
+        """A number from 0 to 1, the same for the same text and seed."""
+        return crc32(f"{self._seed} {text}".encode()) / 2**32
+
+    def _fault(self, call: str) -> Fault | None:
+        drawn = self._share(f"fault {call}")
+        for fault, share in self._happens:
+            drawn -= share
+            if drawn < 0:
+                return fault
+        return None
+
+    def _judge(self, request: MessagesRequest) -> dict[str, str]:
+        alert_id, number = _number.get()
+        action = "block" if self._share(f"action {alert_id} {number}") < BLOCK_SHARE else "review"
+        return {"action": action, "risk_level": "HIGH", "reason": f"call {number}"}
+
+
+async def serve(api: LoggedApi) -> None:
+    """Until the process ends; says where on the first line of output."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sys.stdout.write(f"http://127.0.0.1:{listener.getsockname()[1]}\n")
+    sys.stdout.flush()
+    config = uvicorn.Config(api, lifespan="off", log_config=None, access_log=False, ws="none", loop="uvloop")
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.model")
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--seconds", required=True)
+    parser.add_argument("--slow", type=float, default=0.1)
+    parser.add_argument("--fault", action="append", default=[])
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    die_with_parent()
+    quick, slow = (float(text) for text in options.seconds.split(","))
+    faults = [
+        (getattr(messages_api, name), float(share))
+        for name, _, share in (text.partition(":") for text in options.fault)
+    ]
+    messages_api._LIMITS_A_MINUTE = dict.fromkeys(
+        messages_api._LIMITS_A_MINUTE, 10**9
+    )  # what is reported as the limits
+    api = LoggedApi(LineLog(options.log), (quick, slow), options.slow, faults, options.seed)
+    import uvloop
+
+    uvloop.run(serve(api))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""A row: one fault, how large it is run, what must come out, and which safeguards' removal it must notice.
+
+Every file `rows_*.py` in this folder has a tuple `ROWS`; add a file, or a row to one, and it is run and reported.
+"""
+
+import importlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.faults.checker import Verdict
+from tests.faults.cluster import Cluster
+from tests.faults.run import Latency, Run
+
+HERE = Path(__file__).parent
+QUICK = Latency(0.2, 1.2)
+
+
+@dataclass
+class Outcome:
+    """What a run of a row came to. verdict: None for rows that are no run of agents. failures: what the row itself
+    demands and did not get. figures: what else was measured."""
+
+    verdict: Verdict | None
+    failures: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def held(self) -> bool:
+        return not self.failures and (self.verdict is None or self.verdict.zeros_hold)
+
+
+@dataclass
+class Bench:
+    """What a row runs on. say: one line of progress."""
+
+    cluster: Cluster
+    directory: Path
+    seed: int
+    say: Callable[[str], None]
+    runs: int = 0
+
+    def run(self, name: str, latency: Latency = QUICK, **options: Any) -> Run:
+        """A run with a name of its own; options as those of `Run`."""
+        self.runs += 1
+        tag = f"r{self.runs}"
+        return Run(
+            self.cluster, tag, self.directory / f"{self.runs}-{name}", seed=self.seed, latency=latency, **options
+        )
+
+
+Size = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A safeguard removed (a name in `ablations.py`), at which size, and the counts of which one must then be wrong;
+    without any, the row's own demands must fail."""
+
+    name: str
+    size: Size
+    wrong: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """run: gets the bench, a size and the ablations, runs the fault once and says what came of it. small: None where
+    the row is too long for `make test` at any size. promise: what the row shows, for RELIABILITY.md."""
+
+    name: str
+    promise: str
+    run: Callable[[Bench, Size, Sequence[str]], Awaitable[Outcome]]
+    full: Size
+    small: Size | None
+    ablations: tuple[Ablation, ...] = ()
+
+
+def all_rows() -> dict[str, Row]:
+    """Every row, by name, in the order of the files."""
+    found: dict[str, Row] = {}
+    for file in sorted(HERE.glob("rows_*.py")):
+        for row in importlib.import_module(f"tests.faults.{file.stem}").ROWS:
+            assert row.name not in found, f"{row.name} is there twice"
+            found[row.name] = row
+    return found
+
+
+def turned_red(ablation: Ablation, outcome: Outcome) -> bool:
+    """Whether the removed safeguard was missed, in the way that was expected."""
+    if outcome.held:
+        return False
+    if not ablation.wrong:
+        return bool(outcome.failures)
+    return outcome.verdict is not None and any(getattr(outcome.verdict, name) for name in ablation.wrong)

@@ -1,0 +1,145 @@
+"""Handlers that raise, once or always, and handlers that take their process with them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+from tests.faults.application import KILLS, RAISES_ALWAYS, RAISES_ONCE
+from tests.faults.checker import check, standing_decisions
+from tests.faults.history import Decided, History
+from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
+from tests.faults.run import LAG_LIMIT_S
+
+DEATHS = 3
+"""After so many of its processes an alert is decided by its fallback."""
+POISON_KEY = "poison"
+
+
+async def raising(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
+    """size: alerts, backlog. One alert in a hundred raises at its first attempt, all of one key at every attempt."""
+    async with bench.run("raising", QUICK) as run:
+        workers = run.workers
+        await workers.at_work(*(workers.start(ablate=ablate) for _ in range(2)))
+        alerts, pieces = size["alerts"], size.get("pieces", 3)
+        for piece in range(1, pieces + 1):
+            await run.publish(1, RAISES_ALWAYS, f"{run.name}-{POISON_KEY}")
+            await run.publish(max(1, alerts // 100 // pieces), RAISES_ONCE)
+            await run.feed(alerts * piece // pieces, size["backlog"])
+            bench.say(f"{len(run.published):,} of {alerts:,} alerts published")
+        await run.settled(size.get("settle_s", LAG_LIMIT_S))
+        deaths = len(workers.all) - len(workers.alive)
+        codes = await workers.stop()
+        history = await run.finish()
+    verdict = check(history)
+    failures = [f"a worker ended with {code}" for code in codes if code != 0]
+    if deaths:
+        failures.append(f"{deaths} workers died")
+    if verdict.repeated:
+        failures.append(f"{verdict.repeated} model calls repeated")
+    failures += _judged_as_raised(history)
+    if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S:
+        failures.append(f"lag 0 after {verdict.recovery_s} s")
+    return Outcome(verdict, failures, {"worker_deaths": deaths})
+
+
+def _kind(alert_id: str) -> str:
+    return alert_id.rpartition(":")[2].partition("-")[0]
+
+
+def _judged_as_raised(history: History) -> list[str]:
+    """What is wrong with the decisions about alerts whose handlers raised, and of those behind the poison."""
+    standing = standing_decisions(history)
+    failures = []
+    for alert_id, decision in standing.items():
+        kind = _kind(alert_id)
+        if kind == RAISES_ONCE and (decision.attempt != 2 or decision.is_fallback):
+            failures.append(f"{alert_id} raised once: attempt {decision.attempt}, {decision.codes}")
+        if kind == RAISES_ALWAYS and not (decision.is_fallback and "handler_failed" in decision.codes):
+            failures.append(f"{alert_id} raises always: {decision.action} {decision.codes}")
+        if kind not in (RAISES_ONCE, RAISES_ALWAYS) and decision.is_fallback:
+            failures.append(f"{alert_id} fell back: {decision.codes}")
+    if not any(_went_on(history, decision, standing) for decision in standing.values()):
+        failures.append("no alert behind a poisonous one in its partition was decided before it")
+    return failures[:5]
+
+
+def _went_on(history: History, poison: Decided, standing: dict[str, Decided]) -> bool:
+    if _kind(poison.alert_id) != RAISES_ALWAYS:
+        return False
+    place = next(one for one in history.published if one.alert_id == poison.alert_id)
+    return any(
+        one.partition == place.partition
+        and one.offset > place.offset
+        and one.alert_id in standing
+        and standing[one.alert_id].at_ms < poison.at_ms
+        for one in history.published
+    )
+
+
+async def killing(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
+    """Workers are started again as a platform would. size: alerts, poisons, backlog."""
+    async with bench.run("killing", QUICK) as run:
+        workers = run.workers
+        await workers.at_work(*(workers.start(ablate=ablate) for _ in range(2)))
+        deaths = Counter[str]()
+
+        async def supervise() -> None:
+            seen = set(workers.all)
+            while True:
+                for worker in [one for one in seen if one.code is not None]:
+                    seen.discard(worker)
+                    workers.note("its handler killed it", worker.name)
+                    deaths[worker.name] += 1
+                    bench.say(f"worker death {sum(deaths.values())}")
+                    if sum(deaths.values()) <= size.get("most_deaths", 20):
+                        seen.add(workers.start(ablate=ablate))
+                await asyncio.sleep(0.05)
+
+        supervising = asyncio.create_task(supervise())
+        poisons = size["poisons"]
+        for _ in range(poisons):
+            await run.publish(1, KILLS)
+            await run.feed(len(run.published) + size["alerts"] // poisons, size["backlog"])
+            await run.settled(size.get("settle_s", LAG_LIMIT_S))
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
+        codes = await workers.stop()
+        history = await run.finish()
+    verdict, died = check(history), sum(deaths.values())
+    failures = [f"a worker ended with {code}" for code in codes if code != 0]
+    for alert_id, decision in standing_decisions(history).items():
+        crashed = decision.is_fallback and "crashed" in decision.codes
+        if crashed != (_kind(alert_id) == KILLS):
+            failures.append(f"{alert_id}: {decision.action} {decision.codes}")
+    if died != DEATHS * poisons:
+        failures.append(f"{died} workers died of {poisons} alerts")
+    if verdict.repeated > verdict.in_flight:
+        failures.append(f"{verdict.repeated} model calls repeated, {verdict.in_flight} were in flight")
+    return Outcome(verdict, failures, {"worker_deaths": died})
+
+
+ROWS = (
+    Row(
+        "handlers that raise",
+        "An alert whose handler raises is tried again; one that raises every time ends in its fallback, while its "
+        "partition goes on. No worker ends.",
+        raising,
+        full={"alerts": 10_000, "backlog": 1_000},
+        small={"alerts": 300, "backlog": 200},
+        ablations=(Ablation("failures_are_done", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("lost",)),),
+    ),
+    Row(
+        "handlers that kill their process",
+        "An alert that takes its process with it three times ends in its fallback, and no other alert with it.",
+        killing,
+        full={"alerts": 3_000, "poisons": 5, "backlog": 500},
+        small={"alerts": 100, "poisons": 1, "backlog": 100},
+        ablations=(
+            Ablation(
+                "crashes_not_counted",
+                {"alerts": 100, "poisons": 1, "backlog": 100, "settle_s": 25, "most_deaths": 4},
+                ("lost",),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,137 @@
+"""Workers killed with SIGKILL: at any time, and at every step between fetching an alert and committing it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+from tests.faults.checker import check
+from tests.faults.failpoints import FAILPOINTS
+from tests.faults.history import ALERTS_GROUP, Fault
+from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
+from tests.faults.run import LAG_LIMIT_S, Latency, Run
+from tests.faults.workers import Worker
+
+AFTER_COMMIT_S = 2.0
+HIT_S = 40.0
+TRICKLE, TRICKLE_S, TRICKLE_BACKLOG = 6, 0.1, 150
+
+
+async def kill_workers(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
+    """size: alerts, kills, backlog (alerts published ahead of what is committed), latency, settle_s."""
+    async with bench.run("kills", Latency(*size.get("latency", (0.2, 1.2)))) as run:
+        workers = run.workers
+        await workers.at_work(*(workers.start(ablate=ablate) for _ in range(2)))
+        alerts, kills = size["alerts"], size["kills"]
+        begun = sorted(run.chance.sample(range(alerts // 20, alerts), kills))
+        starting: list[Worker] = []
+        for number, published in enumerate(begun, 1):
+            await asyncio.gather(run.feed(published, size["backlog"]), workers.at_work(*starting))
+            if number % 3 == 0:
+                await next_commit(run)
+            workers.kill(run.chance.choice(workers.alive))
+            bench.say(f"kill {number} of {kills}, {published:,} alerts published")
+            starting = [workers.start(ablate=ablate)]
+        await run.feed(alerts, size["backlog"])
+        return await concluded(run, size.get("settle_s", LAG_LIMIT_S))
+
+
+async def concluded(run: Run, settle_s: float) -> Outcome:
+    """Waits for the lag, stops the workers, and judges: they end by themselves, and repeat no more than was in flight."""
+    await run.settled(settle_s)
+    codes = await run.workers.stop()
+    verdict = check(await run.finish())
+    failures = [f"a worker ended with {code}" for code in codes if code != 0]
+    if verdict.repeated > verdict.in_flight:
+        failures.append(f"{verdict.repeated} model calls repeated, {verdict.in_flight} were in flight")
+    if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S:
+        failures.append(f"lag 0 after {verdict.recovery_s} s")
+    return Outcome(verdict, failures)
+
+
+async def next_commit(run: Run) -> None:
+    """Until the agent's group has committed again, or there is nothing to commit."""
+    seen = len(run.sampler.changes)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + AFTER_COMMIT_S
+    while loop.time() < deadline:
+        if any(change.group == ALERTS_GROUP for change in run.sampler.changes[seen:]):
+            return
+        await asyncio.sleep(0.005)
+
+
+async def kill_at_every_step(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
+    """Beside a worker that lives there is always one that dies at the next failpoint. size: rounds; points, all unless
+    given; at_most, how many of a shuffled round."""
+    points = list(size.get("points", FAILPOINTS))
+    hits = Counter[str]()
+    async with bench.run("steps", QUICK) as run:
+        workers = run.workers
+        await workers.at_work(workers.start(ablate=ablate))
+        sequence = [point for _ in range(size["rounds"]) for point in run.chance.sample(points, len(points))]
+        for number, point in enumerate(sequence, 1):
+            armed = workers.start(ablate=ablate, failpoint=f"{point}:{run.chance.randint(1, FAILPOINTS[point].hits)}")
+            hits[point] += await _hit(run, armed, point)
+            bench.say(f"{number} of {len(sequence)}: {point}: {'hit' if armed.hit(point) else 'NOT HIT'}")
+        outcome = await concluded(run, size.get("settle_s", LAG_LIMIT_S))
+    outcome.failures += [
+        f"{point}: hit {hits[point]} of {size['rounds']} times" for point in points if hits[point] < size["rounds"]
+    ]
+    outcome.figures["hits"] = dict(hits)
+    return outcome
+
+
+async def _hit(run: Run, armed: Worker, point: str) -> bool:
+    """Publishes until the worker has died; whether it did so at its failpoint."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + HIT_S
+    while armed.code is None and loop.time() < deadline:
+        if run.backlog < TRICKLE_BACKLOG and armed.is_at_work:
+            await run.publish(TRICKLE)
+        await asyncio.sleep(TRICKLE_S)
+    if armed.code is None:
+        run.workers.kill(armed)
+        return False
+    moments = [entry.at_ms for entry in armed.trace() if entry.event == point]
+    run.workers.faults += [Fault(f"killed at: {point}", armed.name, moment) for moment in moments]
+    return bool(moments)
+
+
+ROWS = (
+    Row(
+        "kill -9 of workers",
+        "A worker killed at any time loses no alert and repeats no effect; its successor asks the model again only for "
+        "what was in flight.",
+        kill_workers,
+        full={"alerts": 100_000, "kills": 20, "backlog": 2_000},
+        small={"alerts": 500, "kills": 3, "backlog": 150},
+        ablations=(
+            Ablation(
+                "commit_highest_seen", {"alerts": 400, "kills": 1, "backlog": 200, "settle_s": 12}, ("early_commits",)
+            ),
+            Ablation(
+                "done_before_decided", {"alerts": 400, "kills": 1, "backlog": 200, "settle_s": 12}, ("early_commits",)
+            ),
+        ),
+    ),
+    Row(
+        "kill -9 of workers, slow model",
+        "The same where the model takes one second, and six for one alert in ten.",
+        kill_workers,
+        full={"alerts": 10_000, "kills": 20, "backlog": 1_000, "latency": (1.0, 6.0)},
+        small=None,
+    ),
+    Row(
+        "kill at every step",
+        "A worker killed at any await boundary between fetching an alert and committing what came of it: the same zeros.",
+        kill_at_every_step,
+        full={"rounds": 10},
+        small={"rounds": 1},
+        ablations=(
+            Ablation(
+                "key_of_its_own_each_time",
+                {"rounds": 2, "points": ("effect posted", "effect's end not yet written")},
+                ("effects_twice",),
+            ),
+        ),
+    ),
+)

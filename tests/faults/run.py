@@ -1,0 +1,297 @@
+"""One run: a model, a sink and workers as processes around the cluster, alerts published, and the history of it all."""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+
+import msgspec
+
+from app.broker.base import Producer
+from app.core.clock import SystemClock
+from app.core.codec import encode
+from app.core.record import Record, TopicPartition
+from app.decisions.record import DECISIONS, DecisionRecord, EffectRecord
+from app.streams.outputs import alert_headers, derived_id
+from features.fraud import HighValueOrder
+from tests.faults.application import PARTITIONS, POSTING, RUN_VARIABLE
+from tests.faults.cluster import Cluster
+from tests.faults.commits import CommitSampler
+from tests.faults.history import (
+    ACTIONS_GROUP,
+    ALERTS_GROUP,
+    Call,
+    Decided,
+    EffectEntry,
+    History,
+    Post,
+    Published,
+)
+from tests.faults.lines import read_lines
+from tests.faults.processes import Child
+from tests.faults.workers import Workers
+
+ALERTS, EFFECTS = "processed.alerts", "agent.effects"
+AT_ONCE = 250
+"""Publications that wait for their acknowledgement together."""
+LAG_LIMIT_S = 60.0
+LOOK_S = 0.1
+STALLED_S = 60.0
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """How long the model takes: a share of the alerts the slow time, the others the quick one."""
+
+    quick_s: float
+    slow_s: float
+    slow: float = 0.1
+
+
+class Run:
+    """`async with`; then start workers, publish, do harm, `settled`, and `finish` for the history."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        name: str,
+        directory: Path,
+        *,
+        seed: int,
+        latency: Latency,
+        model_faults: Sequence[str] = (),
+        arguments: Sequence[str] = ("--only", "agents", "--only", "actions"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """name: part of every id of the run. model_faults: `NAME:SHARE` of `app.local.messages_api`'s constants.
+        arguments, environment: what all workers get beside where the servers are."""
+        self.cluster = cluster
+        self.name = name
+        self.directory = directory
+        self.chance = Random(seed)
+        self.published: list[Published] = []
+        self._seed = seed
+        self._latency = latency
+        self._model_faults = model_faults
+        self._arguments = arguments
+        self._more = dict(environment or {})
+        self._clock = SystemClock()
+        self._numbers = 0
+        self._ends: dict[int, int] = {}
+
+    async def __aenter__(self) -> "Run":
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory.mkdir(parents=True)
+        self._reader = self.cluster.broker.reader()
+        self._producer: Producer = self.cluster.broker.producer()
+        await self._producer.start()
+        self._begin = await self._reader.end_offsets([*_places(DECISIONS), *_places(EFFECTS)])
+        faults = [text for fault in self._model_faults for text in ("--fault", fault)]
+        seconds = f"{self._latency.quick_s},{self._latency.slow_s}"
+        model = ["--seconds", seconds, "--slow", str(self._latency.slow), "--seed", str(self._seed), *faults]
+        self.model, self.sink = await asyncio.gather(
+            asyncio.to_thread(self._server, "model", model), asyncio.to_thread(self._server, "sink", [])
+        )
+        (agent,) = self.cluster.app.agents.values()
+        self.sampler = CommitSampler(
+            self.cluster.servers,
+            {
+                ALERTS_GROUP: (agent.group, ALERTS, PARTITIONS),
+                ACTIONS_GROUP: ("headrace.actions", DECISIONS, PARTITIONS),
+            },
+        )
+        self.sampler.start()
+        self.workers = Workers(
+            self.directory, ["-A", "tests.faults.application:app", *self._arguments], self._environment()
+        )
+        return self
+
+    def _server(self, name: str, arguments: Sequence[str]) -> Child:
+        log = ["--log", str(self.directory / f"{name}.jsonl")]
+        return Child(f"tests.faults.{name}", [*log, *arguments], self.directory / f"{name}.log", {}, has_address=True)
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "HEADRACE_BROKER": self.cluster.kafka,
+            "HEADRACE_STORE": self.cluster.redis,
+            "HEADRACE_REPLICATION": "1",
+            "HEADRACE_MODEL_URL": self.model.address,
+            "HEADRACE_ACTION_URL_BLOCK_ORDER": f"{self.sink.address}/block_order",
+            "HEADRACE_LOG_LEVEL": "info",
+            "ANTHROPIC_API_KEY": "none",
+            RUN_VARIABLE: self.name,
+            **self._more,
+        }
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.workers.kill_all()
+        for child in (self.model, self.sink):
+            child.kill()
+        await asyncio.to_thread(self.sampler.stop)
+        await self._producer.close()
+        await self._reader.close()
+
+    async def publish(self, count: int, kind: str = "o", user: str = "") -> list[Published]:
+        """Publishes so many alerts; returns when all are acknowledged. kind: see `application.judge`."""
+        sent: list[Published] = []
+        while len(sent) < count:
+            some = min(AT_ONCE, count - len(sent))
+            sent += await asyncio.gather(*(self._publish_one(kind, user) for _ in range(some)))
+        return sent
+
+    async def feed(self, total: int, backlog: int) -> None:
+        """Publishes until there are so many in all, as fast as they are handled: no more than `backlog` wait.
+
+        Raises: RuntimeError when none is handled for a minute.
+        """
+        loop = asyncio.get_running_loop()
+        progress, moved = self.backlog, loop.time()
+        while len(self.published) < total:
+            waiting = self.backlog
+            if waiting < backlog:
+                await self.publish(min(backlog - waiting, AT_ONCE, total - len(self.published)))
+                waiting = -1
+            else:
+                await asyncio.sleep(LOOK_S)
+            if waiting != progress:
+                progress, moved = waiting, loop.time()
+            elif loop.time() > moved + STALLED_S:
+                raise RuntimeError(f"{waiting} alerts wait and none was committed for {STALLED_S:.0f} s")
+
+    async def _publish_one(self, kind: str, user: str) -> Published:
+        self._numbers += 1
+        number = self._numbers
+        user = user or f"{self.name}-u{self.chance.randrange(max(100, number))}"
+        order = f"{kind}-{self.name}-{number}"
+        alert_id, now_ms = derived_id("high_value_order", user, order), self._clock.now_ms()
+        alert = HighValueOrder(
+            alert_id=alert_id,
+            triggered_at=datetime.fromtimestamp(now_ms / 1000, UTC),
+            order_id=order,
+            user_id=user,
+            amount_usd=Decimal("12000.50"),
+        )
+        confirmation = await self._producer.confirm(
+            ALERTS, encode(alert), user.encode(), headers=alert_headers("high_value_order", "", 0, now_ms, now_ms, ())
+        )
+        partition, offset = confirmation
+        self._ends[partition] = max(self._ends.get(partition, 0), offset + 1)
+        one = Published(alert_id, partition, offset, self._clock.now_ms())
+        self.published.append(one)
+        return one
+
+    @property
+    def backlog(self) -> int:
+        """Published alerts that no commit has passed yet."""
+        committed = self.sampler.committed
+        return sum(max(0, end - committed(ALERTS_GROUP, partition)) for partition, end in self._ends.items())
+
+    async def until(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Looks ten times a second; whether it held within the time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while not holds():
+            if loop.time() > deadline:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
+
+    async def settled(self, seconds: float = LAG_LIMIT_S) -> bool:
+        """Until both groups have committed everything; whether they have, within the time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while loop.time() < deadline:
+            if self.backlog == 0:
+                ends = await self._reader.end_offsets(_places(DECISIONS))
+                if all(self.sampler.committed(ACTIONS_GROUP, place.partition) >= end for place, end in ends.items()):
+                    return True
+            await asyncio.sleep(LOOK_S)
+        return False
+
+    async def finish(self) -> History:
+        """Everything that is known, after the workers have been stopped."""
+        await asyncio.sleep(0.2)  # the last sample
+        decisions = [_decided(record) for record in await self._read(DECISIONS)]
+        effects = [_effect_entry(record) for record in await self._read(EFFECTS)]
+        ours = {one.alert_id for one in self.published}
+        return History(
+            published=self.published,
+            calls=_calls(read_lines(self.directory / "model.jsonl", Call), ours),
+            decisions=[one for one in decisions if one.alert_id in ours],
+            effects=[one for one in effects if one.alert_id in ours],
+            posts=[one for one in read_lines(self.directory / "sink.jsonl", Post) if one.alert_id in ours],
+            commits=list(self.sampler.changes),
+            faults=list(self.workers.faults),
+            owned=self.workers.owned(),
+            dead=await self._dead_letters(),
+            posting=POSTING,
+        )
+
+    async def _read(self, topic: str) -> list[Record]:
+        found: list[Record] = []
+        for place, end in (await self._reader.end_offsets(_places(topic))).items():
+            async for records in self._reader.read(place, self._begin.get(place, 0), end):
+                found += [record for record in records if record.value is not None]
+        return found
+
+    async def _dead_letters(self) -> dict[str, int]:
+        ids = {(one.partition, one.offset): one.alert_id for one in self.published}
+        dead: dict[str, int] = {}
+        for record in await self._read(f"{ALERTS}.dead"):
+            place = int(record.header("partition") or b"-1"), int(record.header("offset") or b"-1")
+            if place in ids:
+                dead.setdefault(ids[place], record.timestamp_ms)
+        return dead
+
+
+def _places(topic: str) -> list[TopicPartition]:
+    return [TopicPartition(topic, partition) for partition in range(PARTITIONS)]
+
+
+def _calls(logged: Sequence[Call], ours: set[str]) -> list[Call]:
+    """The log has a line at the beginning and one at the end of a call; here it is one entry."""
+    calls: dict[tuple[str, int], Call] = {}
+    for call in logged:
+        if call.alert_id in ours and (call.end_ms or (call.alert_id, call.number) not in calls):
+            calls[call.alert_id, call.number] = call
+    return list(calls.values())
+
+
+class _Said(msgspec.Struct):
+    """As much of a decision as the checker needs."""
+
+    action: str
+    reason: str
+
+
+def _decided(record: Record) -> Decided:
+    whole = msgspec.json.decode(record.value or b"", type=DecisionRecord)
+    said = msgspec.json.decode(whole.decision, type=_Said)
+    return Decided(
+        alert_id=whole.alert_id,
+        partition=record.partition,
+        offset=record.offset,
+        at_ms=record.timestamp_ms,
+        mode=whole.mode,
+        action=said.action,
+        reason=said.reason,
+        is_fallback=bytes(whole.answered) == b"null",
+        codes=whole.reasons,
+        attempt=whole.attempt,
+        writer=whole.writer,
+    )
+
+
+def _effect_entry(record: Record) -> EffectEntry:
+    entry = msgspec.json.decode(record.value or b"", type=EffectRecord)
+    return EffectEntry(
+        alert_id=entry.alert_id,
+        partition=record.partition,
+        offset=record.offset,
+        at_ms=record.timestamp_ms,
+        decision_offset=entry.decision_offset,
+        states={name: status.state.value for name, status in entry.effects.items()},
+        ended=all(status.state.ended for status in entry.effects.values()),
+    )

@@ -1,0 +1,77 @@
+"""The worker under test: the real command line, with seams around it.
+
+    python -m tests.faults.worker --trace FILE [--ablate NAME] [--failpoint NAME:HIT] -- ARGUMENTS OF `app worker`
+
+It writes down which partitions of the alerts it holds. An ablation removes a safeguard, a failpoint kills the process at
+the n-th time that it passes there; both are patches of this process, the product has no option for them.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.broker.base import Assignment
+from app.cli.main import run
+from app.core.clock import SystemClock
+from app.decisions.handling import AgentWork
+from tests.faults import ablations, failpoints
+from tests.faults.lines import LineLog
+from tests.faults.processes import die_with_parent
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """event: assigned, ended, or the name of a failpoint that was hit. partition: -1 where it is none's."""
+
+    event: str
+    partition: int
+    at_ms: int
+    pid: int
+
+
+def trace_into(path: Path) -> LineLog:
+    """Writes down from when to when a partition is held."""
+    log, clock = LineLog(path), SystemClock()
+    begin: Any = AgentWork.assigned
+    end: Any = AgentWork.ended
+
+    def note(event: str, partition: int) -> None:
+        log.write(Trace(event, partition, clock.now_ms(), os.getpid()))
+
+    async def assigned(self: AgentWork, assignment: Assignment, first_unfinished: int) -> None:
+        note("assigned", assignment.partition)
+        await begin(self, assignment, first_unfinished)
+
+    async def ended(self: AgentWork, assignments: Sequence[Assignment]) -> None:
+        await end(self, assignments)
+        for assignment in assignments:
+            note("ended", assignment.partition)
+
+    AgentWork.assigned = assigned  # type: ignore[method-assign]
+    AgentWork.ended = ended  # type: ignore[method-assign]
+    return log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.worker")
+    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--ablate", action="append", default=[], choices=sorted(ablations.ABLATIONS))
+    parser.add_argument("--failpoint", default="")
+    parser.add_argument("arguments", nargs="*")
+    options = parser.parse_args()
+    die_with_parent()
+    log = trace_into(options.trace)
+    for name in options.ablate:
+        ablations.ABLATIONS[name]()
+    if options.failpoint:
+        name, _, hit = options.failpoint.partition(":")
+        clock = SystemClock()
+        failpoints.arm(name, int(hit), lambda: log.write(Trace(name, -1, clock.now_ms(), os.getpid())))
+    run(["worker", *options.arguments])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Workers as child processes, and what was done to them."""
+
+import asyncio
+import itertools
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.core.clock import SystemClock
+from tests.faults.history import Fault, Owned
+from tests.faults.lines import read_lines
+from tests.faults.processes import Child
+from tests.faults.worker import Trace
+
+GRACE_S = 30.0
+READY_S = 60.0
+POLL_S = 0.05
+
+
+class Worker(Child):
+    """One `app worker` process. name: unique in its run."""
+
+    def __init__(
+        self, name: str, directory: Path, seams: Sequence[str], arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self.trace_path = directory / f"{name}.trace"
+        super().__init__(
+            "tests.faults.worker",
+            ["--trace", str(self.trace_path), *seams, "--", *arguments],
+            directory / f"{name}.log",
+            environment,
+        )
+
+    def trace(self) -> list[Trace]:
+        return read_lines(self.trace_path, Trace)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it has been given a partition of alerts."""
+        return any(entry.event == "assigned" for entry in self.trace())
+
+    def hit(self, failpoint: str) -> bool:
+        """Whether it came to its failpoint."""
+        return any(entry.event == failpoint for entry in self.trace())
+
+
+class Workers:
+    """All workers of a run, living and dead. `faults` is what was done to them, for the history."""
+
+    def __init__(self, directory: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.all: list[Worker] = []
+        self.faults: list[Fault] = []
+        self._directory = directory
+        self._arguments = arguments
+        self._environment = environment
+        self._clock = SystemClock()
+        self._names = (f"worker-{number}" for number in itertools.count(1))
+
+    @property
+    def alive(self) -> list[Worker]:
+        return [worker for worker in self.all if worker.code is None]
+
+    def start(
+        self,
+        *,
+        ablate: Sequence[str] = (),
+        failpoint: str = "",
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Worker:
+        """failpoint: `NAME:HIT`. arguments, environment: beyond those that all workers of the run get."""
+        seams = [text for name in ablate for text in ("--ablate", name)]
+        if failpoint:
+            seams += ["--failpoint", failpoint]
+        worker = Worker(
+            next(self._names),
+            self._directory,
+            seams,
+            [*self._arguments, *arguments],
+            {**self._environment, **(environment or {})},
+        )
+        self.all.append(worker)
+        return worker
+
+    async def at_work(self, *workers: Worker) -> None:
+        """Until each has been given partitions. Raises: AssertionError when one ends before, or takes a minute."""
+        async with asyncio.timeout(READY_S):
+            for worker in workers:
+                while not worker.is_at_work:
+                    assert worker.code is None, f"{worker.name} ended with {worker.code}: see {worker.log}"
+                    await asyncio.sleep(POLL_S)
+
+    def note(self, what: str, whom: str, *, breaks: bool = True) -> None:
+        """Something was done now, for the history. breaks: see `Fault`."""
+        self.faults.append(Fault(what, whom, self._clock.now_ms(), breaks))
+
+    def kill(self, worker: Worker) -> None:
+        self.note("kill -9", worker.name)
+        worker.kill()
+
+    def freeze(self, worker: Worker) -> None:
+        self.note("SIGSTOP", worker.name)
+        worker.send(signal.SIGSTOP)
+
+    def thaw(self, worker: Worker) -> None:
+        self.note("SIGCONT", worker.name, breaks=False)
+        worker.send(signal.SIGCONT)
+
+    async def terminate(self, worker: Worker) -> int | None:
+        """SIGTERM; returns the exit code, None when it did not end within the grace and was killed."""
+        self.note("SIGTERM", worker.name, breaks=False)
+        return await self._end(worker)
+
+    async def _end(self, worker: Worker) -> int | None:
+        worker.send(signal.SIGTERM)
+        if not await self.ended(worker, GRACE_S):
+            worker.kill()
+            return None
+        return worker.code
+
+    async def ended(self, worker: Worker, seconds: float) -> bool:
+        """Waits so long for it to end by itself; whether it has."""
+        try:
+            async with asyncio.timeout(seconds):
+                while worker.code is None:
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            return False
+        return True
+
+    async def stop(self) -> list[int | None]:
+        """SIGTERM for all that live, which is no fault: the run is over. Their exit codes, as `terminate`."""
+        return await asyncio.gather(*(self._end(worker) for worker in self.alive))
+
+    def kill_all(self) -> None:
+        """Whatever still runs, without a note: the run is over."""
+        for worker in self.alive:
+            worker.kill()
+
+    def owned(self) -> list[Owned]:
+        """From when to when which worker held which partition of the alerts."""
+        found = []
+        for worker in self.all:
+            begun: dict[int, int] = {}
+            for entry in worker.trace():
+                if entry.event == "assigned":
+                    begun.setdefault(entry.partition, entry.at_ms)
+                elif entry.event == "ended" and entry.partition in begun:
+                    found.append(Owned(worker.name, entry.partition, begun.pop(entry.partition), entry.at_ms))
+            found += [Owned(worker.name, partition, start_ms, 0) for partition, start_ms in begun.items()]
+        return found
