@@ -9,9 +9,10 @@ import pytest
 
 from app.broker.base import Assignment, Broker, CommittedOffset
 from app.broker.kafka import KafkaBroker
+from app.broker.kafka.membership import UNNAMED, Membership
 from app.broker.topics import TopicSpec
 from app.core.clock import SystemClock
-from app.core.errors import Unavailable
+from app.core.errors import SetupError, Unavailable
 from app.core.record import Record, TopicPartition
 from app.dispatch.consumer import Dispatcher
 from app.dispatch.marks import WINDOW, decode_marks
@@ -118,8 +119,12 @@ class _Nobody:
 
 
 @pytest.fixture
-async def scene(kafka_address: str, unique: Callable[[str], str]) -> AsyncIterator[Scene]:
-    broker = KafkaBroker(kafka_address, SystemClock())
+async def scene(
+    kafka_address: str, unique: Callable[[str], str], request: pytest.FixtureRequest
+) -> AsyncIterator[Scene]:
+    """Parametrized indirectly with a membership; without, as a worker has it that was given none."""
+    membership = getattr(request, "param", UNNAMED)
+    broker = KafkaBroker(kafka_address, SystemClock(), membership=membership)
     topic = unique("dispatch")
     admin = broker.admin()
     await admin.create([TopicSpec(name=topic, partitions=PARTITIONS)])
@@ -134,6 +139,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("scene", [UNNAMED, Membership("classic")], ids=["consumer", "classic"], indirect=True)
 async def test_dispatch_kafka_member_that_dies_loses_nothing(scene: Scene) -> None:
     """One of two members is cancelled in the midst of its work: all records end, in order per key within a member,
     and every partition is committed to its end."""
@@ -207,3 +213,25 @@ async def test_dispatch_kafka_full_window_pauses_and_comes_back(scene: Scene) ->
     stopping.set()
     await running
     assert 0 == work.overlaps
+
+
+@pytest.mark.parametrize("scene", [Membership(instance="pod-1")], ids=["named"], indirect=True)
+async def test_dispatch_kafka_named_member_ends_cleanly_without_leaving(scene: Scene) -> None:
+    """A member with a name keeps its partitions when it stops; its epochs are closed all the same, and the next run under
+    that name has nothing to repeat and nobody to suspect. A second one meanwhile is refused."""
+    await scene.send({}, RECORDS)
+    for part in (1, 2):
+        stopping = asyncio.Event()
+        dispatcher = scene.dispatcher()
+        running = asyncio.create_task(dispatcher.run(stopping))
+        await until(lambda part=part: len(scene.ends) >= RECORDS // 2 * part)  # type: ignore[misc]
+        if part == 2:
+            with pytest.raises(SetupError, match=r"^HEADRACE_INSTANCE: 'pod-1'"):
+                await scene.dispatcher().run(asyncio.Event())
+        stopping.set()
+        await running
+    assert RECORDS == len(scene.ends)
+    reader = KafkaBroker(scene.broker.address, SystemClock())
+    committed = await Scene(reader, scene.topic, scene.group).committed()
+    await reader.close()
+    assert {partition: CommittedOffset(RECORDS // PARTITIONS) for partition in range(PARTITIONS)} == committed

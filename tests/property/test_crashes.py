@@ -20,7 +20,7 @@ from app.dispatch.marks import Known, Mark, decode_marks
 from app.dispatch.offsets import OffsetTracker
 from app.dispatch.retries import RetryPolicy
 from app.dispatch.work import DispatchConfig
-from tests.dispatching import GROUP, START_MS, Stage, staged
+from tests.dispatching import GROUP, START_MS, Stage, WatchedConsumer, staged, until
 from tests.examples import examples
 
 SEEDS = range(examples(60))
@@ -207,3 +207,49 @@ def test_crashes_without_safeguard_are_noticed(
     remove(monkeypatch)
     kills = 8 if culprits else 0
     assert any(found in line for seed in ABLATION_SEEDS for line in play(seed, culprits=culprits, kills=kills).judge())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_crashes_kills_from_outside_stall_nothing_and_blame_few(seed: int) -> None:
+    """Two processes with calls of one and of six seconds, one of them killed every six seconds: a minute after the last
+    kill all is done, and of the alerts that were interrupted over and over few have ended in their fallback."""
+    count, span_s, kills, partitions = 3_000, 60, 10, 12
+
+    async def main(clock: Clock) -> None:
+        random = Random(seed)
+        stage = await staged(clock, partitions)
+
+        async def handle(record: Record, attempt: int) -> None:
+            await asyncio.sleep(6 if record.offset % 10 == 7 else 1)
+
+        async def feed() -> None:
+            for _ in range(count):
+                stage.send(f"u-{random.randrange(1_000)}", partition=random.randrange(partitions))
+                await asyncio.sleep(span_s / count)
+
+        async def join(after_s: float) -> None:
+            await asyncio.sleep(after_s)
+            stopping = asyncio.Event()
+            running = asyncio.create_task(stage.dispatcher().run(stopping))
+            members.append((running, stopping, stage.broker.consumers[-1]))
+
+        stage.work.handler = handle
+        members: list[tuple[asyncio.Task[None], asyncio.Event, WatchedConsumer]] = []
+        await join(0)
+        await join(0)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(feed())
+            for _ in range(kills):
+                await asyncio.sleep(random.random() * 2 * span_s / kills)
+                running, _, consumer = members.pop(0)
+                consumer.die()
+                running.cancel()
+                tasks.create_task(join(2))
+        await until(lambda: count == sum(map(stage.broker.position, range(partitions))), within_seconds=60)
+        for running, stopping, _ in members:
+            stopping.set()
+            await running
+        assert [] == [line for line in stage.history.violations if "at once" not in line]
+        assert len(stage.history.given_up) <= count // 50
+
+    run_virtual(main, START_MS)

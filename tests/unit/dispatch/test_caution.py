@@ -207,3 +207,41 @@ def test_caution_lost_partition_counts_as_unclean() -> None:
             await until(stage.all_ended)
 
     on_stage(play)
+
+
+def test_caution_hand_over_between_living_members_suspects_nobody() -> None:
+    """A revoked partition was closed by its last commit: the new owner is not careful."""
+
+    async def play(stage: Stage) -> None:
+        stage.work.handler = taking(60)
+        stage.send("u-1", "u-2", partition=1)
+        async with stage.running(DispatchConfig(revoke_drain_ms=100)):
+            await until(lambda: len(stage.history.running) == 2)
+            async with stage.running(DispatchConfig(drain_ms=100)):
+                await until(lambda: len(stage.history.begun) == 4)
+                known = decode_marks(*(stage.broker.committed(1) or CommittedOffset(0)))
+                assert known is not None
+                assert ({}, frozenset()) == (known.marks, known.announced)
+
+    on_stage(play, partitions=2)
+
+
+def test_caution_last_commit_that_fails_counts_as_unclean() -> None:
+    """Nobody can know then how the epoch ended: its records come under suspicion, and are handled all the same."""
+
+    async def play(stage: Stage) -> None:
+        stage.work.handler = taking(3_600)
+        stage.send("u-1")
+        async with stage.running(DispatchConfig(drain_ms=100)):
+            await until(lambda: bool(stage.history.running))
+            stage.broker.consumers[0].dead = True
+        stage.work.handler = taking(1)
+        async with stage.running():
+            await until(lambda: bool(stage.history.running))
+            known = decode_marks(*(stage.broker.committed() or CommittedOffset(0)))
+            assert known is not None
+            assert {0: Mark.ONE_CRASH} == known.marks
+            await until(stage.all_ended)
+        assert [] == stage.history.given_up
+
+    on_stage(play)
