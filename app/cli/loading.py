@@ -22,7 +22,9 @@ AppOption = Annotated[
 BrokerOption = Annotated[
     str | None,
     typer.Option(
-        "--broker", metavar="ADDRESS", help="`kafka://host:port`. [default: HEADRACE_BROKER, or port 9092 here]"
+        "--broker",
+        metavar="ADDRESS",
+        help="`kafka://host:port`, or aiokafka://… [default: HEADRACE_BROKER, or port 9092 here]",
     ),
 ]
 StoreOption = Annotated[

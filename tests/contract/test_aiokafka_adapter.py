@@ -13,15 +13,17 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
 from app.broker.aiokafka import AioKafkaBroker
+from app.broker.aiokafka.consumer import AioKafkaConsumer
 from app.broker.aiokafka.producer import AioKafkaProducer
-from app.broker.base import CommittedOffset
+from app.broker.base import Broker, CommittedOffset
+from app.broker.kafka import KafkaBroker
 from app.broker.limits import Limits
 from app.broker.topics import TopicSpec
 from app.core.clock import SystemClock
 from app.core.errors import Fenced, RecordTooEarly, RecordTooLarge, SetupError, Unavailable
 from app.core.record import TopicPartition
 from tests.contract import test_dispatch_kafka as dispatching
-from tests.contract.conftest import Cluster, Member, read_range
+from tests.contract.conftest import Cluster, Member, poll_until, read_range
 from tests.contract.test_dispatch_kafka import PARTITIONS, Scene
 
 pytestmark = pytest.mark.kafka
@@ -98,7 +100,6 @@ async def test_commit_of_an_expelled_member_never_reaches_an_empty_group(cluster
     """A broker takes a commit without generation from anybody while the group is empty. Ours has one, or is not sent."""
     topic, group = await cluster.topic(), cluster.unique("group")
     place = TopicPartition(topic, 0)
-    member = Member(cluster.broker, group, [topic])
     member = await cluster.join(group, topic)
     await member.poll_until(lambda: len(member.places()) == 1)
     held = member.held(place)
@@ -119,6 +120,43 @@ async def test_ablation_the_librarys_own_commit_is_a_zombies(cluster: Cluster) -
     client: Any = zombie.consumer._client  # type: ignore[attr-defined]
     await client.commit({ClientPartition(*place): 7})
     assert {place: CommittedOffset(7)} == await zombie.consumer.committed([place])
+
+
+async def test_commit_under_an_old_generation_is_refused_by_the_broker(cluster: Cluster) -> None:
+    """Should our own check let a late commit through: a living member's last assignment is not this one."""
+    topic, group = await cluster.topic(partitions=2), cluster.unique("group")
+    places = [TopicPartition(topic, 0), TopicPartition(topic, 1)]
+    first = await cluster.join(group, topic)
+    await first.poll_until(lambda: len(first.places()) == 2)
+    assert isinstance(first.consumer, AioKafkaConsumer)
+    coordinator = first.consumer._coordinator
+    old = coordinator.generation
+    second = await cluster.join(group, topic)
+    await poll_until([first, second], lambda: len(first.places()) == len(second.places()) == 1)
+    new, coordinator.generation = coordinator.generation, old
+    with pytest.raises(Fenced):
+        await coordinator.commit(dict.fromkeys(places, CommittedOffset(9)), lambda: None)
+    coordinator.generation = new
+    assert dict.fromkeys(places) == await first.consumer.committed(places)
+
+
+async def test_group_is_handed_on_between_both_adapters(cluster: Cluster, kafka_address: str) -> None:
+    """Offsets and their metadata stay when all members of a group stop and come back by the other adapter."""
+    topic, group = await cluster.topic(), cluster.unique("group")
+    place = TopicPartition(topic, 0)
+    await cluster.fill(topic, 10)
+    brokers: list[Broker] = [KafkaBroker(kafka_address, SystemClock()), cluster.broker] * 2
+    for number, broker in enumerate(brokers):
+        member = Member(broker, group, [topic])
+        await member.consumer.start()
+        await member.poll_until(lambda member=member: bool(member.records))  # type: ignore[misc]
+        assert number == member.records[0].offset
+        before = {place: CommittedOffset(number, f"by {number - 1}") if number else None}
+        assert before == await member.consumer.committed([place])
+        await member.consumer.commit({member.held(place): CommittedOffset(number + 1, f"by {number}")})
+        await member.consumer.close()
+    await brokers[0].close()
+    await brokers[2].close()
 
 
 async def test_read_passes_over_offsets_without_records(cluster: Cluster) -> None:

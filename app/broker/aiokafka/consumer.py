@@ -19,7 +19,7 @@ from typing import Literal
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka import TopicPartition as ClientPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
 
 from app.broker.aiokafka.cluster import READING, Cluster, client_places, end
 from app.broker.aiokafka.coordinator import Coordinator
@@ -130,14 +130,13 @@ class AioKafkaConsumer:
         fetching, self._fetching = self._fetching, None
         try:
             found = fetching.result()
-        except CorruptRecordException as error:
-            self._failure = translate(error, self.group)
-            raise self._failure from None
-        except KafkaError as error:
+        except (TopicAuthorizationFailedError, GroupAuthorizationFailedError) as error:
             raise translate(error, self.group) from None
-        except Exception as error:  # the library has lost its place in the midst of a batch: it would pass over records
-            self._failure = error
-            raise
+        except Exception as error:  # noqa: BLE001
+            # In the midst of a batch the library has lost its place: it would go on behind what it has not returned. So
+            # this is the end, whatever it was.
+            self._failure = translate(error, self.group) if isinstance(error, KafkaError) else error
+            raise self._failure from None
         for records in found.values():
             self._fetched.extend(map(record_of, records))
 

@@ -16,6 +16,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, NotCoordinatorForGroupError
 from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.structs import OffsetAndMetadata
 
 from app.broker.aiokafka.cluster import client_places
 from app.broker.aiokafka.errors import translate, translate_code
@@ -56,7 +57,7 @@ class Coordinator:
         """
         topics: defaultdict[str, list[tuple[int, int, str]]] = defaultdict(list)
         for place, committed in offsets.items():
-            topics[place.topic].append((place.partition, committed.offset, committed.metadata))
+            topics[place.topic].append((place.partition, committed.offset, _ended(committed.metadata)))
         member = self._library.member_id
         request = OffsetCommitRequest(self._group, self.generation, member, -1, list(topics.items()))
         failure: HeadraceError | None = None
@@ -97,10 +98,7 @@ class Coordinator:
             raise Unavailable(f"group {self._group} had no answer for {GROUP_SECONDS:.0f} s") from None
         except (KafkaError, OSError) as error:
             raise translate(error, f"group {self._group}") from None
-        return {
-            place: CommittedOffset(found[place].offset, found[place].metadata or "") if place in found else None
-            for place in wanted
-        }
+        return {place: _committed_of(found[place]) if place in found else None for place in wanted}
 
     async def abandon(self, client: AIOKafkaConsumer) -> None:
         """Ends what the library left running when its own end was given up."""
@@ -115,3 +113,13 @@ class Coordinator:
         finally:
             await client._fetcher.close()
             await client._client.close()
+
+
+def _ended(metadata: str) -> str:
+    """With the zero that librdkafka commits behind its strings: confluent-kafka reads on until it meets one, whoever
+    committed."""
+    return metadata + "\0" if metadata else ""
+
+
+def _committed_of(found: OffsetAndMetadata) -> CommittedOffset:
+    return CommittedOffset(found.offset, (found.metadata or "").removesuffix("\0"))
