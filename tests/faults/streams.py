@@ -7,12 +7,12 @@ the second half two workers share the partitions. At the end every topic is read
 import asyncio
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from confluent_kafka import Consumer, KafkaException
@@ -25,7 +25,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from agents import app
 from app.application import STREAMS_GROUP
 from app.broker.base import Producer
 from app.broker.kafka import KafkaBroker
@@ -33,7 +32,9 @@ from app.broker.kafka.errors import translate
 from app.core.clock import SystemClock
 from app.core.errors import Unavailable
 from app.core.record import Record, TopicPartition
-from features.scenario import scenario
+from features import scenario as story
+from tests.faults.application import app
+from tests.faults.processes import Child
 from tests.reference import SourceRecord, read_all
 from tests.streams_kit import check_outputs
 
@@ -44,22 +45,27 @@ EVENT_MS, SPARE_MS = 22, 600_000
 """Event time that one publication takes on average, and how long ago the last one lies at least."""
 
 SESSION_MS = 2_000
-LIMIT_S = 60
+FREEZES_WITHIN_S = 3.0
+AWAKE_S = 1.0
+"""How long a worker that woke may write before those are killed that had taken over."""
+
+LIMIT_S, GRACE_S = 60, 30
 OUTPUTS = ("processed.alerts", "features.order_rate_5m", "features.user_features", "raw.orders.late", "raw.orders.dead")
 
-Process = subprocess.Popen[bytes]
-Start = Callable[[], Process]
+Start = Callable[[], Child]
 Fault = Literal["kill", "freeze"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """events: in all, in as many rounds as there are faults. frozen_s: how long a frozen worker stands still."""
+    """events: in all, in as many rounds as there are faults. shoppers: the fewer, the more often each window changes.
+    frozen_s: how long a frozen worker stands still."""
 
     events: int
     faults: int
     seed: int
     fault: Fault = "kill"
+    shoppers: int = story.SHOPPERS
     frozen_s: float = 2.5 * SESSION_MS / 1000
 
 
@@ -78,8 +84,9 @@ class Outcome:
 def pieces_of_scenario(plan: Plan) -> Iterator[list[tuple[bytes | None, bytes | None, int]]]:
     """Value, key and time of the scenario's publications, in pieces."""
     pieces = plan.faults * PIECES
+    story.SHOPPERS = plan.shoppers
     start_ms = SystemClock().now_ms() - plan.events * EVENT_MS - SPARE_MS
-    publications = scenario(plan.events, plan.seed, start_ms)
+    publications = story.scenario(plan.events, plan.seed, start_ms)
     for piece in range(pieces):
         count = (piece + 1) * plan.events // pieces - piece * plan.events // pieces
         yield [(each.value, each.key, each.timestamp_ms) for each in islice(publications, count)]
@@ -147,7 +154,7 @@ class Workers:
     """Worker processes of one group, and what was published for them."""
 
     def __init__(self, address: str, producer: Producer, start: Start) -> None:
-        self.alive: list[Process] = []
+        self.alive: list[Child] = []
         self.sent = 0
         self.group = Group(address)
         self._producer = producer
@@ -169,35 +176,46 @@ class Workers:
         for thawing in self._thawing:
             await thawing
         self._thawing.clear()
-        await self._wait(self.group.committed, self.sent)
-        await self._wait(self.group.owners, len(self.alive))
+        await self._wait(self.group.committed, lambda: self.sent)
+        await self._wait(self.group.owners, lambda: len(self.alive))
 
-    async def _wait(self, question: Callable[[], int], wanted: int) -> None:
+    async def _wait(self, question: Callable[[], int], wanted: Callable[[], int]) -> None:
         deadline = time.monotonic() + LIMIT_S
-        while await asyncio.to_thread(question) != wanted:
-            assert all(worker.poll() is None for worker in self.alive), "a worker ended by itself"
+        while await asyncio.to_thread(question) != wanted():
+            for worker in self.alive:
+                assert worker.code is None, f"a worker ended by itself with {worker.code}: see {worker.log}"
             assert time.monotonic() < deadline, f"no {question.__name__} within {LIMIT_S} s"
             await asyncio.sleep(0.1)
 
-    async def kill(self, worker: Process) -> None:
+    async def kill(self, worker: Child) -> None:
         self.alive.remove(worker)
-        worker.kill()
-        await asyncio.to_thread(worker.wait)
+        await asyncio.to_thread(worker.kill)
 
-    def freeze(self, worker: Process, seconds: float) -> None:
-        """The worker stands still for so long, while the others, or one more, take its partitions over."""
-        worker.send_signal(signal.SIGSTOP)
+    async def freeze(self, worker: Child, seconds: float) -> None:
+        """The worker stands still for so long, from its next table write on where it knows how to, while the others, or
+        one more, take its partitions over; when it is back they are killed, so that it reads back what it has spoilt."""
+        worker.send(signal.SIGUSR1)
+        deadline = time.monotonic() + FREEZES_WITHIN_S
+        while not _is_stopped(worker.pid) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        worker.send(signal.SIGSTOP)
         self._thawing.append(asyncio.get_running_loop().create_task(self._thaw(worker, seconds)))
         self.fill(2)
 
-    async def _thaw(self, worker: Process, seconds: float) -> None:
+    async def _thaw(self, worker: Child, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        worker.send_signal(signal.SIGCONT)
+        worker.send(signal.SIGCONT)
+        await asyncio.sleep(AWAKE_S)
+        for other in [one for one in self.alive if one is not worker]:
+            await self.kill(other)
 
     async def stop(self) -> None:
         for worker in self.alive:
-            worker.send_signal(signal.SIGTERM)
-        assert {0} == {await asyncio.to_thread(worker.wait, 30) for worker in self.alive}
+            worker.send(signal.SIGTERM)
+        async with asyncio.timeout(GRACE_S):
+            while any(worker.code is None for worker in self.alive):
+                await asyncio.sleep(0.05)
+        assert {0} == {worker.code for worker in self.alive}
 
     async def close(self) -> None:
         for thawing in self._thawing:
@@ -205,6 +223,10 @@ class Workers:
         for worker in list(self.alive):
             await self.kill(worker)
         await asyncio.to_thread(self.group.close)
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 async def run(address: str, plan: Plan, start: Start, say: Callable[[str], None] = lambda line: None) -> Outcome:
@@ -251,7 +273,7 @@ async def _fault(workers: Workers, plan: Plan, chance: random.Random) -> None:
     if plan.fault == "kill":
         await workers.kill(worker)
     else:
-        workers.freeze(worker, plan.frozen_s)
+        await workers.freeze(worker, plan.frozen_s)
 
 
 async def _outcome(broker: KafkaBroker, sent: int, recovery_s: float) -> Outcome:

@@ -1,0 +1,123 @@
+"""Safeguards of the streams taken out of a worker, one at a time; and the seam that freezes it where that does most harm."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from app.core.record import Record
+from app.streams import engine, restore
+from app.streams.compiled import CompiledTopic, TableCodec
+from app.streams.engine import Engine
+from app.streams.restore import CommitMark
+from app.streams.tables import Entry, PartitionState
+from app.streams.windows import NEVER_MS
+
+BETWEEN_S = 0.4
+"""How long outputs follow their commit: so that many a kill comes in between."""
+
+
+def offsets_before_outputs() -> None:
+    """Commits first, and sends what the committed records gave afterwards."""
+    send: Any = Engine._send_outputs
+    commit: Any = Engine._commit
+
+    async def hold(self: Engine, state: PartitionState) -> None:
+        """Outputs wait in the state."""
+
+    async def commit_first(self: Engine, commits: Any) -> None:
+        await commit(self, commits)
+        await asyncio.sleep(BETWEEN_S)
+        for state in list(self._states.values()):
+            await send(self, state)
+
+    Engine._send_outputs = hold  # type: ignore[method-assign]
+    Engine._commit = commit_first  # type: ignore[method-assign]
+
+
+def time_not_in_commits() -> None:
+    """A restart begins without the event time that its partition had reached."""
+    mark_of = restore.mark_of
+
+    def without_time(topic: CompiledTopic, state: PartitionState) -> str:
+        mark = msgspec.json.decode(mark_of(topic, state), type=CommitMark)
+        return msgspec.json.encode(CommitMark(NEVER_MS, mark.tables)).decode()
+
+    engine.mark_of = without_time  # type: ignore[attr-defined]
+
+
+def closed_windows_forgotten_at_once() -> None:
+    """Frees a window's entries when its rows are out, and not when a commit has passed them."""
+    send: Any = Engine._send_outputs
+
+    async def send_and_forget(self: Engine, state: PartitionState) -> None:
+        await send(self, state)
+        committed, state.committed = state.committed, state.position + 1
+        await self._send_tombstones(state)
+        state.committed = committed
+
+    Engine._send_outputs = send_and_forget  # type: ignore[method-assign]
+
+
+def last_written_value_counts() -> None:
+    """A restore takes the last value of a key, whoever wrote it."""
+
+    async def last_entries(
+        table: TableCodec, batches: AsyncIterator[list[Record]], *_: Any
+    ) -> dict[tuple[int, str], Entry]:
+        last: dict[tuple[int, str], Entry] = {}
+        async for records in batches:
+            for record in records:
+                if record.key is None or record.key.startswith(b'{"progress":'):
+                    continue
+                if record.value is None:
+                    last.pop(table.parse_key(record.key), None)
+                else:
+                    last[table.parse_key(record.key)] = table.parse_value(record.value)
+        return last
+
+    restore._newest_entries = last_entries
+
+
+def freezes_at_table_writes() -> None:
+    """No safeguard: told by SIGUSR1, the worker stops itself when its next table changes are queued and not yet sent."""
+    send: Any = Engine._send_changes
+    flush: Any = Engine._flush
+    told = queued = False
+
+    def tell(number: int, _: object) -> None:
+        nonlocal told
+        told = number == signal.SIGUSR1  # once it goes on, it is not to freeze again
+
+    async def note_changes(self: Engine, table: TableCodec, state: PartitionState) -> None:
+        nonlocal queued
+        queued = queued or (table.row is not None and bool(state.slices[table.name].changed))
+        await send(self, table, state)
+
+    async def freeze_and_flush(self: Engine) -> None:
+        nonlocal told, queued
+        if told and queued:
+            told = False
+            os.kill(os.getpid(), signal.SIGSTOP)
+        queued = False
+        await flush(self)
+
+    signal.signal(signal.SIGUSR1, tell)
+    signal.signal(signal.SIGCONT, tell)
+    Engine._send_changes = note_changes  # type: ignore[method-assign]
+    Engine._flush = freeze_and_flush  # type: ignore[method-assign]
+
+
+STREAMS: Mapping[str, Callable[[], None]] = {
+    change.__name__: change
+    for change in (
+        offsets_before_outputs,
+        time_not_in_commits,
+        closed_windows_forgotten_at_once,
+        last_written_value_counts,
+        freezes_at_table_writes,
+    )
+}
