@@ -36,7 +36,7 @@ _SCHEMA_TOKENS = 500
 _USUAL_OUTPUT_TOKENS = min(500, MAX_ANSWER_TOKENS)
 
 _REFUSALS = frozenset({FailureCode.SPEND_LIMIT, FailureCode.UNAUTHORIZED})
-_OVERLOADS = frozenset({FailureCode.RATE_LIMITED, FailureCode.OVERLOADED, FailureCode.TIMEOUT, FailureCode.DEADLINE})
+_OVERLOADS = frozenset({FailureCode.RATE_LIMITED, FailureCode.OVERLOADED})
 _OUTAGES = frozenset({FailureCode.RATE_LIMITED, FailureCode.OVERLOADED, FailureCode.TIMEOUT, FailureCode.UNAVAILABLE})
 
 
@@ -228,7 +228,9 @@ class ModelGate:
             if self._budgets is not None:
                 call.budget = self._budgets.reserve(request.agent, request.partition, call.input_tokens)
                 if call.budget is None:
-                    raise ModelFailure(FailureCode.NO_BUDGET, f"the budget of {request.agent} is used up for today")
+                    raise ModelFailure(
+                        FailureCode.NO_BUDGET, f"the day's budget of {request.agent} is used up or reserved"
+                    )
             call.place = await self._wait(call, deadline)
             remaining_ms = _remaining_ms(deadline)
             call.given_ms = min(self._attempt_ms, remaining_ms)

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from app.models.permits import Permits
 
 
@@ -52,12 +54,13 @@ def test_permits_after_an_overload_grow_by_one_a_round() -> None:
     assert 5 == permits.allowed(0.0)
 
 
-def test_permits_never_fall_below_one() -> None:
-    """However often it fails, somebody tries."""
-    permits = Permits(4)
+@pytest.mark.parametrize(("most", "successes", "least"), [(4, 3, 1), (64, 63, 4), (64, 0, 1)])
+def test_permits_overload_leaves_a_sixteenth(most: int, successes: int, least: int) -> None:
+    """However often it fails, somebody tries; what has begun with one is not raised by it."""
+    permits = grown(most, successes)
     for _ in range(10):
         permits.overloaded(permits.take(0.0), 0.0)
-    assert 1 == permits.allowed(0.0)
+    assert least == permits.allowed(0.0)
 
 
 def test_permits_successes_of_an_earlier_epoch_do_not_count() -> None:
