@@ -68,6 +68,7 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
             "HEADRACE_BROKER: aiokafka:// knows neither",
         ),
         ({"HEADRACE_LOG_LEVEL": "loud"}, "HEADRACE_LOG_LEVEL: must be one of debug, info, warning, error"),
+        ({"HEADRACE_MODE": "lively"}, "HEADRACE_MODE: must be one of live, shadow, dry-run"),
         ({"HEADRACE_MODEL_URL": "127.0.0.1:8090"}, "HEADRACE_MODEL_URL: must begin with http://"),
         (
             {"HEADRACE_ACTION_URL_BLOCK_TRANSACTION": "shop"},
