@@ -2,7 +2,7 @@
 
 import re
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from app.application import App
-    from app.broker.base import Admin, Broker, Reader
+    from app.broker.base import Admin, Reader
     from app.core.settings import Settings
     from app.decisions.forget import Plan, Remains
     from app.decisions.history import Wanted
@@ -255,14 +255,12 @@ def _wanted(*, since: str | None, until: str | None, mode: str | None = None, **
     )
 
 
-class _Log:
+class _Log(NamedTuple):
     """The decisions of a cluster, open for reading."""
 
-    def __init__(self, broker: "Broker", admin: "Admin", reader: "Reader", partitions: int) -> None:
-        self.broker = broker
-        self.admin = admin
-        self.reader = reader
-        self.partitions = partitions
+    admin: "Admin"
+    reader: "Reader"
+    partitions: int
 
 
 @asynccontextmanager
@@ -277,7 +275,7 @@ async def _open_log(values: "Settings") -> "AsyncIterator[_Log]":
         described = (await admin.describe([DECISIONS]))[DECISIONS]
         if described is None:
             raise SetupError(DECISIONS, "is not there; create it: python -m app topics create")
-        yield _Log(broker, admin, reader, described.partitions)
+        yield _Log(admin, reader, described.partitions)
     finally:
         await reader.close()
         await admin.close()
@@ -319,13 +317,9 @@ async def _show(values: "Settings", what: str, json: bool) -> bool:
                 return False
             alert_id = chosen.record.alert_id
         decisions = await about_alert(log.reader, log.partitions, alert_id, PassedOver())
-        agents = dict.fromkeys(one.record.agent for one in decisions)
-        entered = {
-            name: await effects_of(log.reader, one.partition, alert_id, name)
-            for name in agents
-            for one in [next(one for one in decisions if one.record.agent == name)]
-        }
-    stands = {name: standing(decisions, name, entered[name]) for name in agents}
+        places = {one.record.agent: one.partition for one in decisions}
+        entered = {name: await effects_of(log.reader, number, alert_id, name) for name, number in places.items()}
+    stands = {name: standing(decisions, name, entered[name]) for name in places}
     for number, one in enumerate([chosen] if chosen is not None else decisions):
         name = one.record.agent
         effects, standing_one = entered.get(name), stands.get(name)

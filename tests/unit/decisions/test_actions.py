@@ -416,33 +416,6 @@ def test_bad_record_names_its_place() -> None:
     run_virtual(main, START_MS)
 
 
-def test_decision_written_twice_goes_on_where_only_the_second_is_left() -> None:
-    """A lost answer had it written twice, and compaction removed the one that was entered: its effects are still made."""
-
-    async def main(clock: Clock) -> None:
-        world = await World.create(clock)
-        agent = with_actions(make_agent())
-        world.send(large_order())
-        async with world.running(world.agent_work(agent)):
-            await until(lambda: bool(world.records("agent.decisions")))
-        (record,) = world.records("agent.decisions")
-        assignment = Assignment("agent.decisions", record.partition, 1)
-        world.receiver.failures = {url: [AWAY] for url in ADDRESSES.values()}
-        before = world.actions_work(agent)
-        await before.assigned(assignment, 0)
-        with pytest.raises(Unavailable):
-            await before.handle(record, 1)
-        second = msgspec.structs.replace(record, offset=7)
-        after = world.actions_work(agent)
-        await after.assigned(assignment, 0)
-        await after.handle(second, 1)
-        assert {"block_order": "done", "notify": "done"} == world.states()
-        await after.handle(second, 1)
-        assert 4 == len(world.receiver.calls)
-
-    run_virtual(main, START_MS)
-
-
 def test_forgotten_decision_is_passed_over_by_its_header() -> None:
     """What stands in the place of a forgotten decision costs no decoding and is no dead letter."""
 

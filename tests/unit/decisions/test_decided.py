@@ -10,6 +10,7 @@ from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.record import Headers, Record, TopicPartition
 from app.decisions import decided as decided_module
 from app.decisions.decided import LOOK_BACK_MS, look_back, written_ms
+from app.decisions.record import forgotten_headers
 from app.decisions.remembered import Remembered
 from tests.decisions_kit import ALERTS, START_MS, World, large_order
 
@@ -105,3 +106,9 @@ def test_written_ms_reads_over_a_gap() -> None:
         assert START_MS - 5 == await written_ms(Gapped(world.broker), manual, place, 0)
 
     run_virtual(main, START_MS)
+
+
+def test_look_back_finds_nobody_in_a_forgotten_decision() -> None:
+    """What stands in its place names no alert, whatever else its headers say."""
+    decided = look([(MINUTE_MS, forgotten_headers(headers("a:1"), 1))], offset=0, alert_ages_ms=[0])
+    assert 0 == len(decided)
