@@ -60,12 +60,17 @@ class Caution:
         if is_fresh and (among_first or self._fresh <= 2 * self._ahead):
             self._tracker.suspect(offset)
 
+    def step(self, offset: int) -> int:
+        """Which of the three ways to run is the record's: 0 free, 1 as a suspect, 2 on trial or given up."""
+        return min(self._tracker.crashes(offset), 2)
+
     def is_condemned(self, offset: int) -> bool:
         return self._tracker.crashes(offset) >= CONDEMNED
 
     def may_start(self, offset: int, committed: int, *, others_run: bool) -> bool:
-        """Whether the head of a lane may run now. When not, it is to be asked for again after the next commit and after
-        the next end of a record of this partition; `wants_commit` says whether a commit is needed at once."""
+        """Whether the head of a lane may run now. When not, it is to be asked for again after each commit and each end of a
+        record of this partition, in the order in which it was asked for first; of each step the first `SUSPECTS_AT_ONCE`
+        are enough. `wants_commit` says whether a commit is needed at once."""
         if committed < self._barrier:
             return False
         crashes = self._tracker.crashes(offset)

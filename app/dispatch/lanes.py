@@ -101,13 +101,6 @@ class Lanes(Generic[T]):
             if not lanes:
                 del self._lanes[lane.owner]
 
-    def put_back(self, lane: Lane[T]) -> None:
-        """The lane was taken, and its head could not run: it has the next turn. Nothing, when it is gone."""
-        if lane._state is not _State.GONE:
-            assert lane._state is _State.RUNNING
-            lane._state = _State.READY
-            self._ready.appendleft(lane)
-
     def park(self, lane: Lane[T]) -> None:
         """The head waits for its retry, until `unpark`."""
         assert lane._state is _State.RUNNING

@@ -28,8 +28,8 @@ class Partition:
         self.committed_changes = 0
         """The tracker's `changes` when it was last committed."""
         self.caution = Caution(self.tracker, config.concurrency)
-        self.aside: list[Lane[Any]] = []
-        """Lanes whose turn it was and whose heads may not run yet."""
+        self.aside: tuple[deque[Lane[Any]], ...] = (deque(), deque(), deque())
+        """Lanes whose turn it was and whose heads may not run yet: without a crash, with one, with more."""
         self.prepared = False
         self.closing = False
         """No record of it is started any more."""

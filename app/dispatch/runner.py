@@ -10,7 +10,7 @@ from random import Random
 from app.core.errors import HeadraceError, RecordError, Rejected
 from app.core.record import Record
 from app.core.text import one_line
-from app.dispatch.caution import CONDEMNED
+from app.dispatch.caution import CONDEMNED, SUSPECTS_AT_ONCE
 from app.dispatch.lanes import Lane, Lanes
 from app.dispatch.partitions import Partition
 from app.dispatch.work import Crashed, DispatchConfig, Work
@@ -72,6 +72,7 @@ class Runner:
         self._on_hold = on_hold
         self._on_failure = on_failure
         self._lanes: Lanes[_Item] = Lanes()
+        self._holding: set[Partition] = set()  # those with lanes aside
         self._running = 0
         self._started = False
 
@@ -121,21 +122,37 @@ class Runner:
 
     def start(self) -> None:
         """Starts handlers while there are permits and lanes whose turn it is."""
-        while self._started and self._running < self._concurrency:
+        for holding in list(self._holding):
+            self._start_aside(holding)
+        while self._has_permit:
             lane = self._lanes.take()
             if lane is None:
                 return
             partition = lane.owner
             assert isinstance(partition, Partition)
-            if not self._may_start(partition, lane.head):
-                partition.aside.append(lane)
-                continue
-            task = self._loop.create_task(self._run_head(partition, lane, lane.head))
-            self._running += 1
-            partition.waiting -= 1
-            partition.tasks.add(task)
-            # Not in the task's own `finally`: a task that is cancelled before its first step runs none of it.
-            task.add_done_callback(partial(self._release, partition))
+            if self._may_start(partition, lane.head):
+                self._run(partition, lane)
+            else:
+                partition.aside[partition.caution.step(lane.head.record.offset)].append(lane)
+                self._holding.add(partition)
+
+    @property
+    def _has_permit(self) -> bool:
+        return self._started and self._running < self._concurrency
+
+    def _start_aside(self, partition: Partition) -> None:
+        """Starts what was put aside and may run by now. Few are looked at: they may start in their order only."""
+        for waiting in reversed(partition.aside):
+            at = 0
+            while self._has_permit and at < min(len(waiting), SUSPECTS_AT_ONCE):
+                lane = waiting[at]
+                if self._may_start(partition, lane.head):
+                    del waiting[at]
+                    self._run(partition, lane)
+                else:
+                    at += 1
+        if not any(partition.aside):
+            self._holding.discard(partition)
 
     def _may_start(self, partition: Partition, item: _Item) -> bool:
         offset, caution, committed = item.record.offset, partition.caution, partition.committed_changes
@@ -148,17 +165,19 @@ class Runner:
             self._on_hold()
         return False
 
+    def _run(self, partition: Partition, lane: Lane[_Item]) -> None:
+        task = self._loop.create_task(self._run_head(partition, lane, lane.head))
+        self._running += 1
+        partition.waiting -= 1
+        partition.tasks.add(task)
+        # Not in the task's own `finally`: a task that is cancelled before its first step runs none of it.
+        task.add_done_callback(partial(self._release, partition))
+
     def was_committed(self, partition: Partition) -> None:
         """A commit may be what some records have waited for."""
         partition.caution.was_committed()
-        if partition.aside:
-            self._put_back(partition)
+        if partition in self._holding:
             self.start()
-
-    def _put_back(self, partition: Partition) -> None:
-        aside, partition.aside = partition.aside, []
-        for lane in reversed(aside):
-            self._lanes.put_back(lane)
 
     def stop(self) -> None:
         """Nothing is started from here on."""
@@ -170,7 +189,9 @@ class Runner:
         partition.waiting = 0
         self._lanes.drop(partition)
         partition.held.clear()
-        partition.aside.clear()
+        for lanes in partition.aside:
+            lanes.clear()
+        self._holding.discard(partition)
         for timer in partition.timers:
             timer.cancel()
         partition.timers.clear()
@@ -190,7 +211,6 @@ class Runner:
         if not task.cancelled() and task.exception() is not None:
             self.stop()
             self._on_failure(task.exception() or AssertionError())
-        self._put_back(partition)
         self.start()
 
     async def _run_head(self, partition: Partition, lane: Lane[_Item], item: _Item) -> None:
