@@ -90,10 +90,12 @@ def found_in(record: Record, passed_over: PassedOver) -> Found | None:
     value = record.value or b""
     try:
         decided = msgspec.json.decode(value, type=DecisionRecord)
+        found = Found(record.partition, record.offset, record.timestamp_ms, sha256(value), decided)
+        _ = found.decision  # anything but an object is no decision
     except (msgspec.MsgspecError, ValueError, RecursionError):
         passed_over.unreadable += 1
         return None
-    return Found(record.partition, record.offset, record.timestamp_ms, sha256(value), decided)
+    return found
 
 
 async def newest(

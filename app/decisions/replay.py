@@ -107,9 +107,9 @@ class Replayer:
         self._random = Random(0)
 
     async def replay(self, found: Found) -> Replayed:
-        """One decision, beside what it comes to now. A model's failures are tried again as in a worker.
+        """One decision, beside what it comes to now. The other model's failures are tried again as in a worker.
 
-        Raises: SetupError of the other model. Cancellation leaves nothing behind.
+        Cancellation leaves nothing behind.
         """
         record = found.record
         agent = self._agents.get(record.agent)
@@ -234,7 +234,7 @@ async def replay_all(
 ) -> Summary:
     """Replays `concurrency` decisions at once and tells of each in the order in which they come.
 
-    Raises: what reading the decisions raises, or a SetupError; what still runs is cancelled then.
+    Raises: what reading the decisions raises; what still runs is cancelled then.
     """
     summary = Summary()
     running: deque[asyncio.Task[Replayed]] = deque()

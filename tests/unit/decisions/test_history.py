@@ -81,9 +81,10 @@ async def test_newest_passes_over_what_is_forgotten_or_no_decision() -> None:
     broker = await log_of([written(0)], ManualClock(START_MS))
     broker.append(DECISIONS, b"\xff", b"k", 1, 0, forgotten_headers((), 1))
     broker.append(DECISIONS, b"\xff", b"k", 1, 0, ())
+    broker.append(DECISIONS, encode(written(1, decision=msgspec.Raw(b"[]"))), b"k", 1, 0, ())
     passed_over = PassedOver()
     assert [0] == [one.record.number async for one in newest(broker.reader(), 2, Wanted(), 9, passed_over)]
-    assert PassedOver(1, 1) == passed_over
+    assert PassedOver(1, 2) == passed_over
 
 
 async def test_newest_reads_pieces_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

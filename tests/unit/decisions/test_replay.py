@@ -14,7 +14,7 @@ from app.decisions.agent import Agent
 from app.decisions.context import Context
 from app.decisions.decision import Reason
 from app.decisions.history import Found, PassedOver, Wanted, newest
-from app.decisions.policy import Policy
+from app.decisions.policy import Limit, Policy, nothing_barred
 from app.decisions.replay import CONTEXT_CHANGED, PROMPT_CHANGED, Replayed, Replayer, Summary, replay_all
 from app.models.base import FailureCode, ModelFailure, ModelRequest
 from app.models.gate import ModelGate
@@ -116,6 +116,36 @@ def test_replay_of_an_answer_is_identical(text: Text, own_event: OwnEvent, fresh
 
     one = run(text, make_agent(policy=LOWERING), prepare=prepare)
     assert ("", (), ()) == (one.skipped, one.differences, one.changed)
+
+
+def limited(orders: int, model: Any = None) -> list[Replayed]:
+    """Replays of decisions of an agent that may block one order of a person a minute; newest first."""
+
+    async def main(clock: Clock) -> list[Replayed]:
+        world = await World.create(clock, answering("block"))
+        agent = make_agent(policy=Policy(limits=(Limit("block", an_entity=1),)))
+        return await replayed(await decide(world, agent, orders), agent, model)
+
+    return run_virtual(main, START_MS)
+
+
+def test_replay_of_what_a_limit_has_changed_is_identical() -> None:
+    """Limits are not counted anew: the one that had a say has it again, and it alone."""
+    again = limited(2)
+    assert ["review", "block"] == [one.action for one in again]
+    assert [(), ()] == [one.differences for one in again]
+
+
+def test_replay_by_another_model_is_limited_only_in_what_was() -> None:
+    """Of an action that nobody had limited it is not on record whether it would have been."""
+    assert ["review", "block"] == [one.action for one in limited(2, FakeModel(answering("block")))]
+    assert ["approve", "approve"] == [one.action for one in limited(2, FakeModel(answering("approve")))]
+
+
+def test_replay_without_the_recorded_bar_is_not_identical(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ablation: a replay that forgets what limits said blocks what was not blocked."""
+    monkeypatch.setattr(replaying, "_barred", lambda *recorded: nothing_barred)
+    assert ["block", "block"] == [one.action for one in limited(2)]
 
 
 def test_replay_of_features_that_failed_is_identical() -> None:
