@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import pytest
@@ -18,6 +18,8 @@ from app.broker.memory import MemoryBroker, MemoryConsumer
 from app.broker.topics import TopicSpec
 from app.core.clock import SystemClock
 from app.core.record import Record, TopicPartition
+from app.local.services import SECURE_SERVICES, own_directory, running
+from tests.secure import Running, Secured, secured_by
 
 PATIENCE_SECONDS = 30.0
 
@@ -188,3 +190,16 @@ async def cluster(broker_address: str, unique: Callable[[str], str]) -> AsyncIte
     cluster = Cluster(kind, make(), unique)
     yield cluster
     await cluster.close()
+
+
+@pytest.fixture(scope="session")
+def secured(kafka_address: str, redis_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """Kafka and Redis that ask everybody who he is, of these tests' own, with all topics.
+
+    kafka_address, redis_address: skips this where there are none.
+    """
+    directory = own_directory("test-secure")
+    with running(directory, SECURE_SERVICES) as addresses:
+        created = Running(("topics", "create"), addresses.variables, tmp_path_factory.mktemp("topics")).ended()
+        assert 0 == created.code, created.err
+        yield secured_by(directory, addresses.variables)

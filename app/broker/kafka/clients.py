@@ -19,6 +19,8 @@ class LastingClient:
 
     def __init__(self, address: str, make: Callable[[], Client]) -> None:
         self.current = make()
+        self.may_write = True
+        """False once the cluster has said that this user has the right to write nowhere."""
         self._address = address
         self._make = make
         self._ended: list[Client] = []
@@ -66,4 +68,7 @@ class LastingClient:
         try:
             call(seconds)
         except KafkaException as error:
-            logger.warning("%s: records are lost and told to who sent them: %s", self._address, error.args[0].str())
+            reason = error.args[0]
+            self.may_write = self.may_write and reason.code() != KafkaError.CLUSTER_AUTHORIZATION_FAILED
+            level = logging.WARNING if self.may_write else logging.DEBUG  # who sent them is told of the right
+            logger.log(level, "%s: records are lost and told to who sent them: %s", self._address, reason.str())

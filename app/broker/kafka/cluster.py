@@ -25,6 +25,9 @@ from app.core.security import OPEN_BROKER, BrokerSecurity
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+_UNHEARD = logging.Logger("librdkafka", logging.CRITICAL + 1)
+"""Takes the lines that clients would write to stderr by themselves; `error_cb` hears the same."""
+
 ANSWER_SECONDS = 8.0
 """How long a server may take to answer; the contract says unavailable within 10 s, and a command has to start too."""
 
@@ -68,6 +71,7 @@ class Cluster:
             "bootstrap.servers": self._servers,
             "client.id": CLIENT_ID,
             "log_level": 2,
+            "logger": _UNHEARD,
             "error_cb": self._log,
             **_security_settings(self._security),
             "reconnect.backoff.max.ms": 1_000,

@@ -252,6 +252,9 @@ LACKED_RIGHTS = {
 }
 """Of what a right is missing."""
 
+_LACKED_SAID = {KafkaError(code).str(): of for code, of in LACKED_RIGHTS.items()}
+"""The same, as the reason of a fatal error says it: that has a code of its own."""
+
 
 def translate(failure: KafkaError | KafkaException, place: str, right: str = "Describe") -> HeadraceError:
     """Our error for one of the client's. `place` says what it is about: an address, a topic, a group. `right` is the one
@@ -263,9 +266,13 @@ def translate(failure: KafkaError | KafkaException, place: str, right: str = "De
     if not isinstance(error, KafkaError):
         return Rejected(f"{place}: {error}")
     code, reason = error.code(), " ".join(error.str().split())
-    if code in LACKED_RIGHTS:
+    lacked = LACKED_RIGHTS.get(code) or next(
+        (of for said, of in _LACKED_SAID.items() if (code == KafkaError._FATAL or error.fatal()) and said in reason),
+        None,
+    )
+    if lacked is not None:
         return Rejected(
-            f"{place}: the right {right} on this {LACKED_RIGHTS[code]} is missing; what each role needs: "
+            f"{place}: the right {right} on this {lacked} is missing; what each role needs: "
             f"python -m app topics rights ({reason})"
         )
     if error.fatal():

@@ -76,6 +76,7 @@ class KafkaProducer:
         self._counting: LastingClient | None = None
         self._confirming: ConfirmingClient[Token] | None = None
         self._refused = RefusedRecords[Token](partial(self._open, linger_ms=0, batch_num_messages=1))
+        self._opened: list[LastingClient] = []
         self._calls = BlockingCalls("kafka-flush")
         self._limits: dict[str, Limits] = {}
         self._learning: dict[str, asyncio.Task[Limits]] = {}
@@ -304,9 +305,11 @@ class KafkaProducer:
             **more,
         )
         try:
-            return LastingClient(self._cluster.address, partial(Client, settings))
+            client = LastingClient(self._cluster.address, partial(Client, settings))
         except KafkaException as error:
             raise translate(error, self._cluster.address) from None
+        self._opened.append(client)
+        return client
 
     async def _learn(self, topic: str) -> Limits:
         """Asks once a topic, for all who wait. Raises: Unavailable; Rejected for an unknown topic."""
@@ -392,6 +395,8 @@ class KafkaProducer:
             self._fail(record, answer, error)
 
     def _fail(self, record: Outgoing, answer: Answer | None, error: KafkaError) -> None:
+        if not all(client.may_write for client in self._opened):  # or it would say that it gave up what it held
+            error = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
         failure = translate(error, record.topic, "Write")
         self._failed += 1
         if answer is not None:

@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from app.broker.kafka import errors
-from app.broker.kafka.errors import translate
+from app.broker.kafka.errors import refused_login, translate
 from app.core.errors import (
     BadRecord,
     Fenced,
@@ -18,6 +18,7 @@ from app.core.errors import (
     Rejected,
     Unavailable,
 )
+from app.core.security import BrokerSecurity
 
 CODES = {
     name: value
@@ -102,3 +103,41 @@ def test_translate_fatal_error_is_never_retried() -> None:
 def test_translate_code_of_a_newer_broker_follows_the_client(retriable: bool, kind: type[HeadraceError]) -> None:
     """A code that nobody knows is retried only if the client would."""
     assert isinstance(translate(KafkaError(9_999, "new", retriable=retriable), "k"), kind)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), "place: the right Write on this topic is missing; "),
+        (KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED), "place: the right Write on this group is missing; "),
+        (
+            KafkaError(KafkaError._FATAL, "Fatal error: Broker: Group authorization failed: heartbeat"),
+            "place: the right Write on this group is missing; ",
+        ),
+    ],
+)
+def test_translate_missing_right_names_it(error: KafkaError, expected: str) -> None:
+    """Also where the client has failed for good because of it."""
+    found = translate(error, "place", "Write")
+    assert isinstance(found, Rejected)
+    assert str(found).startswith(expected)
+    assert "python -m app topics rights" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("SASL authentication error: failed due to invalid credentials with SASL mechanism", "broker_password: the"),
+        (
+            "broker's supported mechanisms: SCRAM-SHA-512 (after 3ms)",
+            "broker_mechanism: SCRAM-SHA-256 is not among SCRAM",
+        ),
+        ("handshake failed: broker's supported mechanisms:  (after 0ms in state)", "broker_user: must be empty"),
+        ("Token expired", "broker_user: the brokers refuse u: Token expired"),
+    ],
+)
+def test_refused_login_names_the_setting(reason: str, expected: str) -> None:
+    """What the client says of it, as the setting to look at; never the password."""
+    found = str(refused_login(reason, BrokerSecurity(user="u", password="s3cret", mechanism="SCRAM-SHA-256")))
+    assert found.startswith(expected)
+    assert "s3cret" not in found

@@ -1,0 +1,194 @@
+"""Each role with exactly the rights that are written down for it, and with one of them less."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from subprocess import TimeoutExpired
+
+import pytest
+from redis import Redis
+
+from app.application import App
+from app.cli.loading import DEFAULT_APP, load_app
+from app.local.secure import ADMIN
+from app.rights import ROLES, STORE_COMMANDS, Right, rights_of, store_rights_of
+from tests.secure import PATIENCE_SECONDS, Ended, Running, Secured
+
+pytestmark = [pytest.mark.kafka, pytest.mark.redis]
+
+PARTS = ("streams", "features", "agents", "actions")
+RUNS = "app.worker: running "
+GRANT_SECONDS = 0.2
+"""Until a right that was given or taken counts on the broker."""
+
+_orders = count(1)
+
+
+@pytest.fixture(scope="module")
+def app() -> App:
+    return load_app(DEFAULT_APP)
+
+
+@pytest.fixture(scope="module")
+def granted(secured: Secured, app: App) -> Iterator[Secured]:
+    """Every role has its rights, in Kafka and in Redis."""
+    for role in ROLES:
+        secured.grant(role, rights_of(app, role))
+    with Redis.from_url(
+        secured.variables["HEADRACE_STORE"],
+        ssl_ca_certs=secured.variables["HEADRACE_STORE_CA"],
+        username=ADMIN,
+        password=(secured.redis / f"{ADMIN}.password").read_text(),
+    ) as redis:
+        for role in STORE_COMMANDS:
+            redis.execute_command("ACL", "SETUSER", role, *(store_rights_of(app, role) or "").split())
+        yield secured
+        for role in STORE_COMMANDS:
+            redis.execute_command("ACL", "SETUSER", role, "resetkeys", "-@all")
+
+
+def start(granted: Secured, role: str, folder: Path, *, certificate: bool = False) -> Running:
+    """A worker of one part, as the user who has the rights for that."""
+    store_user = role if role in STORE_COMMANDS else ADMIN
+    variables = granted.as_certificate(role, store_user) if certificate else granted.as_user(role, store_user)
+    return Running(("worker", "--only", role, "--model", "rules"), variables, folder / f"{role}-{next(_orders)}")
+
+
+def send_order(granted: Secured, folder: Path, user: str = "publisher") -> Ended:
+    """One that is worth an alert, and so a decision and an effect."""
+    number = next(_orders)
+    now = datetime.fromtimestamp(time.clock_gettime(time.CLOCK_REALTIME), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    order = f'{{"order_id":"o-{number}","user_id":"u-17","amount_usd":90000.00,"status":"placed","timestamp":"{now}"}}'
+    return Running(("send", "raw.orders", order), granted.as_user(user), folder / f"send-{number}").ended()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def records_in(granted: Secured, topic: str) -> int:
+    return sum(end.offset for end in granted.ends(topic))
+
+
+def test_roles_with_their_rights_do_all_they_are_for_and_stop_without_one(granted: Secured, tmp_path: Path) -> None:
+    """An order becomes features, an alert, a decision and an effect; none of the workers has a word of warning to say. Then
+    one right after the other is taken while they run, and each worker ends with one line that names it. The agents show a
+    certificate in the place of a password."""
+    with ExitStack() as stack:
+        workers = {part: start(granted, part, tmp_path, certificate=part == "agents") for part in PARTS}
+        for worker in workers.values():
+            stack.callback(worker.kill)
+        for worker in workers.values():
+            worker.wait_until_it_says(RUNS)
+        sent = send_order(granted, tmp_path)
+        assert 0 == sent.code, sent.err
+        wait_until(lambda: records_in(granted, "agent.effects") >= 3)  # intended, called, done
+        get = ("features", "get", "user_features", "u-17", "--json")
+        wait_until(
+            lambda: '"order_count_5m":1' in Running(get, granted.as_user("agents", "agents"), tmp_path).ended().out
+        )
+        for part, worker in workers.items():
+            assert [] == [line for line in worker.err.splitlines() if " INFO " not in line], part
+
+        for role, right in TAKEN_WHILE_RUNNING.items():
+            granted.take(role, right)
+            try:
+                if right.operation == "Write":
+                    assert 0 == send_order(granted, tmp_path).code
+                complaint = workers[role].ended().complaint
+            finally:
+                granted.grant(role, [right])
+            assert right.name in complaint
+            assert f"the right {right.operation} on this {right.kind} is missing" in complaint
+
+
+TAKEN_WHILE_RUNNING = {
+    "actions": Right("topic", "agent.effects", "Write"),
+    "agents": Right("topic", "agent.decisions", "Write"),
+    "features": Right("group", "headrace.features", "Read"),
+    "streams": Right("topic", "processed.alerts", "Write"),
+}
+
+
+MISSING_AT_START = {
+    "streams": Right("topic", "raw.orders", "Read"),
+    "features": Right("topic", "features.user_features", "Read"),
+    "agents": Right("group", "headrace.agent.judge_order", "Read"),
+    "actions": Right("topic", "agent.switches", "Write"),
+}
+
+
+def test_worker_without_one_right_ends_and_names_it(granted: Secured, tmp_path: Path) -> None:
+    """A sample, one right a role; all of them with ALL_RIGHTS=1."""
+    for role, right in MISSING_AT_START.items():
+        granted.take(role, right)
+    time.sleep(GRANT_SECONDS)
+    try:
+        workers = {role: start(granted, role, tmp_path) for role in MISSING_AT_START}
+        complaints = {role: worker.ended().complaint for role, worker in workers.items()}
+    finally:
+        for role, right in MISSING_AT_START.items():
+            granted.grant(role, [right])
+    for role, right in MISSING_AT_START.items():
+        assert names(complaints[role], right), (role, complaints[role])
+
+
+def test_publisher_without_its_right_is_told(granted: Secured, tmp_path: Path) -> None:
+    """Whoever may do other things may not publish."""
+    complaint = send_order(granted, tmp_path, user="features").complaint
+    assert "raw.orders: the right Write on this topic is missing" in complaint
+
+
+@pytest.mark.parametrize("right", [("AlterConfigs", "8d"), ("Create", "7d")])
+def test_operator_without_a_right_is_told(granted: Secured, tmp_path: Path, right: tuple[str, str]) -> None:
+    """Topics are made and changed by nobody else."""
+    operation, retention = right
+    topics = ("topics", "create", "--retention", f"raw.payments={retention}")
+    taken = Right("topic", "raw.payments", operation)
+    granted.take("operator", taken)
+    try:
+        complaint = Running(topics, granted.as_user("operator"), tmp_path).ended().complaint
+    finally:
+        granted.grant("operator", [taken])
+    assert f"raw.payments: the right {operation} on this topic is missing" in complaint
+
+
+def names(complaint: str, right: Right) -> bool:
+    """A topic that one may not even see is named as such: right to read or write is right to describe."""
+    return right.name in complaint and any(
+        f"the right {operation} on this {right.kind} is missing" in complaint
+        for operation in (right.operation, "Describe")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(os.environ.get("ALL_RIGHTS") != "1", reason="takes minutes; set ALL_RIGHTS=1")
+@pytest.mark.parametrize("role", PARTS)
+def test_worker_without_any_one_right_ends_and_names_it(granted: Secured, app: App, tmp_path: Path, role: str) -> None:
+    """No right is there for nothing."""
+    needless = []
+    with ExitStack() as stack:
+        for part in PARTS:
+            if part != role:
+                stack.callback(start(granted, part, tmp_path).kill)
+        for right in rights_of(app, role):
+            granted.take(role, right)
+            time.sleep(GRANT_SECONDS)
+            worker = start(granted, role, tmp_path)
+            try:
+                assert 0 == send_order(granted, tmp_path, user=ADMIN).code
+                assert names(worker.ended().complaint, right)
+            except (AssertionError, TimeoutExpired) as error:
+                needless.append((right, error))
+            finally:
+                worker.kill()
+                granted.grant(role, [right])
+    assert [] == needless
