@@ -244,7 +244,7 @@ class Switches:
         if isinstance(beat, Heartbeat) and beat.process == self._process:
             sent = self._sent.pop(beat.number, None)
             if sent is not None:
-                self._heard = sent
+                self._heard = sent if self._heard is None else max(self._heard, sent)
                 came_back, self._came_back = self._came_back, asyncio.Event()
                 came_back.set()
 
