@@ -256,8 +256,11 @@ class ModelGate:
 
     async def _wait(self, call: _Call, deadline: float) -> Place:
         amounts = Amounts(1, call.input_tokens, _USUAL_OUTPUT_TOKENS)
+        latest = deadline - LEAST_ATTEMPT_MS / 1000
+        if self._line.is_hopeless(latest):
+            raise ModelFailure(FailureCode.DEADLINE, f"{len(self._line)} wait for their turn, too many for this alert")
         try:
-            return await self._line.enter(amounts, deadline - LEAST_ATTEMPT_MS / 1000)
+            return await self._line.enter(amounts, latest)
         except TimeoutError:
             raise ModelFailure(FailureCode.DEADLINE, "the deadline came before the turn to call") from None
 

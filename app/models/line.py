@@ -15,6 +15,12 @@ from app.models.permits import Permits
 
 _SHORTEST_TIMER_S = 0.001
 
+_MEASURED_TURNS, _NEWEST_PART = 8, 0.1
+"""So many turns tell how long one takes; then each new one counts for so much."""
+
+_HOPELESS = 2.0
+"""Who would wait so many times as long as there is time does not begin to: estimates err."""
+
 
 class Place:
     """One caller's place. After `Line.enter` it holds a permit (of `epoch`) and `amounts`, until `Line.leave`."""
@@ -37,6 +43,14 @@ class Line:
         self._buckets = buckets
         self._waiting: deque[Place] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._turned_at: float | None = None
+        self._turns = 0
+        self._turn_s = 0.0
+
+    def is_hopeless(self, deadline: float) -> bool:
+        """Whether the turns of those who wait, at their pace, last far beyond a newcomer's deadline."""
+        left_s = deadline - asyncio.get_running_loop().time()
+        return self._turns >= _MEASURED_TURNS and len(self._waiting) * self._turn_s > _HOPELESS * left_s
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -104,4 +118,14 @@ class Line:
                 self._buckets.take(now, place.amounts)
                 place.holds = True
                 place.goes.set_result(None)
+                self._measure(now)
             self._waiting.popleft()
+        self._turned_at, self._turns = None, 0
+
+    def _measure(self, now: float) -> None:
+        """The pace of turns, as long as somebody always waits."""
+        if self._turned_at is not None:
+            self._turns += 1
+            part = max(_NEWEST_PART, 1 / self._turns)
+            self._turn_s += (now - self._turned_at - self._turn_s) * part
+        self._turned_at = now

@@ -1,7 +1,7 @@
 """How many calls at once: as many as the model's side has lately shown that it takes.
 
 It begins with one. Each success allows one more (so the number doubles in the time of a call) up to the threshold, and
-from there one more a round; a sign of overload halves it, and the threshold, once an epoch, but not below a sixteenth of the
+from there one more a round; a sign of overload halves it, and the threshold, once an epoch, but not below an eighth of the
 bound: faults that do not depend on the load must not end in one call at a time. An epoch ends with a decrease: what calls
 begun before it report says nothing about the new number. As long as nothing is heard after a
 beginning, the number doubles each second, so that one call that hangs does not hold all others up. Times are the loop's,
@@ -12,7 +12,7 @@ import math
 
 SILENCE_S = 1.0
 _MOST_DOUBLINGS = 8
-_LEAST_PART = 16
+_LEAST_PART = 8
 
 
 class Permits:

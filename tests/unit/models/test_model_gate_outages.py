@@ -255,3 +255,20 @@ def test_gate_takes_no_more_than_the_headers_say_is_left() -> None:
             return gate.statistics().in_flight
 
     assert 1 == virtual(main)
+
+
+def test_gate_line_that_is_far_too_long_is_not_joined() -> None:
+    """One call a second and fifty that wait: who has twenty seconds is told at once, and who has sixty waits."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[FailureCode, float, float]:
+        gate = ModelGate(ScriptedModel(), concurrency=1, attempt_ms=2_000)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(60):
+                tasks.create_task(gate.decide(request(1.0), 100))
+            await asyncio.sleep(10.5)
+            code, told_at = await code_of(gate.decide(request(1.0), loop.time() + 20)), loop.time()
+            await gate.decide(request(1.0), loop.time() + 60)
+            served_at = loop.time()
+        return code, told_at, served_at
+
+    assert (FailureCode.DEADLINE, 10.5, 61.0) == virtual(main)
