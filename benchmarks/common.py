@@ -12,9 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
 from app.core.codec import encode
+from app.core.security import BrokerSecurity
+from app.core.settings import load_settings
 from app.local.services import Addresses, own_directory, running
+from app.serving.base import FeatureStore
+from app.serving.stores import open_store
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("confluent-kafka", "redis", "hiredis", "msgspec", "uvloop", "anthropic")
@@ -74,6 +79,21 @@ def servers(kafka: str | None, redis: str | None, services: Sequence[str]) -> It
         yield Addresses(
             kafka=kafka or started.kafka, redis=redis or started.redis, redis_socket=redis or started.redis_socket
         )
+
+
+def broker_at(address: str) -> KafkaBroker:
+    """The cluster there, by the TLS and the user that `HEADRACE_BROKER_*` say."""
+    return KafkaBroker(address, SystemClock(), replication=1, security=broker_security(address))
+
+
+def broker_security(address: str) -> BrokerSecurity:
+    return load_settings({**os.environ, "HEADRACE_BROKER": address}).broker_security
+
+
+def store_at(address: str) -> FeatureStore:
+    """The store there, by the certificates and the user that `HEADRACE_STORE_*` say."""
+    security = load_settings({**os.environ, "HEADRACE_STORE": address}).store_security
+    return open_store(address, SystemClock(), security)
 
 
 def keep(name: str, result: dict[str, Any]) -> Path:

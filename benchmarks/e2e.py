@@ -32,7 +32,6 @@ from app.core.record import Record, TopicPartition
 from app.core.settings import Settings
 from app.decisions.record import DECISIONS, HOPS, DecisionRecord
 from app.models.rules import RulesModel, lognormal_seconds
-from app.serving.stores import open_store
 from app.streams.outputs import derived_id
 from app.worker import Worker
 from benchmarks import common
@@ -52,7 +51,7 @@ async def work(broker_address: str, store_address: str, model_ms: float) -> None
     """The worker process: everything but the publisher; ends on SIGTERM."""
     settings = Settings(broker=broker_address, store=store_address, model="rules", model_concurrency=256, replication=1)
     clock = SystemClock()
-    broker, store = KafkaBroker(broker_address, clock, replication=1), open_store(store_address, clock)
+    broker, store = common.broker_at(broker_address), common.store_at(store_address)
     seconds: Any = lognormal_seconds(model_ms / 1000, model_ms * 2.5 / 1000, seed=1) if model_ms else 0.0
     model = RulesModel(app.rules, seconds=seconds)
     worker = Worker(app, settings, broker=broker, store=store, model=model, clock=clock)
@@ -211,7 +210,7 @@ def worker_process(broker: str, store: str, model_ms: float) -> Iterator[None]:
 async def measure(
     broker_address: str, store_address: str, rate: int, seconds: float, alert_share: float, model_ms: float
 ) -> dict[str, Any]:
-    broker = KafkaBroker(broker_address, SystemClock(), replication=1)
+    broker = common.broker_at(broker_address)
     admin = broker.admin()
     await admin.create(app.topics.all())
     await admin.close()

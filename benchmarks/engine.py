@@ -88,7 +88,7 @@ def declared(name: str, once: bool) -> tuple[Topic, dict[str, Pipeline]]:
 
 async def publish(address: str, load: Load) -> None:
     """Fills the topic."""
-    broker = KafkaBroker(address, SystemClock(), replication=1)
+    broker = common.broker_at(address)
     producer = broker.producer()
     await producer.start()
     await producer.send_many(load.topic, (record_of(order) for order in load.orders()))
@@ -110,7 +110,7 @@ def record_of(order: Order) -> tuple[bytes, bytes, int]:
 async def consume(address: str, load: Load) -> dict[str, float]:
     """Runs the engine over the topic; CPU and wall seconds from its first event to its last commit."""
     gc.set_threshold(*GC_THRESHOLDS)
-    broker = KafkaBroker(address, SystemClock(), replication=1)
+    broker = common.broker_at(address)
     topic, pipelines = declared(load.topic, load.once)
     engine = Engine(broker, [topic.source], pipelines, SystemClock(), f"bench-{load.topic}")
     stopping = asyncio.Event()
@@ -217,7 +217,7 @@ def in_process(role: str, address: str, load: Load) -> bytes:
 
 
 async def measure(address: str, load: Load) -> dict[str, Any]:
-    broker = KafkaBroker(address, SystemClock(), replication=1)
+    broker = common.broker_at(address)
     topic, pipelines = declared(load.topic, load.once)
     admin = broker.admin()
     specs = topics_of([topic.source], pipelines)

@@ -20,6 +20,7 @@ import uvloop
 
 from app.broker.base import Producer
 from app.broker.kafka import KafkaBroker
+from app.broker.kafka.cluster import client_words
 from app.broker.kafka.producer import LINGER_MS
 from app.broker.publisher import Publisher
 from app.broker.topics import TopicRegistry, TopicSpec
@@ -61,6 +62,7 @@ def bare_client(address: str) -> confluent_kafka.Producer:
             "queue.buffering.max.messages": 100_000,
             "queue.buffering.max.kbytes": 131_072,
             "log_level": 2,
+            **client_words(common.broker_security(address)),
         }
     )
 
@@ -91,7 +93,7 @@ async def typed(producer: Producer, publisher: Publisher, events: list[OrderEven
 
 
 async def measure(address: str, count: int, rounds: int) -> dict[str, Any]:
-    broker = KafkaBroker(address, SystemClock(), replication=1)
+    broker = common.broker_at(address)
     admin, producer, client = broker.admin(), broker.producer(), bare_client(address)
     topic = f"bench.produce.{SystemClock().now_ms()}"
     spec = TopicSpec(

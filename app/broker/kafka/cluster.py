@@ -73,7 +73,7 @@ class Cluster:
             "log_level": 2,
             "logger": _UNHEARD,
             "error_cb": self._log,
-            **_security_settings(self._security),
+            **client_words(self._security),
             "reconnect.backoff.max.ms": 1_000,
             "socket.timeout.ms": 10_000,
             **{name.replace("_", "."): value for name, value in more.items()},
@@ -168,7 +168,7 @@ class Cluster:
             self._calls.stop()
 
 
-def _security_settings(security: BrokerSecurity) -> dict[str, Any]:
+def client_words(security: BrokerSecurity) -> dict[str, Any]:
     """The client's words for it; what is empty is left to the client."""
     protocol = ("SASL_" if security.user else "") + ("SSL" if security.tls else "PLAINTEXT")
     words: dict[str, Any] = {"security.protocol": protocol}
