@@ -236,15 +236,17 @@ async def test_start_unreachable_broker_is_unavailable_within_ten_seconds() -> N
 
 async def test_start_mute_broker_is_unavailable_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes the connection and says nothing is no broker."""
-    monkeypatch.setattr("app.broker.aiokafka.cluster.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("app.broker.aiokafka.cluster.START_SECONDS", 0.3)
     monkeypatch.setattr("app.broker.aiokafka.cluster.WHY_SECONDS", 0.1)
-    left = asyncio.Semaphore(0)
+    monkeypatch.setattr("app.broker.diagnosis.SOCKET_SECONDS", 0.1)
+    held: set[asyncio.StreamWriter] = set()
 
     async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.add(writer)
         await reader.read()  # until the client has closed the connection, which it must
         writer.close()
         await writer.wait_closed()
-        left.release()
+        held.remove(writer)
 
     async with await asyncio.start_server(keep, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
@@ -252,8 +254,8 @@ async def test_start_mute_broker_is_unavailable_in_time(monkeypatch: pytest.Monk
         async with asyncio.timeout(5):
             with pytest.raises(Unavailable):
                 await broker.producer().start()
-            await left.acquire()
-            await left.acquire()
+            while held:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ clients that questions are asked with. Every question ends within `ANSWER_SECOND
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -14,13 +13,15 @@ from aiokafka import TopicPartition as ClientPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import create_conn
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from aiokafka.protocol.metadata import MetadataRequest
 
 from app.broker.addresses import servers_of
-from app.broker.aiokafka.errors import translate, translate_code
-from app.core.errors import HeadraceError, Rejected, SetupError, Unavailable
+from app.broker.aiokafka.errors import refused_login, translate, translate_code
+from app.broker.diagnosis import diagnose
+from app.core.errors import HeadraceError, Rejected, Unavailable
 from app.core.record import TopicPartition
-from app.core.security import OPEN_BROKER, BrokerSecurity
+from app.core.security import OPEN_BROKER, BrokerSecurity, tls_context
 
 T = TypeVar("T")
 AnyClient = TypeVar("AnyClient", AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer)
@@ -29,7 +30,9 @@ logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 8.0
 """How long a server may take to answer; the contract says unavailable within 10 s, and a command has to start too."""
 
+START_SECONDS = 5.0
 WHY_SECONDS = 1.0
+"""How long a client's first answer may take, and twice how long is asked why there was none."""
 
 REQUEST_TIMEOUT_MS = 40_000
 """Of one request; a join waits inside of one for all members of its group (`consumer.REBALANCE_TIMEOUT_MS`)."""
@@ -52,7 +55,8 @@ class Cluster:
     def __init__(self, address: str, security: BrokerSecurity = OPEN_BROKER) -> None:
         self.address = address
         self._servers = servers_of(address, SCHEME)
-        self._security = _security_settings(security)
+        self._security = security
+        self._words = _security_words(security)
         self._opening = asyncio.Lock()
         self._admin: AIOKafkaAdminClient | None = None
         self._looker: AIOKafkaConsumer | None = None
@@ -64,7 +68,7 @@ class Cluster:
             "client_id": CLIENT_ID,
             "request_timeout_ms": REQUEST_TIMEOUT_MS,
             "metadata_max_age_ms": METADATA_AGE_MS,
-            **self._security,
+            **self._words,
             **more,
         }
 
@@ -75,23 +79,26 @@ class Cluster:
         """
         _never_create_topics(client)
         try:
-            return await self._within(_start(client))
+            return await self._within(_start(client), START_SECONDS)
         except Unavailable:
             raise await self._why_not() from None
 
     async def _why_not(self) -> HeadraceError:
-        """The library keeps to itself why a server would not have it, so each is tried once more."""
+        """The library keeps to itself why a server would not have it."""
+        found = await asyncio.to_thread(diagnose, self._servers, self._security, WHY_SECONDS)
+        if found is not None:
+            return found
         failure: HeadraceError = Unavailable(f"{self.address}: no broker answers")
         try:
             async with asyncio.timeout(WHY_SECONDS):
                 for server in self._servers.split(","):
                     host, _, port = server.rpartition(":")
                     try:
-                        (await create_conn(host, int(port), client_id=CLIENT_ID, **self._security)).close()
+                        (await create_conn(host, int(port), client_id=CLIENT_ID, **self._words)).close()
                     except (KafkaError, OSError) as error:
                         failure = translate(error, self.address)
-                        if isinstance(failure, Rejected):
-                            break
+                        if isinstance(error, KafkaError) and (login := refused_login(error, self._security)):
+                            return login
         except TimeoutError:
             pass
         return failure
@@ -103,28 +110,33 @@ class Cluster:
                 self._admin = await self.open(AIOKafkaAdminClient(**self.settings()))
         return await self._within(question(self._admin))
 
-    async def _within(self, answer: Awaitable[T]) -> T:
+    async def _within(self, answer: Awaitable[T], seconds: float = ANSWER_SECONDS) -> T:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await answer
         except TimeoutError:
-            raise Unavailable(f"{self.address}: no answer within {ANSWER_SECONDS:.0f} s") from None
+            raise Unavailable(f"{self.address}: no answer within {seconds:.0f} s") from None
         except (KafkaError, OSError) as error:
             raise translate(error, self.address) from None
 
-    async def topics(self) -> dict[str, Any]:
-        """What the cluster says of all its topics, by name; that of one topic would create it on some clusters."""
-        return {topic["topic"]: topic for topic in await self.ask(lambda admin: admin.describe_topics())}
+    async def topics(self, names: list[str] | None = None) -> dict[str, Any]:
+        """What the cluster says of these topics, or of all that we may see, by name."""
+        request = MetadataRequest(names, allow_auto_topic_creation=False)
+        answer = await self.ask(lambda admin: admin._send_request(request))
+        return {topic["topic"]: topic for topic in answer.to_object()["topics"]}
 
     async def require_topics(self, names: Iterable[str]) -> dict[str, int]:
         """How many partitions each of these topics has.
 
         Raises: Unavailable within 10 s when no broker answers; Rejected for a topic that is not there.
         """
-        known = await self.topics()
+        wanted, known = list(names), await self.topics()
+        absent = [name for name in wanted if name not in known]
+        if absent:  # those that one has no right to see are absent too
+            known |= await self.topics(absent)
         partitions = {}
-        for name in names:
-            if name not in known:
+        for name in wanted:
+            if name not in known or known[name]["error_code"] == UnknownTopicOrPartitionError.errno:
                 raise Rejected(f"{name}: unknown topic; create it with: python -m app topics create")
             error = translate_code(known[name]["error_code"], None, name)
             if error is not None:
@@ -221,7 +233,7 @@ def _never_create_topics(client: AIOKafkaAdminClient | AIOKafkaConsumer | AIOKaf
     inner._metadata_update = lambda metadata, topics: update(metadata, None)
 
 
-def _security_settings(security: BrokerSecurity) -> dict[str, Any]:
+def _security_words(security: BrokerSecurity) -> dict[str, Any]:
     """The library's words for it. Raises: SetupError for certificates that cannot be used."""
     protocol = ("SASL_" if security.user else "") + ("SSL" if security.tls else "PLAINTEXT")
     words: dict[str, Any] = {"security_protocol": protocol}
@@ -232,18 +244,5 @@ def _security_settings(security: BrokerSecurity) -> dict[str, Any]:
             "sasl_plain_password": security.password,
         }
     if security.tls:
-        words["ssl_context"] = _ssl_context(security)
+        words["ssl_context"] = tls_context("broker", security)
     return words
-
-
-def _ssl_context(security: BrokerSecurity) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=security.ca or None)
-    except OSError as error:
-        raise SetupError("broker_ca", f"{security.ca}: {error}") from None
-    if security.certificate:
-        try:
-            context.load_cert_chain(security.certificate, security.key)
-        except OSError as error:
-            raise SetupError("broker_certificate", f"{security.certificate}: {error}") from None
-    return context

@@ -16,8 +16,10 @@ from app.core.errors import (
     RecordTooEarly,
     RecordTooLarge,
     Rejected,
+    SetupError,
     Unavailable,
 )
+from app.core.security import BrokerSecurity
 
 UNAVAILABLE = [
     "BrokerNotAvailableError",
@@ -151,6 +153,14 @@ WHOLE_BATCH = (
 """Errors that a broker gives to all records of a batch because of one of them."""
 
 
+LACKED_RIGHTS: Mapping[type[Exception], str] = {
+    library.TopicAuthorizationFailedError: "topic",
+    library.GroupAuthorizationFailedError: "group",
+    library.ClusterAuthorizationFailedError: "cluster",
+}
+"""Of what a right is missing."""
+
+
 def translate(failure: library.KafkaError | OSError, place: str) -> HeadraceError:
     """Our error for one of the client's. `place` says what it is about: an address, a topic, a group.
 
@@ -165,6 +175,9 @@ def translate(failure: library.KafkaError | OSError, place: str) -> HeadraceErro
         return Rejected(f"{place}: unknown topic or partition; create it with: python -m app topics create")
     if isinstance(failure, library.KafkaConnectionError | library.NodeNotReadyError):
         return Unavailable(f"{place}: no broker answers ({reason})")
+    if type(failure) in LACKED_RIGHTS:
+        lacked = f"a right on this {LACKED_RIGHTS[type(failure)]} is missing"
+        return Rejected(f"{place}: {lacked}; what each role needs: python -m app topics rights ({reason})")
     kind = _CLASSES.get(type(failure).__name__) or (Unavailable if failure.retriable else Rejected)
     if issubclass(kind, RecordError):
         return kind(reason, topic=place)
@@ -175,3 +188,18 @@ def translate_code(code: int, message: str | None, place: str) -> HeadraceError 
     """What a response's error code says; None for none."""
     kind = library.for_code(code)
     return None if kind is library.NoError else translate(kind(message) if message else kind(), place)
+
+
+def refused_login(failure: library.KafkaError, security: BrokerSecurity) -> SetupError | None:
+    """That a broker refused who we said we are, as the setting to look at; None for any other failure."""
+    reason = " ".join(str(failure).split())
+    if isinstance(failure, library.UnsupportedSaslMechanismError):
+        offered = reason.rpartition("Enabled mechanisms are: ")[2].strip("[]").replace("'", "")
+        return SetupError("broker_mechanism", f"{security.mechanism} is not among {offered}")
+    if isinstance(failure, library.IllegalSaslStateError):
+        return SetupError("broker_user", "must be empty: the brokers ask nobody who he is there")
+    if not isinstance(failure, library.AuthenticationFailedError | library.SaslAuthenticationFailed):
+        return None
+    if "credentials" in reason:
+        return SetupError("broker_password", f"the brokers do not know user {security.user} with this password")
+    return SetupError("broker_user", f"the brokers refuse {security.user}: {reason}")
