@@ -10,7 +10,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from app.cli import agents, dead, decisions, demo, features, local, output, replay, send, streams, switch, topics, worker
+from app.cli import (
+    agents,
+    dead,
+    decisions,
+    demo,
+    features,
+    local,
+    output,
+    replay,
+    send,
+    streams,
+    switch,
+    topics,
+    worker,
+)
 from app.core.errors import HeadraceError
 
 WRONG_SETUP = 2
