@@ -1,7 +1,12 @@
-"""Safeguards taken out of a worker, one at a time: the checker must then find what each of them prevents."""
+"""Safeguards taken out of a worker, one at a time: the checker must then find what each of them prevents.
+
+An ablation is a function without arguments in a file `ablations*.py`; its name is what a row calls it by.
+"""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -11,10 +16,18 @@ from app.decisions.handling import AgentWork
 from app.decisions.log import DecisionLog
 from app.dispatch import offsets
 from app.dispatch.consumer import Dispatcher
-from tests.faults.ablations_streams import STREAMS
 
 WRITTEN_LATER_S = 1.5
 _left: set[asyncio.Task[Any]] = set()
+
+
+def named(name: str) -> Callable[[], None]:
+    """The ablation of that name. Raises: LookupError."""
+    for file in sorted(Path(__file__).parent.glob("ablations*.py")):
+        found = vars(importlib.import_module(f"tests.faults.{file.stem}")).get(name)
+        if callable(found):
+            return found  # type: ignore[no-any-return]
+    raise LookupError(f"no ablation is called {name}")
 
 
 def commit_highest_seen() -> None:
@@ -79,17 +92,3 @@ def revoked_is_kept() -> None:
         return None
 
     Dispatcher.on_revoked = keep  # type: ignore[method-assign]
-
-
-ABLATIONS: Mapping[str, Callable[[], None]] = {
-    change.__name__: change
-    for change in (
-        commit_highest_seen,
-        done_before_decided,
-        key_of_its_own_each_time,
-        failures_are_done,
-        crashes_not_counted,
-        no_drain,
-        revoked_is_kept,
-    )
-} | dict(STREAMS)

@@ -18,11 +18,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from app.application import App
 from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
+from app.core.errors import Unavailable
+from app.core.record import TopicPartition
 from app.decisions.actions import GROUP
 from app.local import kafka, process, services
 from tests.faults.proxy import TcpProxy
 
 SESSION_MS, HEARTBEAT_MS = 2_000, 500
+START_S = 60.0
 
 PROXIED = """\
 listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:%d,CONTROLLER://127.0.0.1:{controller_port}
@@ -60,6 +63,7 @@ class Cluster:
             admin = self.broker.admin()
             await admin.create(self.app.topics.all())
             await admin.close()
+            await self._until_topics_answer()
             await asyncio.to_thread(self._notice_dead_members_soon)
         except BaseException:
             await stack.aclose()
@@ -68,6 +72,19 @@ class Cluster:
 
     async def __aexit__(self, *exception: object) -> None:
         await self._stack.aclose()
+
+    async def _until_topics_answer(self) -> None:
+        """A topic that was just created has no leader for a moment."""
+        specs, reader = self.app.topics.all(), self.broker.reader()
+        places = [TopicPartition(spec.name, number) for spec in specs for number in range(spec.partitions)]
+        async with asyncio.timeout(START_S):
+            while True:
+                try:
+                    await reader.end_offsets(places)
+                    break
+                except Unavailable:
+                    await asyncio.sleep(0.2)
+        await reader.close()
 
     @property
     def servers(self) -> str:

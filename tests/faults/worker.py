@@ -58,14 +58,14 @@ def trace_into(path: Path) -> LineLog:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.worker")
     parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--ablate", action="append", default=[], choices=sorted(ablations.ABLATIONS))
+    parser.add_argument("--ablate", action="append", default=[])
     parser.add_argument("--failpoint", default="")
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()
     die_with_parent()
     log = trace_into(options.trace)
     for name in options.ablate:
-        ablations.ABLATIONS[name]()
+        ablations.named(name)()
     if options.failpoint:
         name, _, hit = options.failpoint.partition(":")
         clock = SystemClock()

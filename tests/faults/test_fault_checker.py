@@ -1,0 +1,226 @@
+"""The checker finds every violation that is planted in a history, and none in a clean one."""
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from app.dispatch.marks import Mark, encode_marks
+from tests.faults.checker import Verdict, check
+from tests.faults.history import (
+    ACTIONS_GROUP,
+    ALERTS_GROUP,
+    Call,
+    Committed,
+    Decided,
+    EffectEntry,
+    Fault,
+    History,
+    Owned,
+    Post,
+    Published,
+)
+
+ALERTS = 6
+
+
+def decided(
+    number: int, *, offset: int = -1, at_ms: int = 0, action: str = "", reason: str = "call 1", mode: str = "live"
+) -> Decided:
+    """The decision about an alert of the clean history: blocked where its number is even."""
+    return Decided(
+        alert_id=f"a-{number}",
+        partition=number % 2,
+        offset=offset if offset >= 0 else number // 2,
+        at_ms=at_ms or 1_300 + number * 100,
+        mode=mode,
+        action=action or ("review" if number % 2 else "block"),
+        reason=reason,
+        is_fallback=False,
+    )
+
+
+def ended(decision: Decided, *, at_ms: int = 0) -> EffectEntry:
+    states = {"block_order": "done"} if decision.action == "block" else {"queue_for_review": "done"}
+    return EffectEntry(
+        decision.alert_id, decision.partition, 2, at_ms or decision.at_ms + 20, decision.offset, states, ended=True
+    )
+
+
+def clean() -> History:
+    """Six alerts on two partitions, one a tenth of a second; the worker of the third is killed, and asked again."""
+    decisions = [decided(number) for number in range(ALERTS)]
+    calls = [Call(f"a-{number}", 1, 1_010 + number * 100, 1_290 + number * 100) for number in range(ALERTS)]
+    calls[2] = Call("a-2", 1, 1_210, 0)
+    calls.append(Call("a-2", 2, 1_260, 1_490))
+    decisions[2] = decided(2, reason="call 2")
+    posts = [
+        Post(
+            f"judge:block_order:a-{number}",
+            "block_order",
+            f"a-{number}",
+            decisions[number].reason,
+            1_310 + number * 100,
+            True,
+        )
+        for number in range(0, ALERTS, 2)
+    ]
+    posts.append(Post("judge:block_order:a-4", "block_order", "a-4", "call 1", 1_715, applied=False))
+    commits = [
+        Committed(group, number % 2, number // 2 + 1, "", 1_340 + number * 100)
+        for number in range(ALERTS)
+        for group in (ALERTS_GROUP, ACTIONS_GROUP)
+    ]
+    return History(
+        published=[Published(f"a-{number}", number % 2, number // 2, 1_000 + number * 100) for number in range(ALERTS)],
+        calls=calls,
+        decisions=decisions,
+        effects=[ended(decision) for decision in decisions],
+        posts=posts,
+        commits=commits,
+        faults=[Fault("kill -9", "worker-1", 1_250)],
+        owned=[Owned("worker-1", 0, 900, 0), Owned("worker-1", 1, 900, 0), Owned("worker-2", 0, 1_255, 2_000)],
+        posting={"block": ("block_order",)},
+    )
+
+
+def test_check_clean_history_nothing_found() -> None:
+    """A history with a kill, a repeated call and a repeated post in which every promise was kept."""
+    verdict = check(clean())
+    assert ((), True) == (verdict.problems, verdict.zeros_hold)
+    assert (6, 1, 1, 3, 3, 4) == (
+        verdict.alerts,
+        verdict.kills,
+        verdict.repeated,
+        verdict.in_flight,
+        verdict.applied,
+        verdict.attempts,
+    )
+    assert 0.34 == verdict.recovery_s
+
+
+def lose_a_decision(history: History) -> None:
+    del history.decisions[5], history.effects[5]
+
+
+def shadow_in_its_place(history: History) -> None:
+    history.decisions[5] = msgspec.structs.replace(history.decisions[5], mode="shadow")
+
+
+def bury_an_alert(history: History) -> None:
+    lose_a_decision(history)
+    history.dead["a-5"] = 1_800
+
+
+def apply_a_key_twice(history: History) -> None:
+    history.posts[-1] = msgspec.structs.replace(history.posts[-1], applied=True)
+
+
+def apply_under_two_keys(history: History) -> None:
+    history.posts[-1] = msgspec.structs.replace(history.posts[-1], applied=True, key="judge:block_order:other")
+
+
+def apply_nothing(history: History) -> None:
+    del history.posts[0]
+
+
+def commit_before_the_decision(history: History) -> None:
+    history.commits.append(Committed(ALERTS_GROUP, 0, 2, "", 1_400))
+
+
+def commit_far_ahead(history: History) -> None:
+    history.commits.append(Committed(ALERTS_GROUP, 1, 3, "", 1_345))
+
+
+def mark_done_before_the_decision(history: History) -> None:
+    metadata = encode_marks(0, {2: Mark.DONE}, is_open=True)
+    history.commits.append(Committed(ALERTS_GROUP, 1, 0, metadata, 1_300))
+
+
+def commit_before_the_effect(history: History) -> None:
+    history.commits.append(Committed(ACTIONS_GROUP, 0, 3, "", 1_705))
+
+
+def commit_what_was_never_decided(history: History) -> None:
+    lose_a_decision(history)
+
+
+def act_on_a_later_decision(history: History) -> None:
+    history.posts[0] = msgspec.structs.replace(history.posts[0], reason="call 2")
+
+
+def act_against_the_decision(history: History) -> None:
+    history.posts.append(Post("judge:block_order:a-1", "block_order", "a-1", "call 1", 1_500, applied=True))
+
+
+def enter_a_later_decision(history: History) -> None:
+    later = decided(1, offset=7, at_ms=1_900, action="block", reason="call 2")
+    history.decisions.append(later)
+    history.effects.append(ended(later))
+    history.commits.append(Committed(ACTIONS_GROUP, 1, 8, "", 2_000))
+
+
+def set_a_commit_back(history: History) -> None:
+    history.commits.append(Committed(ALERTS_GROUP, 0, 1, "", 1_900))
+
+
+def leave_a_partition_behind(history: History) -> None:
+    history.commits[:] = [one for one in history.commits if (one.group, one.offset) != (ALERTS_GROUP, 3)]
+
+
+def leave_a_decision_behind(history: History) -> None:
+    history.commits[:] = [one for one in history.commits if (one.group, one.offset) != (ACTIONS_GROUP, 3)]
+
+
+def hold_a_partition_twice(history: History) -> None:
+    history.owned.append(Owned("worker-3", 0, 1_800, 2_100))
+
+
+PLANTED: tuple[tuple[Callable[[History], None], str, int], ...] = (
+    (lose_a_decision, "lost", 1),
+    (shadow_in_its_place, "lost", 1),
+    (bury_an_alert, "lost", 1),
+    (apply_a_key_twice, "effects_twice", 1),
+    (apply_under_two_keys, "effects_twice", 1),
+    (apply_nothing, "effects_missing", 1),
+    (commit_before_the_decision, "early_commits", 1),
+    (commit_far_ahead, "early_commits", 3),
+    (mark_done_before_the_decision, "early_commits", 1),
+    (commit_before_the_effect, "early_commits", 1),
+    (commit_what_was_never_decided, "early_commits", 1),
+    (act_on_a_later_decision, "conflicting", 1),
+    (act_against_the_decision, "conflicting", 1),
+    (enter_a_later_decision, "conflicting", 1),
+    (set_a_commit_back, "set_back", 1),
+    (leave_a_partition_behind, "unfinished", 2),
+    (leave_a_decision_behind, "unfinished", 2),
+    (hold_a_partition_twice, "two_owners", 1),
+)
+
+
+@pytest.mark.parametrize(("plant", "kind", "count"), PLANTED, ids=[plant.__name__ for plant, _, _ in PLANTED])
+def test_check_planted_violation_is_counted(plant: Callable[[History], None], kind: str, count: int) -> None:
+    """Each violation is counted where it belongs, and described."""
+    history = clean()
+    plant(history)
+    verdict = check(history)
+    assert count == getattr(verdict, kind)
+    assert any(problem.startswith(f"{kind}: ") for problem in verdict.problems)
+    assert not verdict.zeros_hold or kind == "two_owners"
+
+
+def test_check_repeated_calls_beyond_those_in_flight_are_counted() -> None:
+    """A second and third call of an alert count, and those under way at a fault that breaks work off."""
+    history = clean()
+    history.calls += [Call("a-0", 2, 1_500, 1_600), Call("a-0", 3, 1_700, 1_800)]
+    verdict: Verdict = check(history)
+    assert (3, 3) == (verdict.repeated, verdict.in_flight)
+
+
+def test_check_dead_letter_ends_its_alert_for_commits() -> None:
+    """A commit past a dead letter is not early, though the alert counts as lost."""
+    history = clean()
+    bury_an_alert(history)
+    history.dead["a-5"] = 1_700
+    verdict = check(history)
+    assert (1, 0) == (verdict.lost, verdict.early_commits)

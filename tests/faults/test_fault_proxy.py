@@ -1,0 +1,137 @@
+"""The fault proxy does to a connection what it is told to, and nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.faults.proxy import TcpProxy
+
+SOON_S = 0.3
+
+
+class Echo:
+    """Answers every line with itself, and remembers it."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.was_heard = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            self.heard.append(line)
+            self.was_heard.set()
+            writer.write(line)
+        writer.close()
+
+
+@asynccontextmanager
+async def proxied() -> AsyncIterator[tuple[TcpProxy, Echo]]:
+    echo = Echo()
+    server = await asyncio.start_server(echo.serve, "127.0.0.1", 0)
+    async with server, TcpProxy(server.sockets[0].getsockname()[1]) as proxy:
+        yield proxy, echo
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def connected(proxy: TcpProxy) -> Streams:
+    return await asyncio.open_connection("127.0.0.1", proxy.port)
+
+
+async def asked(streams: Streams, line: bytes) -> bytes:
+    """The answer to a line; empty when none comes soon."""
+    reader, writer = streams
+    writer.write(line)
+    try:
+        async with asyncio.timeout(SOON_S):
+            return await reader.readline()
+    except TimeoutError:
+        return b""
+
+
+async def test_proxy_untouched_passes_everything_on() -> None:
+    """Megabytes arrive whole and in order, and the end of the stream with them."""
+    async with proxied() as (proxy, _):
+        reader, writer = await connected(proxy)
+        lines = [b"%d %s\n" % (number, b"x" * 1_000) for number in range(2_000)]
+        writer.writelines(lines)
+        assert b"".join(lines) == await reader.readexactly(sum(map(len, lines)))
+        assert 1 == proxy.connections
+        writer.close()
+
+
+async def test_proxy_latency_delays_both_directions() -> None:
+    """A request and its answer each arrive later by the latency, at any time it is set."""
+    async with proxied() as (proxy, _):
+        streams, loop = await connected(proxy), asyncio.get_running_loop()
+        assert b"quick\n" == await asked(streams, b"quick\n")
+        proxy.latency_s = 0.05
+        began = loop.time()
+        assert b"slow\n" == await asked(streams, b"slow\n")
+        assert loop.time() - began >= 0.1
+        streams[1].close()
+
+
+async def test_proxy_slices_arrive_whole() -> None:
+    """Byte by byte, but every byte."""
+    async with proxied() as (proxy, _):
+        streams = await connected(proxy)
+        proxy.slice_bytes = 1
+        assert b"in slices\n" == await asked(streams, b"in slices\n")
+        streams[1].close()
+
+
+async def test_proxy_black_hole_swallows_and_heals_by_reset() -> None:
+    """Nothing reaches the server; when it heals, the connection that lost bytes is reset and a new one works."""
+    async with proxied() as (proxy, echo):
+        streams = await connected(proxy)
+        await asked(streams, b"before\n")
+        proxy.black_hole = True
+        assert b"" == await asked(streams, b"lost\n")
+        assert [b"before\n"] == echo.heard
+        proxy.heal()
+        with pytest.raises(ConnectionError):
+            await asked(streams, b"after\n")
+        again = await connected(proxy)
+        assert b"again\n" == await asked(again, b"again\n")
+        again[1].close()
+
+
+async def test_proxy_dropped_replies_requests_are_executed() -> None:
+    """The server has heard what its client never gets an answer to."""
+    async with proxied() as (proxy, echo):
+        streams = await connected(proxy)
+        proxy.drop_replies = True
+        assert b"" == await asked(streams, b"executed\n")
+        assert [b"executed\n"] == echo.heard
+        assert len(b"executed\n") == proxy.lost_bytes
+        proxy.reset()
+
+
+async def test_proxy_reset_breaks_what_is_open() -> None:
+    """Every open connection ends with a reset; the next one works."""
+    async with proxied() as (proxy, _):
+        streams = await connected(proxy)
+        await asked(streams, b"before\n")
+        assert 1 == proxy.reset()
+        with pytest.raises(ConnectionError):
+            await streams[0].readexactly(1)
+        again = await connected(proxy)
+        assert b"again\n" == await asked(again, b"again\n")
+        again[1].close()
+
+
+async def test_proxy_refusing_new_connections_end_at_once() -> None:
+    """While it refuses, a new connection is reset; one that is open goes on."""
+    async with proxied() as (proxy, _):
+        streams = await connected(proxy)
+        await asked(streams, b"before\n")
+        proxy.refuse = True
+        reader, _writer = await connected(proxy)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+        assert b"still\n" == await asked(streams, b"still\n")
+        streams[1].close()
