@@ -189,7 +189,7 @@ class RedisStore:
 
     async def forget(self, view: View, entity: str) -> bool:
         with self._translated():
-            (fingerprint,) = await self._ask(resp.pack("HGET", _progress_key(view), "fingerprint"), 1)
+            ((fingerprint,),) = await self._ask(resp.pack("HMGET", _progress_key(view), "fingerprint"), 1)
             _refuse_other(view, fingerprint)
             return bool(await self._client.unlink(f"{view.name}:{entity}"))
 
