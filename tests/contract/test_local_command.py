@@ -1,12 +1,14 @@
 """`python -m app local`: what it prints, and its exit codes."""
 
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.cli.main import run
+from app.core.settings import load_settings
 from app.local.services import Addresses, down, own_directory, up
 
 pytestmark = pytest.mark.redis
@@ -33,6 +35,21 @@ def test_local_up_prints_lines_for_the_shell(directory: Path, capsys: pytest.Cap
     shown = capsys.readouterr()
     assert f"export HEADRACE_STORE=unix://{directory}/redis/redis.sock\n" == shown.out
     assert "redis: starting at redis://127.0.0.1:" in shown.err
+
+
+def test_local_up_secure_prints_settings_that_load_and_no_password(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One shell line a setting; the password stays in a file of its owner's, and Redis knows no more than its hash."""
+    assert 0 == exit_code("up", "--secure", "--only", "secure-redis")
+    shown = capsys.readouterr()
+    lines = [line.removeprefix("export ").partition("=") for line in shown.out.splitlines()]
+    loaded = load_settings({name: value for name, _, value in lines})
+    assert loaded.store.startswith("rediss://127.0.0.1:")
+    assert "admin" == loaded.store_user
+    file = directory / "secure-redis" / "admin.password"
+    assert (loaded.store_password, 0o600) == (file.read_text(), stat.S_IMODE(file.stat().st_mode))
+    assert loaded.store_password not in shown.out + shown.err + (directory / "secure-redis" / "redis.conf").read_text()
 
 
 def test_local_up_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
