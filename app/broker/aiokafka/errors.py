@@ -194,8 +194,7 @@ def refused_login(failure: library.KafkaError, security: BrokerSecurity) -> Setu
     """That a broker refused who we said we are, as the setting to look at; None for any other failure."""
     reason = " ".join(str(failure).split())
     if isinstance(failure, library.UnsupportedSaslMechanismError):
-        offered = reason.rpartition("Enabled mechanisms are: ")[2].strip("[]").replace("'", "")
-        return SetupError("broker_mechanism", f"{security.mechanism} is not among {offered}")
+        return SetupError("broker_mechanism", f"{security.mechanism} is not among what the brokers offer")
     if isinstance(failure, library.IllegalSaslStateError):
         return SetupError("broker_user", "must be empty: the brokers ask nobody who he is there")
     if not isinstance(failure, library.AuthenticationFailedError | library.SaslAuthenticationFailed):
