@@ -1,12 +1,20 @@
 """What keeps commands out of servers with passwords and TLS: one line that names the setting, exit code 2, in time."""
 
+import ssl
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
+from app.broker.kafka import KafkaBroker, cluster
+from app.broker.kafka.cluster import client_words
+from app.core.clock import SystemClock
+from app.core.security import BrokerSecurity, StoreSecurity, tls_context
+from app.core.settings import Settings, load_settings
 from app.local.services import Addresses
+from app.serving import redis
 from tests.secure import Ended, Running, Secured, elsewhere
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
@@ -138,3 +146,40 @@ def test_refused_command_with_debug_tells_no_secret(secured: Secured, tmp_path: 
     assert "settings {" in result.err
     said = result.out + result.err + arguments
     assert [] == [secret for secret in secured.secrets() if secret in said]
+
+
+@pytest.fixture
+def loaded(secured: Secured) -> Settings:
+    return load_settings(secured.variables)
+
+
+async def test_kafka_under_another_name_is_kept_out_by_the_check_alone(
+    secured: Secured, loaded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ablation: without the check of the name a client gets in, so the refusal above is that check's work."""
+
+    def unchecked(security: BrokerSecurity) -> dict[str, Any]:
+        return client_words(security) | {"ssl.endpoint.identification.algorithm": "none"}
+
+    monkeypatch.setattr(cluster, "client_words", unchecked)
+    security = loaded.broker_security
+    broker = KafkaBroker(elsewhere(secured.variables["HEADRACE_BROKER"]), SystemClock(), security=security)
+    assert "raw.orders" in await broker.admin().list()
+    await broker.close()
+
+
+async def test_redis_under_another_name_is_kept_out_by_the_check_alone(
+    secured: Secured, loaded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ablation: the same for both connections to Redis."""
+
+    def unchecked(server: Literal["broker", "store"], security: StoreSecurity) -> ssl.SSLContext:
+        context = tls_context(server, security)
+        context.check_hostname = False
+        return context
+
+    monkeypatch.setattr(redis, "tls_context", unchecked)
+    security = loaded.store_security
+    store = redis.RedisStore(elsewhere(secured.variables["HEADRACE_STORE"]), SystemClock(), security)
+    await store.start()
+    await store.close()

@@ -1,19 +1,20 @@
-"""Questions to a cluster whose partitions have no leader for a moment, or for good."""
+"""Questions to a cluster whose partitions have no leader, or which lets nobody in, and what is said of it."""
 
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.kafka import cluster as module
-from app.broker.kafka.cluster import LATEST, Cluster
-from app.core.errors import Rejected, Unavailable
+from app.broker.kafka.cluster import LATEST, Cluster, client_words
+from app.core.errors import Rejected, SetupError, Unavailable
 from app.core.record import TopicPartition
+from app.core.security import BrokerSecurity
 
 PLACES = [TopicPartition("orders", 0), TopicPartition("orders", 1)]
 
@@ -99,3 +100,45 @@ def test_log_of_an_absent_cluster_is_one_line_for_all_clients(
     now_s += module.TELL_AGAIN_SECONDS
     tell(KafkaError(KafkaError._ALL_BROKERS_DOWN))
     assert 2 == len(caplog.messages)
+
+
+def test_log_of_a_refused_login_names_the_setting_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    """A password that was changed while we run is told by its setting, not ten times a second."""
+    cluster = Cluster("kafka://127.0.0.1:1", BrokerSecurity(user="u", password="s3cret"))
+    cluster._reached = True
+    for _ in range(20):
+        cluster.settings()["error_cb"](KafkaError(KafkaError._AUTHENTICATION, "invalid credentials"))
+    (line,) = caplog.messages
+    assert "kafka://127.0.0.1:1: broker_password: the brokers do not know user u" in line
+    assert "s3cret" not in line
+
+
+async def test_ask_with_a_refused_login_says_so_instead_of_no_answer() -> None:
+    """Whatever client it happened to; the next question begins anew."""
+    cluster = Cluster("kafka://127.0.0.1:1", BrokerSecurity(user="u", password="s3cret"))
+    cluster._reached, cluster._admin = True, cast(Any, object())
+
+    def question(_: object) -> None:
+        cluster.settings()["error_cb"](KafkaError(KafkaError._AUTHENTICATION, "invalid credentials"))
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    with pytest.raises(SetupError, match=r"^broker_password: "):
+        await cluster.ask(question)
+    assert 7 == await cluster.ask(lambda _: 7)
+    await cluster.close()
+
+
+def test_client_words_verify_certificate_and_name() -> None:
+    """There is no setting that turns it off."""
+    words = client_words(BrokerSecurity(tls=True, ca="/ca", certificate="/c", key="/k", user="u", password="p"))
+    assert ("SASL_SSL", True, "https") == (
+        words["security.protocol"],
+        words["enable.ssl.certificate.verification"],
+        words["ssl.endpoint.identification.algorithm"],
+    )
+    assert ("/ca", "/c", "/k", "SCRAM-SHA-512", "u", "p") == tuple(
+        words[name]
+        for name in ("ssl.ca.location", "ssl.certificate.location", "ssl.key.location")
+        + ("sasl.mechanism", "sasl.username", "sasl.password")
+    )
+    assert {"security.protocol": "PLAINTEXT"} == client_words(BrokerSecurity())
