@@ -11,6 +11,7 @@ import app
 from tests.architecture.sources import tree
 
 CLIENTS = (
+    "aiokafka",
     "confluent_kafka",
     "redis",
     "hiredis",

@@ -15,6 +15,7 @@ from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from app.broker.aiokafka import AioKafkaBroker
 from app.broker.aiokafka.consumer import AioKafkaConsumer
 from app.broker.aiokafka.producer import AioKafkaProducer
+from app.broker.aiokafka.sessions import Outgoing, Sessions
 from app.broker.base import Broker, CommittedOffset
 from app.broker.kafka import KafkaBroker
 from app.broker.limits import Limits
@@ -83,6 +84,27 @@ async def test_refused_batch_of_confirms_only_the_bad_one_raises(cluster: Cluste
     assert [7] == [number for number, result in enumerate(results) if isinstance(result, BaseException)]
     assert isinstance(results[7], RecordTooEarly)
     assert 19 == len(await cluster.read_all(topic))
+
+
+async def test_ablation_one_session_for_all_batches_is_broken_by_a_refused_one(
+    cluster: Cluster, careless: AioKafkaProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without another session after a failure the partition takes nothing any more: the numbers have a gap."""
+
+    async def send(self: Sessions, topic: str, partition: int, records: list[Outgoing]) -> int:
+        client = await self.current()
+        batch = client.create_batch()
+        for record in records:
+            batch.append(timestamp=record.timestamp_ms, key=record.key, value=record.value)
+        return int((await (await client.send_batch(batch, topic, partition=partition))).offset)
+
+    topic = await cluster.topic(time="event", max_ahead_ms=60_000)
+    await careless.confirm(topic, b"first")
+    monkeypatch.setattr(Sessions, "send", send)
+    with pytest.raises(RecordTooEarly):
+        await careless.confirm(topic, b"early", timestamp_ms=SystemClock().now_ms() + HOUR_MS)
+    with pytest.raises(Unavailable, match="OutOfOrder"):
+        await careless.confirm(topic, b"good")
 
 
 async def expelled_and_alone(cluster: Cluster, topic: str, group: str) -> Member:
@@ -286,7 +308,7 @@ async def test_clients_ask_for_no_single_topic(cluster: Cluster, monkeypatch: py
     assert {None} == {topics for topics in asked if topics != []}  # [] asks for the brokers alone
 
 
-async def write_header_name(address: str, topic: str, name: bytes) -> None:
+async def write_header_name(address: str, topic: str, name: bytes, partition: int = 0) -> None:
     """A record whose header's name is these bytes, which no producer offers to write."""
 
     class Raw(str):
@@ -298,7 +320,7 @@ async def write_header_name(address: str, topic: str, name: bytes) -> None:
     batch = client.create_batch()
     batch._builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, 0, 10_000)
     batch.append(timestamp=1, key=None, value=b"1", headers=[(Raw("name"), b"v")])
-    await (await client.send_batch(batch, topic, partition=0))
+    await (await client.send_batch(batch, topic, partition=partition))
     await client.stop()
 
 
@@ -322,17 +344,40 @@ async def test_header_name_that_is_not_text_stops_nothing(cluster: Cluster) -> N
     await member.poll_until(lambda: len(member.records) == 2)
 
 
-async def test_record_that_cannot_be_read_is_never_passed_over(cluster: Cluster) -> None:
-    """After a failure inside a batch the library would go on behind it, and what lay before it would be lost."""
-    topic = await cluster.topic()
+async def before_a_bad_record(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Member:
+    """A member of two partitions: the first has three records, the second one that cannot be read. They are fetched in
+    this order, together."""
+    monkeypatch.setattr("aiokafka.consumer.fetcher.random.shuffle", lambda some: some.sort())
+    topic = await cluster.topic(partitions=2)
     await cluster.fill(topic, 3)
-    await write_header_name(cluster.broker.address, topic, b"\xff\xfe")
-    await cluster.fill(topic, 3)
-    member = await cluster.join(cluster.unique("group"), topic)
+    await write_header_name(cluster.broker.address, topic, b"\xff\xfe", partition=1)
+    return await cluster.join(cluster.unique("group"), topic)
+
+
+async def test_failure_in_the_midst_of_a_fetch_ends_the_consumer(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every poll raises it from then on, so that nobody commits beyond records that were not returned."""
+    member = await before_a_bad_record(cluster, monkeypatch)
     for _ in range(3):
         with pytest.raises(UnicodeDecodeError):
-            await member.poll_until(lambda: len(member.records) > 3)
-    assert len(member.records) <= 3
+            await member.poll_until(lambda: False)
+    assert [] == member.records
+
+
+async def test_ablation_polling_on_after_a_failure_passes_over_records(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that end the library goes on behind records of another partition that nobody was given."""
+    member = await before_a_bad_record(cluster, monkeypatch)
+    assert isinstance(member.consumer, AioKafkaConsumer)
+    for _ in range(3):
+        member.consumer._failure = None
+        with pytest.raises(UnicodeDecodeError):
+            await member.poll_until(lambda: False)
+    assert member.consumer._client is not None
+    (topic,) = member.consumer.topics
+    assert (0, 3) == (len(member.records), await member.consumer._client.position(ClientPartition(topic, 0)))
 
 
 async def test_dispatch_member_that_dies_loses_nothing(broker_address: str, unique: Callable[[str], str]) -> None:

@@ -133,7 +133,7 @@ class AioKafkaConsumer:
         except (TopicAuthorizationFailedError, GroupAuthorizationFailedError) as error:
             raise translate(error, self.group) from None
         except Exception as error:  # noqa: BLE001
-            # In the midst of a batch the library has lost its place: it would go on behind what it has not returned. So
+            # What the library had taken of other partitions by then is lost with it, and it would go on behind that. So
             # this is the end, whatever it was.
             self._failure = translate(error, self.group) if isinstance(error, KafkaError) else error
             raise self._failure from None

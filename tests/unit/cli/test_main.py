@@ -11,7 +11,7 @@ import pytest
 from app.cli.main import cli, known_errors, run
 from app.core.errors import Rejected, SetupError, Unavailable
 
-HEAVY = ("confluent_kafka", "redis", "anthropic", "duckdb", "uvicorn", "starlette", "uvloop", "rich")
+HEAVY = ("aiokafka", "confluent_kafka", "redis", "anthropic", "duckdb", "uvicorn", "starlette", "uvloop", "rich")
 
 
 @pytest.fixture
