@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +24,6 @@ from app.core.record import TopicPartition
 from app.decisions.context import raw
 from app.decisions.log import DecisionLog, Link
 from app.decisions.record import DecisionRecord, Hops, ReviewRequest
-from app.local.services import own_directory, running
 from features.fraud import HighValueOrder
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
@@ -35,11 +34,16 @@ ACTS_WITHIN_MS = 2_000
 PATIENCE_S = 40.0
 
 
-@pytest.fixture(scope="module")
-def own_kafka(kafka_address: str) -> Iterator[str]:
-    """A broker of its own, since the application's topics have fixed names. The session's one says if there can be any."""
-    with running(own_directory("test-switches"), ["kafka"]) as addresses:
-        yield addresses.kafka
+@pytest.fixture
+async def broker(kafka_address: str) -> AsyncIterator[KafkaBroker]:
+    """The session's cluster, with the application's topics as long as this test lasts."""
+    made = KafkaBroker(kafka_address, SystemClock())
+    admin = made.admin()
+    await admin.create(app.topics.all())
+    yield made
+    await admin.delete([spec.name for spec in app.topics.all()])
+    await admin.close()
+    await made.close()
 
 
 class Payments:
@@ -149,17 +153,17 @@ async def reviews(broker: KafkaBroker) -> list[ReviewRequest]:
     ]
 
 
-async def test_switch_off_reaches_another_process_within_two_seconds(own_kafka: str, payments: Payments) -> None:
+async def test_switch_off_reaches_another_process_within_two_seconds(
+    kafka_address: str, broker: KafkaBroker, payments: Payments
+) -> None:
     """Blocks stop, a worker that is killed and started again makes none, people are asked, and `on` begins them again."""
-    broker = KafkaBroker(own_kafka, SystemClock())
-    await broker.admin().create(app.topics.all())
     producer = broker.producer()
     await producer.start()
-    worker = start_worker(own_kafka, payments)
+    worker = start_worker(kafka_address, payments)
     deciding = asyncio.ensure_future(decide_for_ever(producer))
     try:
         await until_more(payments, 50)
-        (told,) = await command(own_kafka, "switch", "off", "block", "--reason", "a test", "--json")
+        (told,) = await command(kafka_address, "switch", "off", "block", "--reason", "a test", "--json")
         assert ("switch", "block", "off", 1, 0) == tuple(
             told[name] for name in ("record", "name", "state", "workers", "behind")
         )
@@ -169,17 +173,17 @@ async def test_switch_off_reaches_another_process_within_two_seconds(own_kafka: 
 
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-        worker = start_worker(own_kafka, payments)
+        worker = start_worker(kafka_address, payments)
         asked = len(await reviews(broker))
         async with asyncio.timeout(PATIENCE_S):
             while len(await reviews(broker)) < asked + 50:
                 await asyncio.sleep(0.2)
         assert stopped_at == len(payments.came)
-        listed = {row["switch"]: row for row in await command(own_kafka, "switch", "list", "--json")}
+        listed = {row["switch"]: row for row in await command(kafka_address, "switch", "list", "--json")}
         assert ("off", "a test") == (listed["block"]["state"], listed["block"]["reason"])
         assert "on" == listed["review"]["state"]
 
-        await command(own_kafka, "switch", "on", "block", "--json")
+        await command(kafka_address, "switch", "on", "block", "--json")
         await until_more(payments, 20)
         withheld = {asked.review_id for asked in await reviews(broker)}
         assert set() == withheld & {key for _, key in payments.came}
@@ -189,4 +193,3 @@ async def test_switch_off_reaches_another_process_within_two_seconds(own_kafka: 
         worker.kill()
         worker.wait()
         await producer.close()
-        await broker.close()
