@@ -12,13 +12,17 @@ from pathlib import Path
 from app.local.process import ROOT
 
 PR_SET_PDEATHSIG = 1
-ADDRESS_SECONDS = 30
 
 
 def die_with_parent() -> None:
     """Called by a child: the kernel kills it when whoever started it ends, however that ends. Nothing outside Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def wait_for_go() -> None:
+    """Called by a child that was started ahead of time."""
+    sys.stdin.read()
 
 
 class Child:
@@ -32,8 +36,10 @@ class Child:
         environment: Mapping[str, str],
         *,
         has_address: bool = False,
+        waits: bool = False,
     ) -> None:
-        """has_address: whether the first line of its output says where it listens; waits for it."""
+        """has_address: whether the first line of its output says where it listens; that is waited for. waits: it calls
+        `wait_for_go` when it has begun, and goes on after `go`."""
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -41,7 +47,7 @@ class Child:
                 [sys.executable, "-m", module, *arguments],
                 cwd=ROOT,
                 env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if has_address else output,
                 stderr=output,
             )
@@ -52,6 +58,12 @@ class Child:
             if not self.address:
                 self.kill()
                 raise RuntimeError(f"{module} did not start: see {log}")
+
+    def go(self) -> None:
+        """Lets one go on that waits."""
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
 
     @property
     def code(self) -> int | None:
@@ -71,5 +83,6 @@ class Child:
         """Ends it at once, frozen or not, and waits until it is gone."""
         self.send(signal.SIGKILL)
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()

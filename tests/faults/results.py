@@ -125,7 +125,8 @@ async def _tried(
             outcome = await row.run(bench, size, ablate)
             failures = outcome.failures
     except Exception as error:  # noqa: BLE001 - whatever breaks a run is its result
-        bench.say("".join(traceback.format_exception(error)))
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            bench.say(line)
         failures = [f"broke off: {type(error).__name__}: {one_line(error)}"]
     return outcome, failures, round(time.monotonic() - began, 1)
 

@@ -68,8 +68,17 @@ async def kill_at_every_step(bench: Bench, size: Size, ablate: Sequence[str]) ->
         workers = run.workers
         await workers.at_work(workers.start(ablate=ablate))
         sequence = [point for _ in range(size["rounds"]) for point in run.chance.sample(points, len(points))]
+
+        def start_ahead(point: str) -> Worker:
+            hit = run.chance.randint(1, FAILPOINTS[point].hits)
+            return workers.start(ablate=ablate, failpoint=f"{point}:{hit}", waits=True)
+
+        following = start_ahead(sequence[0])
         for number, point in enumerate(sequence, 1):
-            armed = workers.start(ablate=ablate, failpoint=f"{point}:{run.chance.randint(1, FAILPOINTS[point].hits)}")
+            armed = following
+            armed.go()
+            if number < len(sequence):
+                following = start_ahead(sequence[number])
             hits[point] += await _hit(run, armed, point)
             bench.say(f"{number} of {len(sequence)}: {point}: {'hit' if armed.hit(point) else 'NOT HIT'}")
         outcome = await concluded(run, size.get("settle_s", LAG_LIMIT_S))

@@ -1,9 +1,10 @@
 """The worker under test: the real command line, with seams around it.
 
-    python -m tests.faults.worker --trace FILE [--ablate NAME] [--failpoint NAME:HIT] -- ARGUMENTS OF `app worker`
+    python -m tests.faults.worker --trace FILE [--wait] [--ablate NAME …] [--failpoint NAME:HIT] -- ARGUMENTS OF `app worker`
 
 It writes down which partitions of the alerts it holds. An ablation removes a safeguard, a failpoint kills the process at
-the n-th time that it passes there; both are patches of this process, the product has no option for them.
+the n-th time that it passes there; both are patches of this process, the product has no option for them. --wait: it imports
+everything, and goes on when its standard input ends.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from app.core.clock import SystemClock
 from app.decisions.handling import AgentWork
 from tests.faults import ablations, failpoints
 from tests.faults.lines import LineLog
-from tests.faults.processes import die_with_parent
+from tests.faults.processes import die_with_parent, wait_for_go
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, required=True)
     parser.add_argument("--ablate", action="append", default=[])
     parser.add_argument("--failpoint", default="")
+    parser.add_argument("--wait", action="store_true")
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()
     die_with_parent()
@@ -70,6 +72,8 @@ def main() -> None:
         name, _, hit = options.failpoint.partition(":")
         clock = SystemClock()
         failpoints.arm(name, int(hit), lambda: log.write(Trace(name, -1, clock.now_ms(), os.getpid())))
+    if options.wait:
+        wait_for_go()
     run(["worker", *options.arguments])
 
 

@@ -21,15 +21,23 @@ class Worker(Child):
     """One `app worker` process. name: unique in its run."""
 
     def __init__(
-        self, name: str, directory: Path, seams: Sequence[str], arguments: Sequence[str], environment: Mapping[str, str]
+        self,
+        name: str,
+        directory: Path,
+        seams: Sequence[str],
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        waits: bool,
     ) -> None:
         self.name = name
         self.trace_path = directory / f"{name}.trace"
         super().__init__(
             "tests.faults.worker",
-            ["--trace", str(self.trace_path), *seams, "--", *arguments],
+            ["--trace", str(self.trace_path), *(["--wait"] if waits else []), *seams, "--", *arguments],
             directory / f"{name}.log",
             environment,
+            waits=waits,
         )
 
     def trace(self) -> list[Trace]:
@@ -68,8 +76,9 @@ class Workers:
         failpoint: str = "",
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        waits: bool = False,
     ) -> Worker:
-        """failpoint: `NAME:HIT`. arguments, environment: beyond those that all workers of the run get."""
+        """failpoint: `NAME:HIT`. waits: joins after `go`. arguments, environment: beyond those that all workers of the run get."""
         seams = [text for name in ablate for text in ("--ablate", name)]
         if failpoint:
             seams += ["--failpoint", failpoint]
@@ -79,6 +88,7 @@ class Workers:
             seams,
             [*self._arguments, *arguments],
             {**self._environment, **(environment or {})},
+            waits=waits,
         )
         self.all.append(worker)
         return worker
