@@ -329,6 +329,28 @@ async def test_close_lets_on_revoked_commit_and_ends_the_epochs(cluster: Cluster
     assert {place: CommittedOffset(7, "last")} == await successor.consumer.committed([place])
 
 
+async def test_close_that_drains_may_commit_while_another_joins(cluster: Cluster) -> None:
+    """A member that leaves has its partitions until `on_revoked` has returned, whoever waits for them."""
+    topic, group = await cluster.topic(), cluster.unique("group")
+    place = TopicPartition(topic, 0)
+    member = await cluster.join(group, topic)
+    await member.poll_until(lambda: len(member.places()) == 1)
+
+    async def drain(assignments: Sequence[Assignment]) -> None:
+        successor = await cluster.join(group, topic)
+        end = asyncio.get_running_loop().time() + 1.5  # longer than a heartbeat's interval
+        while asyncio.get_running_loop().time() < end:
+            await successor.poll_once()
+            assert set() == successor.places()
+        await member.consumer.commit({held: CommittedOffset(7) for held in assignments})
+
+    member.hooks["revoked"] = drain
+    await member.consumer.close()
+    successor = cluster._members[-1]
+    await successor.poll_until(lambda: len(successor.places()) == 1)
+    assert {place: CommittedOffset(7)} == await successor.consumer.committed([place])
+
+
 async def test_close_before_start_does_nothing(cluster: Cluster) -> None:
     """A consumer that never started can be closed."""
     member = Member(cluster.broker, cluster.unique("group"), [await cluster.topic()])

@@ -68,6 +68,7 @@ class AioKafkaConsumer:
         self._listener = listener
         self._client: AIOKafkaConsumer | None = None
         self._closed = False
+        self._left = False
         self._epoch = 0
         self._assigned: dict[TopicPartition, Assignment] = {}
         self._coming: set[TopicPartition] = set()
@@ -159,7 +160,7 @@ class AioKafkaConsumer:
 
     async def note_revoked(self) -> None:
         """By the library, which joins its group again when this returns: all partitions go."""
-        if not self._closed and (self._assigned or self._changes):
+        if not self._left and (self._assigned or self._changes):
             change = _Change("revoked", [])
             self._note(change)
             await change.told.wait()
@@ -266,6 +267,7 @@ class AioKafkaConsumer:
             if self._assigned:
                 await self._give_up()
         finally:
+            self._left = True
             self._assigned = {}
             for change in self._changes:
                 change.told.set()

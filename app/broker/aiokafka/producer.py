@@ -320,6 +320,8 @@ class AioKafkaProducer:
             return await asyncio.sleep(REOPEN_SECONDS)
         except Rejected as error:
             failure = error
+        except Exception as error:  # noqa: BLE001  whatever the library did not expect: told, or a flush would wait for ever
+            failure = Rejected(f"{place}: {error!r}")
         except BaseException:  # the producer ends
             lane.again.appendleft(records)
             raise

@@ -159,6 +159,9 @@ def test_session_that_does_not_open_is_tried_until_the_records_are_due() -> None
         await bench.producer.send("t", b"forbidden")
         with pytest.raises(Rejected):
             await bench.producer.flush()
+        bench.sink.error = AssertionError("unrecognized partition")
+        with pytest.raises(Rejected, match="unrecognized"):
+            await bench.producer.confirm("t", b"unexpected")
         await bench.producer.close()
 
     run(scenario)
