@@ -68,7 +68,7 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
             config["message.timestamp.after.max.ms"] = str(2**63 - 1)
         if self.cleanup != "delete":
             config["min.compaction.lag.ms"] = str(self.min_compaction_lag_ms)
-            config["max.compaction.lag.ms"] = str(MAX_COMPACTION_LAG_MS)
+            config["max.compaction.lag.ms"] = str(max(MAX_COMPACTION_LAG_MS, self.min_compaction_lag_ms))
         if self.segment_ms is not None:
             config["segment.ms"] = str(self.segment_ms)
         return config

@@ -115,7 +115,7 @@ class Materializer:
         for record in batch:
             read = self._read(place, record)
             if isinstance(read, ProgressMark):
-                as_of_ms = read.as_of
+                as_of_ms = max(as_of_ms, read.as_of)  # a frozen engine that wakes still writes an older one
             elif read is not None:
                 tile = read.tile
                 key = (read.entity, tile.start_ms, tile.partition)

@@ -22,6 +22,7 @@ from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.graph import Pipeline, Source
+from app.streams.mending import Tail, mend_tail, read_tails
 from app.streams.outputs import late_reference
 from app.streams.restore import mark_of, require_marks_fit, restore
 from app.streams.tables import PartitionState
@@ -33,6 +34,8 @@ COMMIT_INTERVAL_S = 1.0
 LAST_COMMIT_S, CLOSE_S = 8.0, 4.0
 """The last commit and the end of three clients: together within the grace that a platform gives."""
 ENDS_S = 1.0
+CHECK_S = 60.0
+"""Between looks for what others wrote into the tables: one question for all of them. Far within the compaction lag."""
 POLL_RECORDS = 1_000
 POLL_TIMEOUT_MS = 100
 
@@ -46,6 +49,8 @@ class EngineStatistics(msgspec.Struct):
     rows: int = 0
     gone: int = 0
     """Records that the broker deleted before they were read."""
+    mended: int = 0
+    """Table values written again, since somebody else's older one lay behind them."""
     late: dict[str, int] = msgspec.field(default_factory=dict)
 
 
@@ -75,6 +80,8 @@ class Engine:
         self._consumer: Consumer = broker.consumer(group, sorted(self._topics), self)
         self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
         self._committing: asyncio.Task[None] | None = None
+        self._next_check_s = asyncio.get_running_loop().time() + CHECK_S
+        self._reading_tails: asyncio.Task[list[Tail]] | None = None
         self._notices = Notices(logger, logging.INFO)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -90,6 +97,9 @@ class Engine:
                 while not stopping.is_set():
                     await self._step(tasks)
                 watching.cancel()
+                if self._reading_tails is not None:
+                    self._reading_tails.cancel()
+                    self._reading_tails = None
             await self._commit_last()
         except BaseExceptionGroup as group:
             if len(group.exceptions) > 1:
@@ -97,7 +107,7 @@ class Engine:
             raise group.exceptions[0] from None
         finally:
             self._states.clear()  # so that leaving the group now commits nothing
-            self._committing = None
+            self._committing = self._reading_tails = None
             await self._leave()
 
     async def _commit_last(self) -> None:
@@ -129,6 +139,9 @@ class Engine:
                     await self._send_progress(state)
         if asyncio.get_running_loop().time() >= self._next_commit_s:
             commit = await self._write_tables(list(self._states.values()))
+            if asyncio.get_running_loop().time() >= self._next_check_s:
+                await self._check_tables(tasks)
+                self._next_check_s = asyncio.get_running_loop().time() + CHECK_S
             self._committing = tasks.create_task(self._commit(commit))  # the streams go on while the broker answers
             self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
 
@@ -205,13 +218,15 @@ class Engine:
         if self._committing is not None:  # the commit before this one comes before it
             await self._committing
             self._committing = None
+        self._mend_tails()
         if not states:
             return []
         moved = [state for state in states if state.position != state.committed]
-        for state in moved:
+        for state in states:
+            await self._send_tombstones(state)  # those that mending found; others went out with their commit
             await self._send_tiles(state)
         await self._flush()
-        for state in moved:
+        for state in states:
             for table in self._topics[state.place.topic].tables.values():
                 if table.row is not None:
                     await self._send_changes(table, state)
@@ -236,6 +251,44 @@ class Engine:
         for commit in commits:
             commit.state.committed = commit.offset.offset
             await self._send_tombstones(commit.state)
+
+    async def _check_tables(self, tasks: asyncio.TaskGroup) -> None:
+        """Finds out whether others have written into the tables. Right after a flush: nothing of ours is under way.
+
+        Without an answer, or while what was found is still being read, the next check does it.
+        """
+        if self._reading_tails is not None:
+            return
+        found = {}
+        for state in self._states.values():
+            for table in self._topics[state.place.topic].tables.values():
+                found[state.slices[table.name].table] = table, state
+        tails = []
+        with anyio.move_on_after(ENDS_S), contextlib.suppress(Unavailable):
+            for place, end in (await self._reader.end_offsets(list(found))).items():
+                table, state = found[place]
+                slices = state.slices[table.name]
+                if end == slices.table_position:
+                    slices.checked = end
+                else:
+                    tails.append(Tail(table, state, end, end - slices.table_position))
+        if tails:
+            self._reading_tails = tasks.create_task(read_tails(tails, self._reader))
+
+    def _mend_tails(self) -> None:
+        """What was found is written again by the commit that begins now, which then says so in its marks."""
+        if self._reading_tails is None or not self._reading_tails.done():
+            return
+        for tail in self._reading_tails.result():
+            mended = mend_tail(tail)
+            self.statistics.mended += mended
+            place = tail.state.slices[tail.table.name].table
+            logger.log(
+                logging.WARNING if mended else logging.INFO,
+                "%s: %d records of another writer; %d newer values of ours are written again",
+                *(place, tail.foreign, mended),
+            )
+        self._reading_tails = None
 
     async def _watch_ends(self) -> None:
         while True:

@@ -5,13 +5,13 @@ from functools import reduce
 from operator import or_
 from typing import Literal
 
-from app.broker.topics import TopicSpec, dead_letters_of, late_references_of
+from app.broker.topics import MAX_AHEAD_MS, TopicSpec, dead_letters_of, late_references_of
 from app.core.codec import encode
 from app.core.errors import SetupError
 from app.core.record import Headers, Record
 from app.streams.graph import AlertPipeline, LivePipeline, Pipeline, Source, TumblingPipeline
 
-DAY_MS = 86_400_000
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 ALERT_PARTITIONS = 6
 
 
@@ -76,7 +76,8 @@ def topics_of(sources: Iterable[Source], pipelines: Mapping[str, Pipeline]) -> l
         partitions = pipeline.stream.source.spec.partitions
         if isinstance(pipeline, LivePipeline):
             window_ms = pipeline.size_ms + pipeline.tile_ms
-            add(_table_topic(pipeline.topic, partitions, "compact,delete", window_ms + max(window_ms, DAY_MS)))
+            retention_ms = window_ms + max(window_ms, DAY_MS)
+            add(_table_topic(pipeline.topic, partitions, "compact,delete", retention_ms, window_ms))
         elif isinstance(pipeline, TumblingPipeline):
             add(TopicSpec(name=pipeline.topic, partitions=partitions, retention_ms=30 * DAY_MS))
             add(_table_topic(state_topic(name), partitions, "compact", None))
@@ -90,13 +91,19 @@ def topics_of(sources: Iterable[Source], pipelines: Mapping[str, Pipeline]) -> l
 
 
 def _table_topic(
-    name: str, partitions: int, cleanup: Literal["compact", "compact,delete"], retention_ms: int | None
+    name: str,
+    partitions: int,
+    cleanup: Literal["compact", "compact,delete"],
+    retention_ms: int | None,
+    counts_ms: int = 0,
 ) -> TopicSpec:
-    """A table keeps every version for an hour, so that a frozen writer that wakes cannot hide a newer one."""
+    """A table keeps every version for an hour, so that a frozen writer that wakes cannot hide a newer one; and those of a
+    tile as long as it counts, `counts_ms`, since its owner has soon forgotten it and cannot write it again. An event lies
+    a minute in the future at most, so no tile is older than its first record by more."""
     return TopicSpec(
         name=name,
         partitions=partitions,
         cleanup=cleanup,
         retention_ms=retention_ms,
-        min_compaction_lag_ms=3_600_000,
+        min_compaction_lag_ms=max(HOUR_MS, counts_ms + MAX_AHEAD_MS),
     )

@@ -13,8 +13,8 @@ from app.broker.base import MAX_METADATA_CHARACTERS, CommittedOffset, Reader
 from app.core.errors import SetupError
 from app.core.record import Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec
-from app.streams.gate import DECODE_ERRORS
-from app.streams.tables import ClosedSlice, Entry, PartitionState, Slices
+from app.streams.mending import NOT_AN_ENTRY, PROGRESS, Last, mend, parse_change
+from app.streams.tables import Entry, PartitionState, Slices
 from app.streams.windows import NEVER_MS
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ async def _restore_table(
     state: PartitionState, table: TableCodec, slices: Slices, mark: CommitMark | None, reader: Reader
 ) -> None:
     end = (await reader.end_offsets([slices.table]))[slices.table]
-    slices.table_position = end
+    slices.table_position = slices.checked = end
     start = (await reader.beginning_offsets([slices.table]))[slices.table]
     if mark is not None:
         known = mark.tables.get(table.name)
@@ -127,31 +127,35 @@ async def _restore_table(
                 f"{known.position} to {known.end}: state is gone; stop the workers and type: python -m app streams reset {table.name}",
             )
         start = max(start, known.position)
-    newest = await _newest_entries(table, reader.read(slices.table, start, end))
+    newest, last = await _newest_entries(table, reader.read(slices.table, start, end))
     over_ms = state.reached_ms - state.out_of_orderness_ms
     for (slice_ms, key_text), entry in newest.items():
         if slice_ms + slices.size_ms > over_ms:
             slices.open.setdefault(slice_ms, {})[key_text] = entry
             slices.opened_at[slice_ms] = start
-        elif slices.emits_rows:  # its row is out, only its tombstone was not: see tables.ClosedSlice
-            slices.closed.append(ClosedSlice(-1, slice_ms, {key_text: entry}, start))
+    slices.checked = start
+    mend(state, table.name, last)  # windows that are over had their row: only their tombstones may be missing
+    slices.checked = end
 
 
-async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]]) -> dict[tuple[int, str], Entry]:
-    """The entry of highest version of each key. What somebody else wrote into the table is passed over, and said once."""
+async def _newest_entries(
+    table: TableCodec, batches: AsyncIterator[list[Record]]
+) -> tuple[dict[tuple[int, str], Entry], Last]:
+    """The entry of highest version of each key, and which one was written last. What somebody else wrote into the table
+    is passed over, and said once."""
     newest: dict[tuple[int, str], Entry] = {}
+    last: Last = {}
     told, made_by = False, table.fingerprint
     async for records in batches:
         for record in records:
             if record.key is None:
                 continue
-            if record.key.startswith(b'{"progress":'):
+            if record.key.startswith(PROGRESS):
                 made_by = (record.header("fingerprint") or b"").decode(errors="replace")
                 continue
             try:
-                key = table.parse_key(record.key)
-                entry = None if record.value is None else table.parse_value(record.value)
-            except (*DECODE_ERRORS, ValueError) as error:
+                key, entry = parse_change(table, record)
+            except NOT_AN_ENTRY as error:
                 if not told:
                     told = True
                     logger.warning(
@@ -159,13 +163,14 @@ async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]
                         *(record.topic, record.partition, record.offset, table.name, error),
                     )
                 continue
+            last[key] = None if entry is None else entry[0]
             if entry is None:
                 newest.pop(key, None)
             elif key not in newest or entry[0] > newest[key][0]:
                 newest[key] = entry
     if newest and made_by != table.fingerprint:
         raise _changed(table, made_by)
-    return newest
+    return newest, last
 
 
 def _changed(table: TableCodec, made_by: str) -> SetupError:

@@ -35,7 +35,8 @@ class Slices:
     """The slices (tumbling windows or tiles) of one pipeline in one partition.
 
     table: where they are kept. table_position: its end, as far as this writer knows (never beyond the true end of what
-    was acknowledged). since_ms: slices that start before it are not ours to count: the pipeline joined in their middle.
+    was acknowledged). checked: up to where no value of somebody else lies behind a newer one of ours, see `mending`.
+    since_ms: slices that start before it are not ours to count: the pipeline joined in their middle.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Slices:
     emits_rows: bool
     since_ms: int = NEVER_MS
     table_position: int = 0
+    checked: int = 0
     open: dict[int, dict[str, Entry]] = field(default_factory=dict)
     opened_at: dict[int, int] = field(default_factory=dict)
     changed: list[tuple[int, str, Entry]] = field(default_factory=list)
@@ -58,9 +60,9 @@ class Slices:
             self.closed.append(closed)
 
     def restore_position(self) -> int:
-        """From where in the table a restore must read to find everything that is not yet over."""
-        positions = [*self.opened_at.values(), *(closed.table_position for closed in self.closed)]
-        return min(positions, default=self.table_position)
+        """From where in the table a restore must read to find everything that is not yet over, and all that was not
+        checked."""
+        return min([self.checked, *self.opened_at.values(), *(closed.table_position for closed in self.closed)])
 
     def changes(self) -> list[tuple[int, str, Entry]]:
         """What must be written now; marks it as written. A window that has closed meanwhile needs no more writing: its

@@ -23,7 +23,7 @@ from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 from features import fraud
 from tests.examples import examples
-from tests.killed_broker import GROUP, HoldingProducer, KilledBroker, run_killed
+from tests.killed_broker import GROUP, NEVER, HoldingProducer, KilledBroker, run_killed
 from tests.reference import SourceRecord, read_all
 from tests.streams_kit import check_outputs
 
@@ -138,6 +138,8 @@ def test_engine_killed_loses_what_was_not_acknowledged() -> None:
         "the table of windows",
         "acknowledgements",
         "acknowledgements of outputs",
+        "the order of flush and commit",
+        "closed entries stay until a commit has passed",
     ],
 )
 def test_engine_safeguard_removed_turns_the_proof_red(safeguard: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +155,11 @@ def test_engine_safeguard_removed_turns_the_proof_red(safeguard: str, monkeypatc
             monkeypatch.setattr(Engine, "_flush", flush_nothing)
         case "acknowledgements of outputs":
             monkeypatch.setattr(HoldingProducer, "flush", flush_tables)
+        case "the order of flush and commit":
+            monkeypatch.setattr(Engine, "_flush", flush_nothing)
+            monkeypatch.setattr(Engine, "_commit", commit_then_flush)
+        case "closed entries stay until a commit has passed":
+            monkeypatch.setattr(Engine, "_send_tombstones", remove_at_once)
     with pytest.raises((AssertionError, SetupError)):  # the latter by the engine itself, where its table is gone
         run_cases(KILL_PLAN)
 
@@ -165,8 +172,13 @@ KILL_PLAN: Plan = [
 
 
 def run_cases(plan: Plan) -> list[KilledBroker]:
-    """The plan in lives of one record each, killed after 0, 1, 2 ... calls."""
-    return [run_case(plan, [kill] * (len(plan) - 1), seed=kill) for kill in range(0, 60, 3)]
+    """The plan in lives of one record each, killed after 0, 1, 2 ... calls: every one, or those after the first half."""
+    half = len(plan) // 2
+    return [
+        run_case(plan, [*first, *[kill] * (len(plan) - 1 - len(first))], seed=kill)
+        for kill in range(0, 60, 3)
+        for first in ([], [NEVER] * half)
+    ]
 
 
 def load_without_versions(source: Any, pipelines: Any) -> CompiledTopic:
@@ -190,10 +202,24 @@ async def flush_nothing(engine: Engine) -> None:
     """Goes on as if all had been acknowledged."""
 
 
+async def commit_then_flush(engine: Engine, commits: Any) -> None:
+    """Offsets before what they cover."""
+    await original_commit(engine, commits)
+    await original_flush(engine)
+
+
+async def remove_at_once(engine: Engine, state: PartitionState) -> None:
+    """Whatever is closed, committed or not."""
+    committed, state.committed = state.committed, state.position
+    await original_send_tombstones(engine, state)
+    state.committed = committed
+
+
 async def flush_tables(producer: HoldingProducer) -> list[DeliveryFailure]:
     """Only state and features have arrived."""
     producer.deliver({"state.order_rate", "features.user_features"})
     return []
 
 
-original_send_changes = Engine._send_changes
+original_send_changes, original_send_tombstones = Engine._send_changes, Engine._send_tombstones
+original_commit, original_flush = Engine._commit, Engine._flush

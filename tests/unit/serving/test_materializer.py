@@ -155,6 +155,22 @@ def test_materializer_progress_record_moves_as_of_with_the_tiles_before_it() -> 
     virtually(main)
 
 
+def test_materializer_older_progress_sets_nothing_back() -> None:
+    """An engine that was frozen and wakes says again how far it had come."""
+
+    async def main(bench: Bench) -> None:
+        async with bench.running():
+            bench.progress(START_MS + 5)
+            bench.progress(START_MS + 4)
+            await bench.caught_up()
+            assert {0: Progress(2, START_MS + 5)} == await bench.store.progress(VIEW)
+            bench.progress(START_MS + 3)
+            await bench.caught_up()
+            assert {0: Progress(3, START_MS + 5)} == await bench.store.progress(VIEW)
+
+    virtually(main)
+
+
 def test_materializer_restart_goes_on_where_the_store_stands() -> None:
     """Nothing is applied twice after a restart, and `as_of` is not forgotten."""
 

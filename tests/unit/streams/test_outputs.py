@@ -76,6 +76,16 @@ def test_topics_of_live_view_is_kept_longer_than_its_window() -> None:
     assert spec.retention_ms > 3 * day_ms + 3_600_000
 
 
+def test_topics_of_live_view_keeps_every_version_as_long_as_a_tile_counts() -> None:
+    """Behind the newest value of a tile that the engine has freed an older one may be written: compaction must not
+    choose between them while somebody may ask for it; and its two bounds must not contradict each other."""
+    view = order_events.live("3d", tile="1h").aggregate(n=count()).serve("long")
+    (spec,) = [spec for spec in topics_of([], {"long": view}) if spec.name == "features.long"]
+    counts_ms = 3 * 86_400_000 + 3_600_000
+    assert spec.min_compaction_lag_ms >= counts_ms
+    assert int(spec.config()["max.compaction.lag.ms"]) >= spec.min_compaction_lag_ms
+
+
 def test_topics_of_alerts_on_one_topic_share_it() -> None:
     """Its type is the union of theirs."""
     pipelines: dict[str, Pipeline] = {
