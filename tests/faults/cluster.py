@@ -25,7 +25,7 @@ from app.local import kafka, process, services
 from tests.faults.proxy import TcpProxy
 
 SESSION_MS, HEARTBEAT_MS = 2_000, 500
-START_S = 60.0
+START_S, STOP_S = 60.0, 30.0
 
 PROXIED = """\
 listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:%d,CONTROLLER://127.0.0.1:{controller_port}
@@ -91,28 +91,27 @@ class Cluster:
         """`host:port` of Kafka, for clients of the library."""
         return self.kafka.removeprefix("kafka://")
 
-    def kill(self, service: str) -> None:
-        """SIGKILL for `kafka` or `redis`; what they had stored is kept."""
-        process.kill(self.directory / service / "pid", self._marker(service))
+    async def kill(self, service: str) -> None:
+        """SIGKILL for `kafka` or `redis`; what they had stored is kept. Returns when it has ended."""
+        await asyncio.to_thread(process.kill, self.directory / service / "pid", self._marker(service))
 
-    def stop(self, service: str) -> None:
-        """SIGTERM, without waiting."""
-        self._signal(service, signal.SIGTERM)
+    async def stop(self, service: str) -> None:
+        """SIGTERM; returns when it has ended."""
+        await self.signal(service, signal.SIGTERM)
+        await asyncio.to_thread(process.wait_until, lambda: self._pid(service) is None, STOP_S)
 
-    def freeze(self, service: str) -> None:
-        self._signal(service, signal.SIGSTOP)
-
-    def thaw(self, service: str) -> None:
-        self._signal(service, signal.SIGCONT)
-
-    def restart(self, service: str) -> None:
-        """Starts a server that has ended, over its data, at its address; returns when it answers. Call it in a thread."""
-        services.up(self.directory, [service])
-
-    def _signal(self, service: str, number: int) -> None:
-        pid = process.find(self.directory / service / "pid", self._marker(service))
+    async def signal(self, service: str, number: int) -> None:
+        """Any signal, such as SIGSTOP and SIGCONT."""
+        pid = await asyncio.to_thread(self._pid, service)
         assert pid is not None, f"{service} does not run"
         os.kill(pid, number)
+
+    async def restart(self, service: str) -> None:
+        """Starts a server that has ended, over its data, at its address; returns when it answers."""
+        await asyncio.to_thread(services.up, self.directory, [service])
+
+    def _pid(self, service: str) -> int | None:
+        return process.find(self.directory / service / "pid", self._marker(service))
 
     def _marker(self, service: str) -> str:
         file = {"kafka": "server.properties", "redis": "redis.conf"}[service]
