@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
     AclBindingFilter,
@@ -27,6 +27,8 @@ from app.rights import Right
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_SECONDS = 30.0
+SETTLE_SECONDS = 0.3
+"""Until a right that was given or taken counts: the controller answers before the broker has heard of it."""
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d ")
 
 OPERATIONS = {
@@ -146,18 +148,27 @@ class Secured(NamedTuple):
         partitions = self.admin.list_topics(topic, timeout=10).topics[topic].partitions
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         asked = {TopicPartition(topic, number): latest for number in partitions}
-        return [answer.result(10) for answer in self.admin.list_offsets(asked).values()]
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return [answer.result(10) for answer in self.admin.list_offsets(asked).values()]
+            except KafkaException:  # a new topic's broker does not know for a moment that it leads it
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.1)
 
     def grant(self, user: str, rights: Iterable[Right]) -> None:
         answers = self.admin.create_acls([binding(user, right) for right in rights])
         for answer in answers.values():
             answer.result(10)
+        time.sleep(SETTLE_SECONDS)
 
     def take(self, user: str, right: Right) -> None:
         kind, name, pattern, principal, host, operation, permission = _words(user, right)
         wanted = AclBindingFilter(kind, name, pattern, principal, host, operation, permission)
         for answer in self.admin.delete_acls([wanted]).values():
             assert 1 == len(answer.result(10)), right
+        time.sleep(SETTLE_SECONDS)
 
 
 def binding(user: str, right: Right) -> AclBinding:

@@ -22,8 +22,6 @@ pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
 PARTS = ("streams", "features", "agents", "actions")
 RUNS = "app.worker: running "
-GRANT_SECONDS = 0.2
-"""Until a right that was given or taken counts on the broker."""
 
 _orders = count(1)
 
@@ -129,7 +127,6 @@ def test_worker_without_one_right_ends_and_names_it(granted: Secured, tmp_path: 
     """A sample, one right a role; all of them with ALL_RIGHTS=1."""
     for role, right in MISSING_AT_START.items():
         granted.take(role, right)
-    time.sleep(GRANT_SECONDS)
     try:
         workers = {role: start(granted, role, tmp_path) for role in MISSING_AT_START}
         complaints = {role: worker.ended().complaint for role, worker in workers.items()}
@@ -176,12 +173,17 @@ def test_worker_without_any_one_right_ends_and_names_it(granted: Secured, app: A
     """No right is there for nothing."""
     needless = []
     with ExitStack() as stack:
-        for part in PARTS:
-            if part != role:
-                stack.callback(start(granted, part, tmp_path).kill)
+        workers = {part: start(granted, part, tmp_path) for part in PARTS}
+        for worker in workers.values():
+            stack.callback(worker.kill)
+        for worker in workers.values():
+            worker.wait_until_it_says(RUNS)
+        done = records_in(granted, "agent.effects")
+        assert 0 == send_order(granted, tmp_path, user=ADMIN).code
+        wait_until(lambda: records_in(granted, "agent.effects") > done)
+        assert 0 == workers[role].end().code  # so that there is something to restore
         for right in rights_of(app, role):
             granted.take(role, right)
-            time.sleep(GRANT_SECONDS)
             worker = start(granted, role, tmp_path)
             try:
                 assert 0 == send_order(granted, tmp_path, user=ADMIN).code
