@@ -45,8 +45,12 @@ bench: setup ## Measure publishing, and event to decision (minutes; results in b
 	@$(BIN)/python -m benchmarks.produce $(ARGS)
 	@$(BIN)/python -m benchmarks.e2e $(ARGS)
 
-faults: setup ## Break a running system on purpose, and write RELIABILITY.md (an hour; one row: make faults ARGS="--only SIGTERM")
-	@$(BIN)/python -m tests.faults $(ARGS)
+faults: setup ## Break a running system on purpose, and write RELIABILITY.md (90 minutes; again after a break: make faults ARGS=--resume)
+	@code=0; \
+	$(BIN)/python -m tests.faults $(ARGS) || code=$$?; \
+	$(BIN)/python -m tests.faults --small --protocol classic --no-ablations $(ARGS) || code=$$?; \
+	$(BIN)/python -m tests.faults --report; \
+	exit $$code
 
 lock: setup ## Pin the requirements again after pyproject.toml changed (newer versions: make lock ARGS=--upgrade)
 	@for group in runtime dev; do \

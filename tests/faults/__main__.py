@@ -1,4 +1,4 @@
-"""`python -m tests.faults [--only NAME …] [--small] [--seed N] [--json] [--resume] [--no-ablations]`.
+"""`python -m tests.faults [--only NAME …] [--small] [--seed N] [--json] [--resume] [--no-ablations] [--protocol P] [--report]`.
 
 Runs the rows on a Kafka and a Redis of their own and prints what came of each. What is finished is kept in
 `.local/faults/results`, so a run that was broken off goes on with `--resume`. Exit code 1 when a row does not hold, has
@@ -12,12 +12,12 @@ import typer
 import uvloop
 
 from app.cli import output
-from app.local.process import LOCAL
+from app.local.process import LOCAL, ROOT
 from app.local.services import own_directory
 from tests.faults import report
 from tests.faults.application import app
-from tests.faults.cluster import Cluster
-from tests.faults.results import Result, ablated, keep, kept, measured
+from tests.faults.cluster import SESSION_MS, Cluster
+from tests.faults.results import Result, ablated, keep, kept, latest, measured
 from tests.faults.rows import Bench, Row, all_rows
 
 FOLDER = LOCAL / "faults"
@@ -29,12 +29,14 @@ def say(text: str) -> None:
     output.note(f"{time.strftime('%H:%M:%S')} {text}")
 
 
-async def run_rows(rows: list[Row], seed: int, *, small: bool, ablations: bool, resume: bool) -> list[Result]:
+async def run_rows(
+    rows: list[Row], seed: int, *, small: bool, ablations: bool, resume: bool, protocol: str
+) -> list[Result]:
     """Each row on the same servers, but after one that has failed: that may have left anything behind."""
     results: list[Result] = []
     todo = []
     for row in rows:
-        found = kept(FOLDER, row, seed, small) if resume else None
+        found = kept(FOLDER, row, seed, small=small, protocol=protocol) if resume else None
         if found is not None:
             say(f"{row.name}: kept from before")
             results.append(found)
@@ -42,7 +44,7 @@ async def run_rows(rows: list[Row], seed: int, *, small: bool, ablations: bool, 
             todo.append(row)
     while todo:
         async with Cluster(app, own_directory("faults")) as cluster:
-            bench = Bench(cluster, FOLDER / "runs", seed, say)
+            bench = Bench(cluster, FOLDER / "runs", seed, say, protocol)
             while todo:
                 row = todo.pop(0)
                 result = await measured(bench, row, small=small, limit_s=ROW_LIMIT_S)
@@ -56,6 +58,14 @@ async def run_rows(rows: list[Row], seed: int, *, small: bool, ablations: bool, 
     return results
 
 
+def write_report(rows: list[Row]) -> None:
+    """RELIABILITY.md from the full rows, and the small ones on the classic protocol, that are kept."""
+    full = [latest(FOLDER, row, small=False, protocol="consumer") for row in rows]
+    classic = [latest(FOLDER, row, small=True, protocol="classic") for row in rows]
+    text = report.document(rows, [one for one in full if one], [one for one in classic if one], SESSION_MS / 1000)
+    (ROOT / "RELIABILITY.md").write_text(text)
+
+
 def main(
     only: Annotated[
         list[str] | None, typer.Option(help="Just this row; a part of its name is enough. May be repeated.")
@@ -67,6 +77,10 @@ def main(
         bool, typer.Option("--resume", help="Keep the rows that are finished at this size and seed.")
     ] = False,
     ablations: Annotated[bool, typer.Option(help="Run the ablations too.")] = True,
+    protocol: Annotated[str, typer.Option(help="Of the workers' groups: consumer (KIP-848) or classic.")] = "consumer",
+    write: Annotated[
+        bool, typer.Option("--report", help="Run nothing; write RELIABILITY.md from what is kept.")
+    ] = False,
     show: Annotated[bool, typer.Option("--list", help="Say which rows there are.")] = False,
 ) -> None:
     """Break a running system on purpose and check that every promise holds."""
@@ -75,6 +89,9 @@ def main(
         for row in rows.values():
             output.line(f"{row.name}{'' if row.small is not None else ' (full size only)'}: {row.promise}")
         return
+    if write:
+        write_report(list(rows.values()))
+        return
     chosen = [row for row in rows.values() if not only or any(part in row.name for part in only)]
     if small:
         chosen = [row for row in chosen if row.small is not None]
@@ -82,7 +99,7 @@ def main(
         output.error(f"no row is called so; there are: {', '.join(rows)}")
         raise typer.Exit(2)
     say(f"seed {seed}, {len(chosen)} rows, {'small' if small else 'full'} size; logs in {FOLDER / 'runs'}")
-    results = uvloop.run(run_rows(chosen, seed, small=small, ablations=ablations, resume=resume))
+    results = uvloop.run(run_rows(chosen, seed, small=small, ablations=ablations, resume=resume, protocol=protocol))
     if json:
         for result in results:
             output.json_line(result.as_row())

@@ -12,6 +12,7 @@ import msgspec
 
 from app.core.codec import encode
 from app.core.text import one_line
+from benchmarks.common import environment
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, turned_red
 
 FIGURES = ("alerts", "kills", "lost", "effects_twice", "early_commits", "conflicting", "repeated", "recovery_s")
@@ -30,7 +31,8 @@ class AblationResult(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """failed: there is no verdict, since the run itself broke off. more: figures beyond the table's."""
+    """failed: there is no verdict, since the run itself broke off. more: figures beyond the table's. protocol: of the
+    groups. at, commit, machine: when, on what and where it was measured."""
 
     fault: str
     small: bool
@@ -42,6 +44,10 @@ class Result(msgspec.Struct, kw_only=True):
     failures: list[str]
     problems: list[str]
     seconds: float
+    protocol: str
+    at: str
+    commit: str
+    machine: str
     ablations: list[AblationResult] = []
 
     @property
@@ -72,7 +78,7 @@ class Result(msgspec.Struct, kw_only=True):
 
 async def measured(bench: Bench, row: Row, *, small: bool, limit_s: float) -> Result:
     """Runs a row. No verdict means failed."""
-    size = row.small if small else row.full
+    size, found = row.small if small else row.full, environment()
     assert size is not None
     outcome, failures, seconds = await _tried(bench, row, size, (), limit_s)
     figures, more, problems = _figures(outcome)
@@ -91,6 +97,10 @@ async def measured(bench: Bench, row: Row, *, small: bool, limit_s: float) -> Re
         failures=failures,
         problems=problems,
         seconds=seconds,
+        protocol=bench.protocol,
+        at=found["at"],
+        commit=found["commit"],
+        machine=f"{found['cores']} cores, {found['processor']}, {found['system']}, Python {found['python']}",
     )
 
 
@@ -142,26 +152,26 @@ def _figures(outcome: Outcome | None) -> tuple[dict[str, Any], dict[str, Any], l
 
 def keep(folder: Path, result: Result) -> None:
     """Replaces what is kept of the row at this size."""
-    path = _path(folder, result.fault, result.small)
+    path = _path(folder, result.fault, result.small, result.protocol)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode(result))
 
 
-def kept(folder: Path, row: Row, seed: int, small: bool) -> Result | None:
+def kept(folder: Path, row: Row, seed: int, *, small: bool, protocol: str) -> Result | None:
     """What is kept of a row with this seed and size, when it held."""
-    result = latest(folder, row, small)
+    result = latest(folder, row, small=small, protocol=protocol)
     size = row.small if small else row.full
     if result is None or (result.seed, result.verdict) != (seed, "held") or encode(result.size) != encode(size):
         return None
     return result
 
 
-def latest(folder: Path, row: Row, small: bool) -> Result | None:
+def latest(folder: Path, row: Row, *, small: bool, protocol: str) -> Result | None:
     """What is kept of a row at this size, whatever came of it."""
-    path = _path(folder, row.name, small)
+    path = _path(folder, row.name, small, protocol)
     return msgspec.json.decode(path.read_bytes(), type=Result) if path.exists() else None
 
 
-def _path(folder: Path, name: str, small: bool) -> Path:
+def _path(folder: Path, name: str, small: bool, protocol: str) -> Path:
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return folder / "results" / f"{words}{'-small' if small else ''}.json"
+    return folder / "results" / f"{words}-{'small' if small else 'full'}-{protocol}.json"

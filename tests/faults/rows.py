@@ -33,12 +33,13 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """What a row runs on. say: one line of progress."""
+    """What a row runs on. say: one line of progress. protocol: of the workers' groups, see the setting `group_protocol`."""
 
     cluster: Cluster
     directory: Path
     seed: int
     say: Callable[[str], None]
+    protocol: str = "consumer"
     runs: int = 0
 
     def run(self, name: str, latency: Latency = QUICK, **options: Any) -> Run:
