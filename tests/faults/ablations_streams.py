@@ -12,6 +12,7 @@ from app.core.record import Record
 from app.streams import engine, restore
 from app.streams.compiled import CompiledTopic, TableCodec
 from app.streams.engine import Engine
+from app.streams.mending import PROGRESS, Last, parse_change
 from app.streams.restore import CommitMark
 from app.streams.tables import Entry, PartitionState
 from app.streams.windows import NEVER_MS
@@ -66,18 +67,21 @@ def last_written_value_counts() -> None:
     """A restore takes the last value of a key, whoever wrote it."""
 
     async def last_entries(
-        table: TableCodec, batches: AsyncIterator[list[Record]], *_: Any
-    ) -> dict[tuple[int, str], Entry]:
-        last: dict[tuple[int, str], Entry] = {}
+        table: TableCodec, batches: AsyncIterator[list[Record]]
+    ) -> tuple[dict[tuple[int, str], Entry], Last]:
+        newest: dict[tuple[int, str], Entry] = {}
+        last: Last = {}
         async for records in batches:
             for record in records:
-                if record.key is None or record.key.startswith(b'{"progress":'):
+                if record.key is None or record.key.startswith(PROGRESS):
                     continue
-                if record.value is None:
-                    last.pop(table.parse_key(record.key), None)
+                key, entry = parse_change(table, record)
+                last[key] = None if entry is None else entry[0]
+                if entry is None:
+                    newest.pop(key, None)
                 else:
-                    last[table.parse_key(record.key)] = table.parse_value(record.value)
-        return last
+                    newest[key] = entry
+        return newest, last
 
     restore._newest_entries = last_entries
 
