@@ -322,7 +322,21 @@ class Worker:
             clock=self._clock,
             switches=self.switches,
         )
-        return self._dispatcher(self.actions, DispatchConfig(retry=RETRY, drain_ms=self._settings.drain_ms))
+        dispatch = self._dispatcher(self.actions, DispatchConfig(retry=RETRY, drain_ms=self._settings.drain_ms))
+        mend = self.actions.mend
+
+        async def run(stopping: asyncio.Event) -> None:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    mending = tasks.create_task(mend())
+                    await dispatch(stopping)
+                    mending.cancel()
+            except BaseExceptionGroup as group:
+                if len(group.exceptions) > 1:
+                    raise
+                raise group.exceptions[0] from None
+
+        return run
 
     def _dispatcher(self, work: AgentWork | ActionsWork, config: DispatchConfig) -> Run:
         return Dispatcher(self._broker, work, config, self._random).run

@@ -6,7 +6,7 @@ works on until it learns that it was expelled. Compaction keeps the last record 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -41,14 +41,24 @@ class CompactedBroker(MemoryBroker):
         return confirmation
 
     def compact(self) -> None:
-        """Of each key the last record stays, unless it is a tombstone. What goes leaves a record without key and value,
-        which every reader passes over as it passes over a gap."""
+        """Of each key the last record stays, unless it is a tombstone; what goes leaves a gap."""
         for place, log in self.logs.items():
             if "compact" in self.specs[place.topic].cleanup:
                 last = {record.key: record.offset for record in log}
                 for offset, record in enumerate(log):
                     if last[record.key] != offset or record.value is None:
                         log[offset] = msgspec.structs.replace(record, key=None, value=None, headers=())
+
+    def reader(self) -> MemoryReader:
+        return _Reader(self)
+
+
+class _Reader(MemoryReader):
+    """Sees gaps where a record has neither key nor value."""
+
+    async def read(self, place: TopicPartition, start: int, stop: int) -> AsyncIterator[list[Record]]:
+        async for batch in super().read(place, start, stop):
+            yield [record for record in batch if record.key is not None or record.value is not None]
 
 
 class Process:

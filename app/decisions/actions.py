@@ -18,7 +18,7 @@ import msgspec
 from app.broker.base import Assignment, Producer, Reader
 from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
-from app.core.errors import BadRecord, Fenced, HeadraceError, Rejected
+from app.core.errors import BadRecord, Fenced, HeadraceError, Rejected, Unavailable
 from app.core.notices import Notices
 from app.core.record import Record
 from app.core.text import one_line
@@ -51,6 +51,8 @@ GROUP = "headrace.actions"
 
 RETRY = RetryPolicy(max_attempts=12, first_delay_ms=500, longest_delay_ms=60_000, jitter=0.5)
 """For about four minutes a receiver may be away before its effects become a person's task."""
+
+MEND_S = 60.0
 
 HANDLER_SECONDS = 15.0
 """How long a handler may take beyond the time that its receiver has: for its own work, and for writing a review."""
@@ -143,6 +145,21 @@ class ActionsWork:
         for assignment in assignments:
             self._ledgers.pop(assignment.partition, None)
             self._ended.forget(assignment.partition)
+
+    async def mend(self) -> None:
+        """Every minute, until cancelled: what a frozen owner wrote behind newer states is overwritten by those."""
+        while True:
+            await asyncio.sleep(MEND_S)
+            for ledger in list(self._ledgers.values()):
+                try:
+                    written = await ledger.mend()
+                except Unavailable as error:
+                    self._notices.tell("mend", f"{ledger.place}: not looked for older states, later: {one_line(error)}")
+                    break
+                if written:
+                    logger.warning(
+                        "%s: %d states written again behind older ones of another writer", ledger.place, written
+                    )
 
     async def handle(self, record: Record, attempt: int) -> None:
         """Applies one decision where it stands; returns when every effect has come to its end, acknowledged.

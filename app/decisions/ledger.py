@@ -1,7 +1,9 @@
 """The memory of effects: one partition's standing decisions and how far each of their effects is.
 
 Every change is acknowledged on `agent.effects` before it counts here. States move forward only, and the decision first
-entered stands; so whatever order records of frozen and new owners are read back in, the result is the same.
+entered stands; so whatever order records of frozen and new owners are read back in, the result is the same. Compaction
+knows no such rule: it keeps what was written last. So an owner that finds an older state behind its own, at its start and
+by `mend` every minute, writes its own again, long before `min.compaction.lag.ms` is over.
 """
 
 import asyncio
@@ -19,7 +21,7 @@ from app.core.errors import Fenced
 from app.core.record import Record, TopicPartition
 from app.core.text import one_line
 from app.decisions.record import EFFECTS, EffectRecord, EffectState, EffectStatus, effect_key
-from app.decisions.remembered import Remembered
+from app.decisions.remembered import HORIZON_MS, Remembered
 from app.dispatch.marks import WINDOW
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,10 @@ RESTORE_OFFSETS = 24 * WINDOW
 that were when they began, and a dozen states of each."""
 
 
+MAX_CLAIM_MS = 600_000
+"""Far beyond what a broker may take for one record, far within the topic's compaction lag."""
+
+
 def merged(known: EffectRecord, other: EffectRecord) -> EffectRecord:
     """What two records of one (alert, agent) say together: the earlier decision stands, each effect at its furthest."""
     if known.decision_offset != other.decision_offset:
@@ -41,6 +47,23 @@ def merged(known: EffectRecord, other: EffectRecord) -> EffectRecord:
         if name not in effects or status.state.rank > effects[name].state.rank:
             effects[name] = status
     return msgspec.structs.replace(known, effects=effects)
+
+
+def falls_short(entry: EffectRecord, known: EffectRecord) -> bool:
+    """Whether `known` says more than `entry`: an earlier decision, or an effect that is further."""
+    if entry.decision_offset != known.decision_offset:
+        return known.decision_offset < entry.decision_offset
+    return any(
+        name not in entry.effects or status.state.rank > entry.effects[name].state.rank
+        for name, status in known.effects.items()
+    )
+
+
+class _Key(msgspec.Struct):
+    """See `record.effect_key`."""
+
+    alert_id: str
+    agent: str
 
 
 class Ledger:
@@ -59,7 +82,7 @@ class Ledger:
         self._producer = producer
         self._reader = reader
         self._clock = clock
-        self._place = TopicPartition(EFFECTS, partition)
+        self.place = TopicPartition(EFFECTS, partition)
         self.writer = writer
         self._open: dict[Pair, EffectRecord] = {}
         self._ended = ended
@@ -70,6 +93,9 @@ class Ledger:
         whose acknowledgement was lost."""
         self._following = asyncio.Lock()
         self._foreign: dict[Pair, list[tuple[int, EffectRecord]]] = {}
+        self._behind: set[Pair] = set()
+        """Whose last record in the log says less than is known."""
+        self._writing: set[Pair] = set()
 
     def get(self, alert_id: str, agent: str) -> EffectRecord | None:
         """The entry whose effects have not all ended."""
@@ -78,20 +104,34 @@ class Ledger:
     def standing_offset(self, alert_id: str, agent: str) -> int | None:
         """Offset of the decision that stands, open or ended; None where none is known."""
         entry = self._open.get((alert_id, agent))
-        return entry.decision_offset if entry else self._ended.get(self._place.partition, (alert_id, agent))
+        return entry.decision_offset if entry else self._ended.get(self.place.partition, (alert_id, agent))
 
     async def restore(self, since_ms: int) -> None:
         """Reads back what was written since then, of the last `RESTORE_OFFSETS`. Raises: Unavailable, Rejected."""
-        start = (await self._reader.offsets_for_times({self._place: since_ms}))[self._place]
-        end = (await self._reader.end_offsets([self._place]))[self._place]
-        async for entry, record in self._read(max(start, end - RESTORE_OFFSETS), end):
-            known = self.get(entry.alert_id, entry.agent)
-            standing = self.standing_offset(entry.alert_id, entry.agent)
-            if known is not None:
-                self._keep(merged(known, entry), record.timestamp_ms)
-            elif standing is None or entry.decision_offset < standing:
-                self._keep(entry, record.timestamp_ms)
+        start = (await self._reader.offsets_for_times({self.place: since_ms}))[self.place]
+        end = (await self._reader.end_offsets([self.place]))[self.place]
+        async for pair, entry, record in self._read(max(start, end - RESTORE_OFFSETS), end):
+            if entry is not None:
+                known, standing = self.get(*pair), self.standing_offset(*pair)
+                if known is not None:
+                    self._keep(merged(known, entry), record.timestamp_ms)
+                elif standing is None or entry.decision_offset < standing:
+                    self._keep(entry, record.timestamp_ms)
+            self._note(pair, entry)
         self._next = end
+        await self._write_again()
+
+    async def mend(self) -> int:
+        """Writes again what is known of every pair behind which somebody else has written less. Returns how many.
+
+        As a rule it asks only where the log ends. Raises: Unavailable, Rejected; what is left is for the next time.
+        """
+        end = (await self._reader.end_offsets([self.place]))[self.place]
+        if end > self._next:
+            self._unread.append((self._next, end))
+            self._next = end
+        await self._follow()
+        return await self._write_again()
 
     async def enter(self, entry: EffectRecord) -> None:
         """Writes a standing decision and the effects it intends.
@@ -110,9 +150,12 @@ class Ledger:
     async def claim(self, entry: EffectRecord, name: str, status: EffectStatus) -> EffectRecord:
         """Like `advance`, for the state before a call that must not be made twice: only the first to write it may call.
 
-        A worker that was frozen may still believe that the partition is its own; the log says who came first.
-        Raises: Fenced when another writer has begun this effect, and then its state is known here; else as `enter`.
+        A worker that was frozen may still believe that the partition is its own; the log says who came first, unless it
+        slept so long that compaction may have removed who did.
+        Raises: Fenced when another writer has begun this effect, and then its state is known here, or may have; else as
+        `enter`.
         """
+        began_ms = self._clock.now_ms()
         assert status.state.rank > entry.effects[name].state.rank, f"{name}: {entry.effects[name]} to {status}"
         claimed = self._further(entry, name, status)
         offset = await self._write(claimed)
@@ -122,52 +165,103 @@ class Ledger:
         if any(name in other.effects and other.effects[name].state.rank >= status.state.rank for other in others):
             self._keep(reduce(merged, others, claimed), self._clock.now_ms())
             raise Fenced(f"effect {name} of {entry.alert_id}: another worker has begun it")
+        if self._clock.now_ms() - began_ms > MAX_CLAIM_MS:
+            raise Fenced(f"effect {name} of {entry.alert_id}: this worker slept meanwhile, another may have begun it")
         return claimed
 
     def _further(self, entry: EffectRecord, name: str, status: EffectStatus) -> EffectRecord:
         return msgspec.structs.replace(entry, effects={**entry.effects, name: status}, writer=self.writer)
 
     async def _write(self, entry: EffectRecord) -> int:
+        pair = entry.alert_id, entry.agent
+        self._writing.add(pair)
+        try:
+            offset = await self._put(entry)
+        finally:
+            self._writing.discard(pair)
+        self._keep(entry, self._clock.now_ms())
+        return offset
+
+    async def _put(self, entry: EffectRecord) -> int:
         confirmation = await self._producer.confirm(
-            EFFECTS, encode(entry), effect_key(entry.alert_id, entry.agent), partition=self._place.partition
+            EFFECTS, encode(entry), effect_key(entry.alert_id, entry.agent), partition=self.place.partition
         )
         if confirmation.offset > self._next:
             self._unread.append((self._next, confirmation.offset))
         self._next = max(self._next, confirmation.offset + 1)
-        self._keep(entry, self._clock.now_ms())
         return confirmation.offset
 
     async def _follow(self) -> None:
         """Learns what others have written between our own records. As a rule there is nothing to read."""
         async with self._following:
             while self._unread:
-                async for entry, record in self._read(*self._unread[0]):
-                    if entry.writer != self.writer:
-                        self._foreign.setdefault((entry.alert_id, entry.agent), []).append((record.offset, entry))
+                async for pair, entry, record in self._read(*self._unread[0]):
+                    if entry is not None and entry.writer != self.writer:
+                        self._foreign.setdefault(pair, []).append((record.offset, entry))
+                    self._note(pair, entry)
                 del self._unread[0]
 
-    async def _read(self, start: int, stop: int) -> AsyncIterator[tuple[EffectRecord, Record]]:
+    def _note(self, pair: Pair, entry: EffectRecord | None) -> None:
+        """What is said last of a pair: less than is known, or not. None: it was forgotten."""
+        known, ended_offset = self._open.get(pair), self._ended.get(self.place.partition, pair)
+        if entry is not None and known is not None:
+            is_behind = falls_short(entry, known)
+        elif entry is not None and ended_offset is not None:
+            is_behind = entry.decision_offset > ended_offset or not has_ended(entry)
+        else:
+            is_behind = False
+        (self._behind.add if is_behind else self._behind.discard)(pair)
+
+    async def _write_again(self) -> int:
+        ended = await self._furthest({pair for pair in self._behind if pair not in self._open})
+        written = 0
+        for pair in [*self._behind]:
+            if pair in self._writing:  # it lands before or after what was found; the next time shows it
+                continue
+            entry = self._open.get(pair) or ended.get(pair)
+            if entry is not None:  # else it has ended meanwhile, and was written so
+                await self._put(msgspec.structs.replace(entry, writer=self.writer))
+                written += 1
+            self._behind.discard(pair)
+        return written
+
+    async def _furthest(self, pairs: set[Pair]) -> dict[Pair, EffectRecord]:
+        """What the log of the last day says of pairs whose entries are not kept here."""
+        found: dict[Pair, EffectRecord] = {}
+        if pairs:
+            times = {self.place: self._clock.now_ms() - HORIZON_MS}
+            start = (await self._reader.offsets_for_times(times))[self.place]
+            async for pair, entry, _ in self._read(max(start, self._next - RESTORE_OFFSETS), self._next):
+                if entry is None:
+                    found.pop(pair, None)
+                elif pair in pairs:
+                    found[pair] = merged(found[pair], entry) if pair in found else entry
+        return found
+
+    async def _read(self, start: int, stop: int) -> AsyncIterator[tuple[Pair, EffectRecord | None, Record]]:
         foreign = 0
         first = ""
-        async for batch in self._reader.read(self._place, start, stop):
+        async for batch in self._reader.read(self.place, start, stop):
             for record in batch:
-                if record.value is None:
-                    continue
+                entry = None
                 try:
-                    entry = msgspec.json.decode(record.value, type=EffectRecord)
+                    if record.value is not None:
+                        entry = msgspec.json.decode(record.value, type=EffectRecord)
+                    told = entry or msgspec.json.decode(record.key or b"", type=_Key)
                 except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                     foreign += 1
                     first = first or f"offset {record.offset}: {one_line(error)}"
                     continue
-                yield entry, record
+                yield (told.alert_id, intern(told.agent)), entry, record
         if foreign:
-            logger.error("%s: %s records are no states of effects: passed over, first %s", self._place, foreign, first)
+            logger.error("%s: %s records are no states of effects: passed over, first %s", self.place, foreign, first)
 
     def _keep(self, entry: EffectRecord, at_ms: int) -> None:
         pair = entry.alert_id, intern(entry.agent)
         if has_ended(entry):
             self._open.pop(pair, None)
-            self._ended.put(self._place.partition, pair, entry.decision_offset, at_ms)
+            self._foreign.pop(pair, None)
+            self._ended.put(self.place.partition, pair, entry.decision_offset, at_ms)
         else:
             self._open[pair] = entry
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from app.broker.memory import Fault, MemoryReader
@@ -10,7 +11,7 @@ from app.core.errors import Fenced, Unavailable
 from app.core.record import Record, TopicPartition
 from app.decisions import ledger as ledger_module
 from app.decisions.ledger import Ledger, has_ended
-from app.decisions.record import EffectRecord, EffectState, EffectStatus
+from app.decisions.record import EffectRecord, EffectState, EffectStatus, effect_key
 from app.decisions.remembered import Remembered
 from tests.decisions_kit import START_MS, World
 
@@ -93,6 +94,73 @@ def test_restore_takes_the_furthest_state() -> None:
         second = ledger_of(world, "second")
         await second.restore(0)
         assert (0, None) == (second.standing_offset("a:1", "judge"), second.get("a:1", "judge"))
+
+    run_virtual(main, START_MS)
+
+
+def last_state(world: World) -> EffectState:
+    (record,) = [record for record in world.records("agent.effects") if record.value is not None][-1:]
+    return msgspec.json.decode(record.value or b"", type=EffectRecord).effects["stop"].state
+
+
+def test_restore_writes_the_furthest_state_again_where_it_is_not_the_last() -> None:
+    """Or compaction would keep the older one and the effect would be open again; a second restore writes nothing."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        first = ledger_of(world)
+        await first.enter(entry("a:1"))
+        await first.advance(entry("a:1"), "stop", status(EffectState.DONE))
+        await ledger_of(world, "frozen").enter(entry("a:1", writer="frozen"))
+        for writer in ("second", "third"):
+            await ledger_of(world, writer).restore(0)
+            assert (EffectState.DONE, 4) == (last_state(world), len(world.records("agent.effects")))
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize("known", [EffectState.CALLED, EffectState.DONE])
+def test_mend_writes_again_what_lies_before_an_older_state(known: EffectState) -> None:
+    """Open entries are in memory, ended ones are read back; without another writer nothing is read or written."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        reader = CountingReader(world)
+        owner = ledger_of(world, reader=reader)
+        await owner.enter(entry("a:1"))
+        await owner.advance(entry("a:1"), "stop", status(known))
+        assert (0, []) == (await owner.mend(), reader.reads)
+        await ledger_of(world, "frozen").enter(entry("a:1", writer="frozen"))
+        assert [1, 0] == [await owner.mend(), await owner.mend()]
+        assert (known, 4) == (last_state(world), len(world.records("agent.effects")))
+
+    run_virtual(main, START_MS)
+
+
+def test_mend_brings_back_nothing_that_was_forgotten() -> None:
+    """A tombstone is the last word on what stood before it."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        owner = ledger_of(world)
+        await owner.enter(entry("a:1", EffectState.DONE))
+        await ledger_of(world, "frozen").enter(entry("a:1", writer="frozen"))
+        world.broker.append("agent.effects", None, effect_key("a:1", "judge"), 0, 0, ())
+        assert 0 == await owner.mend()
+
+    run_virtual(main, START_MS)
+
+
+def test_claim_that_slept_is_fenced() -> None:
+    """After ten minutes compaction may have removed who was first."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        owner = ledger_of(world)
+        await owner.enter(entry("a:1"))
+        world.broker.plan(Fault("confirm", "delay", seconds=601))
+        with pytest.raises(Fenced, match="slept"):
+            await owner.claim(entry("a:1"), "stop", status(EffectState.CALLED))
 
     run_virtual(main, START_MS)
 
