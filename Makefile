@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test check lint types contracts quick bench faults lock clean
+.PHONY: help demo setup test check lint types contracts quick bench faults soak lock clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -51,6 +51,9 @@ faults: setup ## Break a running system on purpose, and write RELIABILITY.md (90
 	$(BIN)/python -m tests.faults --small --protocol classic --no-ablations $(ARGS) || code=$$?; \
 	$(BIN)/python -m tests.faults --report; \
 	exit $$code
+
+soak: setup ## Half an hour of steady load: memory must be flat, and everything given back
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 lock: setup ## Pin the requirements again after pyproject.toml changed (newer versions: make lock ARGS=--upgrade)
 	@for group in runtime dev; do \

@@ -4,7 +4,7 @@
 
 It writes down which partitions of the alerts it holds. An ablation removes a safeguard, a failpoint kills the process at
 the n-th time that it passes there; both are patches of this process, the product has no option for them. --wait: it imports
-everything, and goes on when its standard input ends.
+everything, and goes on when its standard input ends. --gauges FILE [--remember N]: what fills up inside, see `gauges`.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from app.broker.base import Assignment
 from app.cli.main import run
 from app.core.clock import SystemClock
 from app.decisions.handling import AgentWork
-from tests.faults import ablations, failpoints
+from app.decisions.remembered import CAPACITY
+from tests.faults import ablations, failpoints, gauges
 from tests.faults.lines import LineLog
 from tests.faults.processes import die_with_parent, wait_for_go
 
@@ -62,6 +63,8 @@ def main() -> None:
     parser.add_argument("--ablate", action="append", default=[])
     parser.add_argument("--failpoint", default="")
     parser.add_argument("--wait", action="store_true")
+    parser.add_argument("--gauges", type=Path)
+    parser.add_argument("--remember", type=int, default=CAPACITY)
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()
     die_with_parent()
@@ -72,6 +75,8 @@ def main() -> None:
         name, _, hit = options.failpoint.partition(":")
         clock = SystemClock()
         failpoints.arm(name, int(hit), lambda: log.write(Trace(name, -1, clock.now_ms(), os.getpid())))
+    if options.gauges:
+        gauges.write_into(options.gauges, options.remember)
     if options.wait:
         wait_for_go()
     run(["worker", *options.arguments])

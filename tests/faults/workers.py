@@ -74,12 +74,13 @@ class Workers:
         *,
         ablate: Sequence[str] = (),
         failpoint: str = "",
+        seams: Sequence[str] = (),
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         waits: bool = False,
     ) -> Worker:
-        """failpoint: `NAME:HIT`. waits: joins after `go`. arguments, environment: beyond those that all workers of the run get."""
-        seams = [text for name in ablate for text in ("--ablate", name)]
+        """failpoint: `NAME:HIT`. seams: other options of `tests.faults.worker`. waits: joins after `go`. arguments, environment: beyond those that all workers of the run get."""
+        seams = [*seams, *(text for name in ablate for text in ("--ablate", name))]
         if failpoint:
             seams += ["--failpoint", failpoint]
         worker = Worker(
