@@ -1,9 +1,13 @@
 """A TCP proxy whose faults are set while it runs: latency, resets, a black hole, single bytes, replies that get lost."""
 
 import asyncio
+import itertools
 import socket
 import struct
+from collections.abc import Set
 from contextlib import suppress
+
+from tests.faults.frames import LostCalls
 
 CHUNK_BYTES = 65_536
 BETWEEN_SLICES_S = 0.001
@@ -29,6 +33,8 @@ class TcpProxy:
         self.refuse = False
         self.connections = 0
         """How many have been accepted so far."""
+        self._lost_kinds: Set[int] = frozenset()
+        self._lost_calls = itertools.count()
         self.forwarded_bytes = 0
         self.lost_bytes = 0
         self._open: dict[asyncio.StreamWriter, bool] = {}
@@ -54,11 +60,18 @@ class TcpProxy:
             _reset(writer)
         return len(open_now) // 2
 
+    def lose_calls(self, kinds: Set[int]) -> None:
+        """From here on calls of these kinds of Kafka's protocol get lost: see `frames`. Every connection begins anew."""
+        self._lost_kinds = kinds
+        self.reset()
+
     def heal(self) -> None:
         """No faults from here on. Connections of which bytes were lost are reset, as the kernel's retries would not
         bring those back."""
         self.latency_s, self.slice_bytes = 0.0, 0
         self.black_hole = self.drop_replies = self.refuse = False
+        if self._lost_kinds:
+            self.lose_calls(frozenset())
         for writer, has_lost in list(self._open.items()):
             if has_lost:
                 del self._open[writer]
@@ -80,8 +93,9 @@ class TcpProxy:
             return
         self._open[writer] = self._open[back_writer] = False
         ends = (writer, back_writer)
-        there = asyncio.ensure_future(self._forward(reader, back_writer, ends, is_reply=False))
-        back = asyncio.ensure_future(self._forward(back_reader, writer, ends, is_reply=True))
+        calls = LostCalls(self._lost_kinds, self._lost_calls) if self._lost_kinds else None
+        there = asyncio.ensure_future(self._forward(reader, back_writer, ends, calls, is_reply=False))
+        back = asyncio.ensure_future(self._forward(back_reader, writer, ends, calls, is_reply=True))
         try:
             await asyncio.wait({there, back}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -96,6 +110,7 @@ class TcpProxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
+        calls: LostCalls | None,
         *,
         is_reply: bool,
     ) -> None:
@@ -110,6 +125,11 @@ class TcpProxy:
                         self.lost_bytes += len(chunk)
                         self._open.update((end, True) for end in ends if end in self._open)
                         continue
+                    if calls is not None and (calls.loses_reply if is_reply else calls.loses_request)(chunk):
+                        self.lost_bytes += len(chunk)
+                        for end in ends:
+                            _reset(end)
+                        return
                     await queue.put((loop.time() + self.latency_s, chunk))
                 await queue.put((0.0, b""))
                 await sending
@@ -125,11 +145,13 @@ class TcpProxy:
                     return
                 if due > loop.time():
                     await asyncio.sleep(due - loop.time())
-                size = self.slice_bytes or len(chunk)
-                for start in range(0, len(chunk), size):
-                    writer.write(chunk[start : start + size])
+                passed = 0
+                while passed < len(chunk):
+                    size = self.slice_bytes or len(chunk)
+                    writer.write(chunk[passed : passed + size])
                     await writer.drain()
-                    if size < len(chunk):
+                    passed += size
+                    if passed < len(chunk):
                         await asyncio.sleep(BETWEEN_SLICES_S)
                 self.forwarded_bytes += len(chunk)
 

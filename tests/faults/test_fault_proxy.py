@@ -1,11 +1,13 @@
 """The fault proxy does to a connection what it is told to, and nothing else."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
+from tests.faults.frames import OFFSET_COMMIT, PRODUCE, LostCalls
 from tests.faults.proxy import TcpProxy
 
 SOON_S = 0.3
@@ -135,3 +137,19 @@ async def test_proxy_refusing_new_connections_end_at_once() -> None:
             await reader.readexactly(1)
         assert b"still\n" == await asked(streams, b"still\n")
         streams[1].close()
+
+
+def frame(*head: int) -> bytes:
+    """A frame with this head: two-byte numbers, and a body."""
+    return b"\0\0\0\x10" + b"".join(number.to_bytes(2, "big") for number in head) + b"x" * (16 - 2 * len(head))
+
+
+def test_lost_calls_are_of_their_kind_and_some_are_executed() -> None:
+    """Only commits get lost; the first, which the server does hear of, with its reply, the next before it is heard of;
+    wherever the stream is cut."""
+    calls = LostCalls({OFFSET_COMMIT}, itertools.count())
+    for byte in frame(PRODUCE, 9, 0, 1) + frame(OFFSET_COMMIT, 9, 0, 2):
+        assert not calls.loses_request(bytes([byte]))
+    assert not calls.loses_reply(frame(0, 1, 0, 0)[:10])
+    assert calls.loses_reply(frame(0, 1, 0, 0)[10:] + frame(0, 2, 0, 0))
+    assert calls.loses_request(frame(PRODUCE, 9, 0, 3) + frame(OFFSET_COMMIT, 9, 0, 4))
