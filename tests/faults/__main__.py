@@ -6,6 +6,7 @@ no verdict, or an ablation is not noticed.
 """
 
 import time
+from collections.abc import Container
 from typing import Annotated
 
 import typer
@@ -37,7 +38,7 @@ async def run_rows(
     todo = []
     for row in rows:
         found = kept(FOLDER, row, seed, small=small, protocol=protocol) if resume else None
-        if found is not None:
+        if found is not None and (not ablations or len(found.ablations) == len(row.ablations)):
             say(f"{row.name}: kept from before")
             results.append(found)
         else:
@@ -56,6 +57,11 @@ async def run_rows(
                 if result.verdict == "failed":
                     break
     return results
+
+
+def _is_meant(part: str, name: str, names: Container[str]) -> bool:
+    """A whole name means one row, a part of a name every row that has it."""
+    return part == name if part in names else part in name
 
 
 def write_report(rows: list[Row]) -> None:
@@ -92,7 +98,7 @@ def main(
     if write:
         write_report(list(rows.values()))
         return
-    chosen = [row for row in rows.values() if not only or any(part in row.name for part in only)]
+    chosen = [row for row in rows.values() if not only or any(_is_meant(part, row.name, rows) for part in only)]
     if small:
         chosen = [row for row in chosen if row.small is not None]
     if not chosen:

@@ -1,7 +1,7 @@
 """The checker: one pure function over a history. It knows nothing of how the system works, only what was promised."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
 
 import msgspec
@@ -24,6 +24,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     decision than the standing one. set_back: commits behind an earlier one. unfinished: partitions whose lag never came
     to 0. repeated: model calls beyond one an alert; in_flight: model calls that were under way when work was broken off.
     attempts, applied: what the sink was asked for, and what it did. two_owners: partitions that two workers held at once.
+    commit_p50_s, commit_p99_s: how long after its decision an alert was committed, of all that were; None of none.
     recovery_s: from the last fault, or the last alert where that came later, to lag 0; None where it never came.
     """
 
@@ -42,6 +43,8 @@ class Verdict(msgspec.Struct, kw_only=True):
     applied: int
     two_owners: int
     fallbacks: dict[str, int]
+    commit_p50_s: float | None
+    commit_p99_s: float | None
     recovery_s: float | None
     problems: tuple[str, ...]
 
@@ -65,6 +68,7 @@ def check(history: History) -> Verdict:
     reached, unfinished = _lag_zero(history)
     found["unfinished"] = unfinished
     asked = Counter(call.alert_id for call in history.calls)
+    delays = _commit_delays(history, standing)
     last = max([*(fault.at_ms for fault in history.faults), *(one.at_ms for one in history.published)], default=0)
     return Verdict(
         alerts=len(history.published),
@@ -74,6 +78,8 @@ def check(history: History) -> Verdict:
         attempts=len(history.posts),
         applied=sum(post.applied for post in history.posts),
         fallbacks=dict(Counter(code for one in standing.values() if one.is_fallback for code in one.codes[:1])),
+        commit_p50_s=_rank(delays, 50),
+        commit_p99_s=_rank(delays, 99),
         recovery_s=None if unfinished else max(0, reached - last) / 1000,
         problems=tuple(f"{kind}: {text}" for kind, texts in found.items() for text in texts[:SHOWN]),
         **{kind: len(texts) for kind, texts in found.items()},
@@ -166,27 +172,48 @@ def _early_decisions(history: History, standing: Mapping[str, Decided]) -> Itera
 
 def _early(group: str, commits: Iterable[Committed], ends: Mapping[tuple[int, int], int | None]) -> Iterator[str]:
     """ends: when each record was at its end; None where it never was."""
+    for (partition, offset), at_ms in _covered(group, commits, ends).items():
+        end_ms = ends[partition, offset]
+        if end_ms is None or end_ms > at_ms:
+            yield f"{group} {partition}/{offset} committed at {at_ms}, at its end at {end_ms}"
+
+
+def _covered(
+    group: str, commits: Iterable[Committed], places: Collection[tuple[int, int]]
+) -> dict[tuple[int, int], int]:
+    """When each of these places was first covered by a commit: passed, or recorded as done beyond it."""
     offsets: dict[int, list[int]] = defaultdict(list)
-    for partition, offset in sorted(ends):
+    for partition, offset in sorted(places):
         offsets[partition].append(offset)
     passed: dict[int, int] = defaultdict(int)
-    early: set[tuple[int, int]] = set()
+    covered: dict[tuple[int, int], int] = {}
     for commit in sorted(commits, key=lambda one: one.at_ms):
         if commit.group != group:
             continue
-        known, claimed = offsets[commit.partition], list(commit.done_beyond())
+        known, now = offsets[commit.partition], list(commit.done_beyond())
         while passed[commit.partition] < len(known) and known[passed[commit.partition]] < commit.offset:
-            claimed.append(known[passed[commit.partition]])
+            now.append(known[passed[commit.partition]])
             passed[commit.partition] += 1
-        for offset in claimed:
-            place = commit.partition, offset
-            if place in ends and place not in early and not _is_ended(ends[place], commit.at_ms):
-                early.add(place)
-                yield f"{group} {commit.partition}/{offset} committed at {commit.at_ms}, at its end at {ends[place]}"
+        for offset in now:
+            if (commit.partition, offset) in places:
+                covered.setdefault((commit.partition, offset), commit.at_ms)
+    return covered
 
 
-def _is_ended(end_ms: int | None, at_ms: int) -> bool:
-    return end_ms is not None and end_ms <= at_ms
+def _commit_delays(history: History, standing: Mapping[str, Decided]) -> list[int]:
+    """ms from decisions to the first commit that covers them, in order."""
+    decided = {
+        (one.partition, one.offset): standing[one.alert_id].at_ms
+        for one in history.published
+        if one.alert_id in standing
+    }
+    covered = _covered(ALERTS_GROUP, history.commits, decided)
+    return sorted(max(0, at_ms - decided[place]) for place, at_ms in covered.items())
+
+
+def _rank(ordered_ms: list[int], percent: int) -> float | None:
+    """By nearest rank, in seconds."""
+    return ordered_ms[-(-len(ordered_ms) * percent // 100) - 1] / 1000 if ordered_ms else None
 
 
 def _set_back(history: History) -> Iterator[str]:

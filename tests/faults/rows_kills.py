@@ -12,6 +12,8 @@ from tests.faults.run import LAG_LIMIT_S, Latency, Run
 from tests.faults.workers import Worker
 
 AFTER_COMMIT_S = 2.0
+COMMITTED_S = 0.6
+"""Commits follow completions within half a second; sampling adds a tenth."""
 HIT_S = 40.0
 TRICKLE, TRICKLE_S, TRICKLE_BACKLOG = 6, 0.1, 150
 
@@ -43,6 +45,8 @@ async def concluded(run: Run, settle_s: float) -> Outcome:
     failures = [f"a worker ended with {code}" for code in codes if code != 0]
     if verdict.repeated > verdict.in_flight:
         failures.append(f"{verdict.repeated} model calls repeated, {verdict.in_flight} were in flight")
+    if verdict.commit_p50_s is None or verdict.commit_p50_s > COMMITTED_S:
+        failures.append(f"half of the decisions were committed only {verdict.commit_p50_s} s later")
     if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S:
         failures.append(f"lag 0 after {verdict.recovery_s} s")
     return Outcome(verdict, failures)

@@ -96,7 +96,7 @@ def test_check_clean_history_nothing_found() -> None:
         verdict.applied,
         verdict.attempts,
     )
-    assert 0.34 == verdict.recovery_s
+    assert (0.34, 0.04, 0.04) == (verdict.recovery_s, verdict.commit_p50_s, verdict.commit_p99_s)
 
 
 def lose_a_decision(history: History) -> None:
