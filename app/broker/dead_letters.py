@@ -23,6 +23,14 @@ MAX_REASON_CHARACTERS = 1_000
 KEPT_KEY_BYTES = 8_192
 SUFFIX = ".dead"
 KNOWN_HEADERS = ("reason", "topic", "partition", "offset", "group", "timestamp_ms", "length", "sha256")
+ORIGINAL = "original."
+"""Before the names of the record's own headers."""
+
+REPLAY_OF = "replay_of"
+"""Header of a note in a dead-letter topic: it is about the letter at that offset, and no letter itself."""
+
+REPLAYS = "replays"
+"""Header of a record that was published again out of a letter: how often by now."""
 
 
 class DeadLetter(NamedTuple):
@@ -35,10 +43,10 @@ class DeadLetter(NamedTuple):
 
 
 def dead_letter(record: Record, reason: str, group: str, *, takes_bytes: int | None = None) -> DeadLetter:
-    """The letter for a record; `group` is who could not handle it.
+    """The letter for a record, with the record's own headers; `group` is who could not handle it.
 
-    takes_bytes: what the dead-letter topic takes; a larger value keeps its first 64 KiB, with length and hash, and a
-    long key its first 8 KiB, with its length.
+    takes_bytes: what the dead-letter topic takes; a larger value keeps its first 64 KiB, with length and hash, a long
+    key its first 8 KiB, with its length, and longer headers than that are left out and counted.
     """
     headers: Headers = (
         ("reason", one_line(reason, MAX_REASON_CHARACTERS).encode()),
@@ -54,6 +62,10 @@ def dead_letter(record: Record, reason: str, group: str, *, takes_bytes: int | N
         value, headers = value[:DEAD_EXTRA_BYTES], headers + cut
     if takes_bytes is not None and key is not None and len(key) > KEPT_KEY_BYTES:
         key, headers = key[:KEPT_KEY_BYTES], (*headers, ("key_length", b"%d" % len(key)))
+    own = tuple((f"{ORIGINAL}{name}", text) for name, text in record.headers)
+    if takes_bytes is not None and sum(len(name) + len(text) for name, text in own) > KEPT_KEY_BYTES:
+        own = (("headers_left_out", b"%d" % len(own)),)
+    headers += own
     return DeadLetter(f"{record.topic}{SUFFIX}", key, value, headers)
 
 
@@ -96,7 +108,8 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     """A dead letter as it is read back.
 
     lies_at: where the letter itself is. topic, partition, offset: of the original record, -1 where it never had one.
-    length, sha256: of the original value where only its first 64 KiB were kept, else None. more: headers beside these.
+    length, sha256: of the original value where only its first 64 KiB were kept, else None. headers: the original
+    record's own. more: of the letter, beside these. replayed: it was published again, or that was begun.
     """
 
     lies_at: tuple[str, int, int]
@@ -111,7 +124,9 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     value: bytes | None
     length: int | None = None
     sha256: str | None = None
+    headers: Headers = ()
     more: dict[str, str] = {}
+    replayed: bool = False
 
     @property
     def identity(self) -> tuple[str, int, int, str]:
@@ -120,10 +135,21 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
             return (*self.lies_at, self.group)
         return self.topic, self.partition, self.offset, self.group
 
+    @property
+    def replays(self) -> int:
+        """How often its record had been published out of a letter when it failed again."""
+        return max(0, *(_number(text.decode(errors="replace")) for name, text in self.headers if name == REPLAYS), 0)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the original record is here as it was."""
+        return self.length is None and "key_length" not in self.more and "headers_left_out" not in self.more
+
 
 def letter_of(record: Record) -> Letter:
     """The letter that a record of a dead-letter topic holds; headers that are missing or odd are shown as empty."""
-    headers = {name: text.decode(errors="replace") for name, text in record.headers}
+    headers = {name: text.decode(errors="replace") for name, text in record.headers if not name.startswith(ORIGINAL)}
+    own = [(name.removeprefix(ORIGINAL), text) for name, text in record.headers if name.startswith(ORIGINAL)]
     known = {name: headers.pop(name, "") for name in KNOWN_HEADERS}
     return Letter(
         lies_at=(record.topic, record.partition, record.offset),
@@ -138,8 +164,15 @@ def letter_of(record: Record) -> Letter:
         value=record.value,
         length=_number(known["length"]) if known["length"] else None,
         sha256=known["sha256"] or None,
+        headers=tuple(own),
         more=headers,
     )
+
+
+def noted_offset(record: Record) -> int | None:
+    """The offset of the letter that a record of a dead-letter topic is a note about; None for a letter."""
+    header = record.header(REPLAY_OF)
+    return None if header is None else _number(header.decode(errors="replace"))
 
 
 async def read_letters(reader: Reader, topic: str, partitions: int, newest: int) -> AsyncIterator[Letter]:
@@ -152,15 +185,20 @@ async def read_letters(reader: Reader, topic: str, partitions: int, newest: int)
     ends = await reader.end_offsets(places)
     for place in places:
         letters: dict[tuple[str, int, int, str], Letter] = {}
+        replayed: set[int] = set()
         async for records in reader.read(place, 0, ends[place]):
             for record in records:
+                noted = noted_offset(record)
+                if noted is not None:
+                    replayed.add(noted)
+                    continue
                 letter = letter_of(record)
                 letters.pop(letter.identity, None)
                 letters[letter.identity] = letter
                 if len(letters) > newest:
                     del letters[next(iter(letters))]
         for letter in letters.values():
-            yield letter
+            yield msgspec.structs.replace(letter, replayed=letter.lies_at[2] in replayed)
 
 
 def _number(text: str) -> int:

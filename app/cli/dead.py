@@ -1,10 +1,10 @@
-"""`dead list|show`: records that could not be handled, with the reason and their original bytes."""
+"""`dead list|show|replay`: records that could not be handled, with the reason and their original bytes."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli import output
+from app.cli import dead_replay, output
 from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ NOT_THERE = 1
 SHOWN_CHARACTERS = 60
 
 commands = typer.Typer(no_args_is_help=True, help="Dead letters: what could not be handled, and why.")
+commands.command("replay")(dead_replay.replay)
 
 
 @commands.command("list")
@@ -48,13 +49,14 @@ def list_letters(
         output.note("no dead letters")
     else:
         output.table(
-            ("letter", "record", "group", "reason", "value"),
+            ("letter", "record", "group", "reason", "replayed", "value"),
             [
                 (
                     "/".join(map(str, letter.lies_at)),
                     f"{letter.topic}/{letter.partition}/{letter.offset}" if letter.offset >= 0 else letter.topic,
                     letter.group,
                     letter.reason,
+                    _replayed(letter),
                     shortened(letter.value),
                 )
                 for letter in letters
@@ -133,6 +135,11 @@ async def _find(broker: "Broker", topic: str, partition: int, offset: int) -> "L
         await broker.close()
 
 
+def _replayed(letter: "Letter") -> str:
+    before = f"{letter.replays} times before" if letter.replays else ""
+    return ", ".join(filter(None, (before, "yes" if letter.replayed else "")))
+
+
 def as_json(letter: "Letter") -> dict[str, Any]:
     """A letter as JSON. Bytes are text where they are UTF-8; else `value_base64` holds them. headers: those that a letter
     has beside its own, whoever wrote them."""
@@ -148,6 +155,10 @@ def as_json(letter: "Letter") -> dict[str, Any]:
         "timestamp_ms": letter.timestamp_ms,
         "written_ms": letter.written_ms,
     }
+    if letter.replays or letter.replayed:
+        shown |= {"replays": letter.replays, "replayed": letter.replayed}
+    if letter.headers:
+        shown["original_headers"] = {name: text.decode(errors="replace") for name, text in letter.headers}
     if letter.length is not None:
         shown |= {"length": letter.length, "sha256": letter.sha256}
     for name, data in (("key", letter.key), ("value", letter.value)):

@@ -1,0 +1,238 @@
+"""Dead letters published again: original bytes, key, time and headers, each letter once.
+
+Notes in the dead-letter topic itself say which: one before a letter is published, with the end of the partition that it
+goes to, and one after. Where a replay broke off in between, the next one looks there for the record that names the
+letter. So nothing is lost or repeated, as long as one replay of a topic runs at a time.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from enum import Enum
+from typing import NamedTuple
+
+from app.broker.base import Broker, Confirmation, Producer, Reader
+from app.broker.dead_letters import REPLAY_OF, REPLAYS, Letter, letter_of, noted_offset
+from app.broker.topics import partition_of
+from app.core.errors import RecordError, SetupError
+from app.core.record import Headers, Record, TopicPartition
+
+REPLAYED_FROM = "replayed_from"
+"""Header of a record that was published again: where its letter lies."""
+
+BATCH = 500
+
+
+class Fate(Enum):
+    """What becomes of a letter."""
+
+    REPLAYED = "replayed"
+    WAITING = "would be replayed"
+    BEFORE = "was replayed before"
+    REPEATED = "is about the same record as another letter"
+    CUT = "was cut: the whole record is not here"
+    NO_RECORD = "was never a record of the topic"
+    REFUSED = "is refused by the topic"
+
+
+class Outcome(NamedTuple):
+    """A letter and its fate. place: of the new record. detail: why it was refused."""
+
+    letter: Letter
+    fate: Fate
+    place: tuple[str, int, int] | None = None
+    detail: str = ""
+
+
+class _Note(NamedTuple):
+    """Where a replay was about to publish a letter, and whether it has."""
+
+    target: TopicPartition
+    end: int
+    is_published: bool
+
+
+_Original = tuple[str, int, int]
+"""Where the record of a letter was; several groups, or one after a crash, may have written letters about it."""
+
+
+class DeadReplay:
+    """Replays one dead-letter topic. dead, target: names; both exist. again: also what was replayed before."""
+
+    def __init__(
+        self, broker: Broker, dead: str, target: str, chosen: Callable[[Letter], bool], *, again: bool = False
+    ) -> None:
+        self._broker = broker
+        self._dead = dead
+        self._target = target
+        self._chosen = chosen
+        self._again = again
+        self._reader: Reader = broker.reader()
+        self._producer: Producer = broker.producer()
+        self._partitions: dict[str, int] = {}
+        self._notes: dict[tuple[int, int], _Note] = {}
+        self._letters_of: dict[_Original, list[tuple[int, int]]] = {}
+        self._newest: dict[_Original, tuple[int, int]] = {}
+
+    async def survey(self) -> AsyncIterator[Outcome]:
+        """What would become of each chosen letter; writes nothing. Raises: SetupError, Unavailable, Rejected."""
+        await self._look()
+        async for letter in self._letters():
+            fate = await self._fate(letter)
+            yield Outcome(letter, fate)
+
+    async def run(self) -> AsyncIterator[Outcome]:
+        """Publishes; yields the fate of each chosen letter. Left or cancelled in between, what was published is found
+        by the next replay. Raises: as `survey`."""
+        await self._producer.start()
+        await self._look()
+        batch: list[Letter] = []
+        async for letter in self._letters():
+            fate = await self._fate(letter)
+            if fate is not Fate.WAITING:
+                yield Outcome(letter, fate)
+                continue
+            batch.append(letter)
+            if len(batch) == BATCH:
+                for outcome in await self._publish(batch):
+                    yield outcome
+                batch.clear()
+        for outcome in await self._publish(batch):
+            yield outcome
+
+    async def close(self) -> None:
+        await self._producer.close()
+        await self._reader.close()
+
+    async def _look(self) -> None:
+        """Learns the notes, and which letter of each record is the newest: not the letters themselves, of which there
+        may be many."""
+        admin = self._broker.admin()
+        try:
+            described = await admin.describe([self._dead, self._target])
+        finally:
+            await admin.close()
+        for name, found in described.items():
+            if found is None:
+                raise SetupError(name, "does not exist")
+            self._partitions[name] = found.partitions
+        async for record in self._records():
+            offset = noted_offset(record)
+            if offset is not None:
+                self._notes[record.partition, offset] = _note(record)
+                continue
+            letter = letter_of(record)
+            if letter.offset >= 0:
+                self._letters_of.setdefault(_original(letter), []).append(letter.lies_at[1:])
+                if self._chosen(letter):
+                    self._newest[_original(letter)] = letter.lies_at[1:]
+
+    async def _records(self) -> AsyncIterator[Record]:
+        places = [TopicPartition(self._dead, partition) for partition in range(self._partitions[self._dead])]
+        ends = await self._reader.end_offsets(places)
+        for place in places:
+            async for records in self._reader.read(place, 0, ends[place]):
+                for record in records:
+                    yield record
+
+    async def _letters(self) -> AsyncIterator[Letter]:
+        async for record in self._records():
+            if noted_offset(record) is None:
+                letter = letter_of(record)
+                if self._chosen(letter):
+                    yield letter
+
+    async def _fate(self, letter: Letter) -> Fate:
+        if letter.offset < 0:
+            return Fate.NO_RECORD
+        if self._newest.get(_original(letter), letter.lies_at[1:]) != letter.lies_at[1:]:
+            return Fate.REPEATED
+        if not letter.is_whole:
+            return Fate.CUT
+        if not self._again:
+            for place in self._letters_of.get(_original(letter), ()):
+                note = self._notes.get(place)
+                if note is not None and (note.is_published or await self._is_there(place, note)):
+                    return Fate.BEFORE
+        return Fate.WAITING
+
+    async def _is_there(self, place: tuple[int, int], note: _Note) -> bool:
+        """Whether a replay that broke off has published the letter."""
+        name = _name((self._dead, *place))
+        end = (await self._reader.end_offsets([note.target]))[note.target]
+        async for records in self._reader.read(note.target, note.end, end):
+            if any(record.header(REPLAYED_FROM) == name for record in records):
+                return True
+        return False
+
+    async def _publish(self, letters: list[Letter]) -> list[Outcome]:
+        targets = {letter.lies_at: TopicPartition(self._target, self._partition(letter)) for letter in letters}
+        ends = await self._reader.end_offsets(set(targets.values())) if letters else {}
+        for failure in await asyncio.gather(
+            *(self._say(letter, "begun", targets[letter.lies_at], ends[targets[letter.lies_at]]) for letter in letters),
+            return_exceptions=True,
+        ):
+            if failure is not None:
+                raise failure
+        answers = await asyncio.gather(
+            *(self._write(letter, targets[letter.lies_at].partition) for letter in letters), return_exceptions=True
+        )
+        outcomes, failures = [], []
+        for letter, answer in zip(letters, answers, strict=True):
+            if isinstance(answer, Confirmation):
+                await self._say(letter, "published", TopicPartition(self._target, answer.partition), answer.offset)
+                outcomes.append(Outcome(letter, Fate.REPLAYED, (self._target, *answer)))
+            elif isinstance(answer, RecordError):
+                outcomes.append(Outcome(letter, Fate.REFUSED, detail=answer.reason))
+            else:
+                failures.append(answer)
+        if failures:
+            raise failures[0]
+        return outcomes
+
+    async def _write(self, letter: Letter, partition: int) -> Confirmation:
+        kept = tuple(header for header in letter.headers if header[0] not in (REPLAYED_FROM, REPLAYS))
+        headers: Headers = (*kept, (REPLAYED_FROM, _name(letter.lies_at)), (REPLAYS, b"%d" % (letter.replays + 1)))
+        return await self._producer.confirm(
+            self._target,
+            letter.value,
+            letter.key,
+            partition=partition,
+            timestamp_ms=max(letter.timestamp_ms, 0),
+            headers=headers,
+        )
+
+    async def _say(self, letter: Letter, state: str, target: TopicPartition, offset: int) -> None:
+        headers: Headers = (
+            (REPLAY_OF, b"%d" % letter.lies_at[2]),
+            ("state", state.encode()),
+            ("topic", target.topic.encode()),
+            ("partition", b"%d" % target.partition),
+            ("offset", b"%d" % offset),
+        )
+        await self._producer.confirm(self._dead, None, None, partition=letter.lies_at[1], headers=headers)
+
+    def _partition(self, letter: Letter) -> int:
+        """Its own number in its own topic, which decisions are looked for by; elsewhere by its key."""
+        partitions = self._partitions[self._target]
+        if self._target == letter.topic and letter.partition < partitions:
+            return letter.partition
+        return letter.partition % partitions if letter.key is None else partition_of(letter.key, partitions)
+
+
+def _note(record: Record) -> _Note:
+    """Raises: SetupError for a note that no replay wrote."""
+    texts = {name: text.decode(errors="replace") for name, text in record.headers}
+    try:
+        target = TopicPartition(texts["topic"], int(texts["partition"]))
+        return _Note(target, int(texts["offset"]), texts["state"] == "published")
+    except (KeyError, ValueError):
+        place = f"{record.topic}/{record.partition}/{record.offset}"
+        raise SetupError(place, f"has a header {REPLAY_OF}, and is no note of a replay; who wrote it?") from None
+
+
+def _original(letter: Letter) -> _Original:
+    return letter.topic, letter.partition, letter.offset
+
+
+def _name(place: tuple[str, int, int]) -> bytes:
+    return "/".join(map(str, place)).encode()

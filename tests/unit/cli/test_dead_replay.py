@@ -1,0 +1,98 @@
+"""`dead replay` on a memory broker in place of the cluster."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from app.broker.dead_letters import DeadLetters
+from app.broker.memory import MemoryBroker
+from app.cli import dead, dead_replay
+from app.cli.main import run
+from app.core.clock import SystemClock
+from app.core.record import Record, TopicPartition
+from tests.unit.cli.test_topics import APP, Call
+
+ORDERS = TopicPartition("shop.orders", 2)
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryBroker:
+    """A cluster with three letters about shop.orders/2, and one that was cut."""
+    broker = MemoryBroker(SystemClock())
+    for module in (dead, dead_replay):
+        monkeypatch.setattr(module, "open_cluster", lambda values: broker)
+    (tmp_path / "topics_shop.py").write_text(APP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    async def fill() -> None:
+        from app.cli.loading import load_app
+
+        await broker.admin().create(load_app("topics_shop:app").topics.all())
+        letters = DeadLetters(broker.producer(), "headrace.streams")
+        for offset in range(3):
+            await letters.write(Record(*ORDERS, offset, 1_000, b"u-1", b"%d" % offset), f"amount {offset}")
+        await letters.write(Record(*ORDERS, 9, 1_000, b"u-1", b"x" * 1_200_000), "too large")
+
+    asyncio.run(fill())
+    return broker
+
+
+@pytest.fixture
+def call(broker: MemoryBroker, capsys: pytest.CaptureFixture[str]) -> Call:
+    return Call(capsys)
+
+
+def test_dead_replay_dry_run_says_the_fate_of_each_letter(call: Call, broker: MemoryBroker) -> None:
+    """Nothing is written; a letter that was cut makes the exit code 1."""
+    code, rows, _ = call("dead", "replay", "shop.orders", "--dry-run")
+    assert (1, ["waiting"] * 3 + ["cut"]) == (code, [row["outcome"] for row in rows])
+    assert [] == broker.logs[ORDERS]
+
+
+def test_dead_replay_publishes_what_was_chosen_and_list_shows_it(call: Call, broker: MemoryBroker) -> None:
+    """By reason, or by place; a second time nothing goes."""
+    code, rows, said = call("dead", "replay", "shop.orders", "--reason", "amount 1", "--yes")
+    assert (0, [{"letter": "shop.orders.dead/2/1", "outcome": "replayed", "record": "shop.orders/2/0"}]) == (code, rows)
+    assert "older than the watermark is late" in said
+    place = ("--partition", "2", "--offset", "2", "--since", "1h")
+    assert ["replayed"] == [row["outcome"] for row in call("dead", "replay", "shop.orders", *place, "--yes")[1]]
+    assert ["before"] == [row["outcome"] for row in call("dead", "replay", "shop.orders", *place, "--yes")[1]]
+    assert [b"1", b"2"] == [record.value for record in broker.logs[ORDERS]]
+    _, listed, _ = call("dead", "list", "shop.orders")
+    assert [None, True, True, None] == [row.get("replayed") for row in listed]
+
+
+def test_dead_replay_asks_and_takes_no_for_an_answer(
+    call: Call, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever does not say yes changes nothing; for a person the letters that stay are named."""
+    monkeypatch.setattr("typer.confirm", lambda *words, **options: False)
+    with pytest.raises(SystemExit) as left:
+        run(["dead", "replay", "shop.orders", "-A", "topics_shop:app"])
+    assert 1 == left.value.code
+    assert [] == broker.logs[ORDERS]
+    monkeypatch.setattr("typer.confirm", lambda *words, **options: True)
+    with pytest.raises(SystemExit):
+        run(["dead", "replay", "shop.orders", "-A", "topics_shop:app"])
+    said = call.said()
+    assert "3 replayed: replayed\n" in said.out
+    assert "shop.orders.dead/2/3 was cut: the whole record is not here\n" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--yes"], "no such topic is declared"),
+        (["shop.orders"], "add --yes or --dry-run"),
+        (["shop.orders", "--yes", "--offset", "1"], "add --partition"),
+        (["shop.orders", "--yes", "--since", "soon"], "is not a duration"),
+        (["shop.orders", "--yes", "--to", "nowhere"], "no such topic is declared"),
+    ],
+)
+def test_dead_replay_wrong_use_is_exit_two(call: Call, arguments: list[str], message: str) -> None:
+    """One line that names it."""
+    code, rows, said = call("dead", "replay", *arguments)
+    assert (2, []) == (code, rows)
+    assert message in said
