@@ -13,9 +13,11 @@ def test_remembered_keeps_the_newest_of_all_partitions() -> None:
 
 
 def test_remembered_old_entries_go() -> None:
-    """After a day an entry is forgotten."""
+    """At a day an entry is still known, after it it is forgotten."""
     remembered: Remembered[str, bool] = Remembered()
     remembered.put(0, "a:1", True, 1_000)
+    remembered.put(0, "a:2", True, 1_000 + HORIZON_MS)
+    assert remembered.get(0, "a:1")
     remembered.put(0, "a:2", True, 1_001 + HORIZON_MS)
     assert (None, True, 1) == (remembered.get(0, "a:1"), remembered.get(0, "a:2"), len(remembered))
 
