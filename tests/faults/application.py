@@ -19,7 +19,7 @@ PARTITIONS = 12
 POSTING = {"block": ("block_order",)}
 """Which effects an action posts to the sink."""
 
-PROMPT = "You judge orders of unusual value. Answer review or block."
+PROMPT = "You judge orders of unusual value. Answer approve, review or block."
 RAISES_ONCE, RAISES_ALWAYS, KILLS = "once", "always", "kills"
 RUN_VARIABLE = "FAULTS_RUN"
 """Which run this is: what another one left behind does its handlers no harm."""
@@ -32,7 +32,7 @@ _raised: set[str] = set()
 class Judgement(Decision, frozen=True, kw_only=True):
     """What is done about one order."""
 
-    action: Literal["review", "block"]
+    action: Literal["approve", "review", "block"]
 
 
 @app.agent("processed.alerts", alert=HighValueOrder, decides=Judgement, fallback=review, concurrency=64, deadline="20s")

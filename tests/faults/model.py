@@ -1,6 +1,7 @@
 """The Messages API stub as a process of its own: seeded latencies and faults, and a log of every call.
 
-    python -m tests.faults.model --log FILE --seconds QUICK,SLOW [--slow SHARE] [--fault NAME:SHARE …] [--seed N]
+    python -m tests.faults.model --log FILE --seconds QUICK,SLOW [--slow SHARE] [--fault NAME:SHARE …] [--answer ACTION:SHARE …]
+        [--seed N]
 
 An answer says which call of its alert it is, and another call may get another action: so an effect can be traced to the
 answer that it came from.
@@ -12,9 +13,10 @@ import re
 import socket
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import uvicorn
@@ -28,16 +30,25 @@ from tests.faults.lines import LineLog
 from tests.faults.processes import die_with_parent
 
 ALERT_ID = re.compile(rb'alert_id\\":\\"([^"\\]+)')
-BLOCK_SHARE = 0.7
+ANSWERS = ("block:0.7",)
+"""Unless told otherwise; the rest is reviewed."""
 
+T = TypeVar("T")
 _number: ContextVar[tuple[str, int]] = ContextVar("call")
 
 
 class LoggedApi(MessagesApi):
-    """slow: the share of alerts that take the longer of `seconds`. faults: and how often each comes instead of an answer."""
+    """slow: the share of alerts that take the longer of `seconds`. faults: and how often each comes instead of an answer.
+    answers: actions, and how often each is answered; review for the rest."""
 
     def __init__(
-        self, log: LineLog, seconds: tuple[float, float], slow: float, faults: list[tuple[Fault, float]], seed: int
+        self,
+        log: LineLog,
+        seconds: tuple[float, float],
+        slow: float,
+        faults: list[tuple[Fault, float]],
+        answers: list[tuple[str, float]],
+        seed: int,
     ) -> None:
         super().__init__(self._judge, 0, (), SystemClock())
         self._log = log
@@ -45,6 +56,7 @@ class LoggedApi(MessagesApi):
         self._seconds = seconds
         self._slow = slow
         self._happens = faults
+        self._answers = answers
         self._seed = seed
         self._asked = Counter[str]()
 
@@ -78,17 +90,21 @@ class LoggedApi(MessagesApi):
         return crc32(f"{self._seed} {text}".encode()) / 2**32
 
     def _fault(self, call: str) -> Fault | None:
-        drawn = self._share(f"fault {call}")
-        for fault, share in self._happens:
-            drawn -= share
-            if drawn < 0:
-                return fault
-        return None
+        return _drawn(self._happens, self._share(f"fault {call}"))
 
     def _judge(self, request: MessagesRequest) -> dict[str, str]:
         alert_id, number = _number.get()
-        action = "block" if self._share(f"action {alert_id} {number}") < BLOCK_SHARE else "review"
+        action = _drawn(self._answers, self._share(f"action {alert_id} {number}")) or "review"
         return {"action": action, "risk_level": "HIGH", "reason": f"call {number}"}
+
+
+def _drawn(shares: Iterable[tuple[T, float]], drawn: float) -> T | None:
+    """Which of these comes at a number from 0 to 1; None beyond their shares."""
+    for one, share in shares:
+        drawn -= share
+        if drawn < 0:
+            return one
+    return None
 
 
 async def serve(api: LoggedApi) -> None:
@@ -107,6 +123,7 @@ def main() -> None:
     parser.add_argument("--seconds", required=True)
     parser.add_argument("--slow", type=float, default=0.1)
     parser.add_argument("--fault", action="append", default=[])
+    parser.add_argument("--answer", action="append", default=[])
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     die_with_parent()
@@ -115,10 +132,12 @@ def main() -> None:
         (getattr(messages_api, name), float(share))
         for name, _, share in (text.partition(":") for text in options.fault)
     ]
+    shares = [text.partition(":") for text in options.answer or ANSWERS]
+    answers = [(action, float(share)) for action, _, share in shares]
     messages_api._LIMITS_A_MINUTE = dict.fromkeys(
         messages_api._LIMITS_A_MINUTE, 10**9
     )  # what is reported as the limits
-    api = LoggedApi(LineLog(options.log), (quick, slow), options.slow, faults, options.seed)
+    api = LoggedApi(LineLog(options.log), (quick, slow), options.slow, faults, answers, options.seed)
     import uvloop
 
     uvloop.run(serve(api))

@@ -62,10 +62,12 @@ class Run:
         seed: int,
         latency: Latency,
         model_faults: Sequence[str] = (),
+        answers: Sequence[str] = (),
         arguments: Sequence[str] = ("--only", "agents", "--only", "actions"),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """name: part of every id of the run. model_faults: `NAME:SHARE` of `app.local.messages_api`'s constants.
+        answers: `ACTION:SHARE` of what it answers, review for the rest; its own unless given.
         arguments, environment: what all workers get beside where the servers are."""
         self.cluster = cluster
         self.name = name
@@ -75,6 +77,7 @@ class Run:
         self._seed = seed
         self._latency = latency
         self._model_faults = model_faults
+        self._answers = answers
         self._arguments = arguments
         self._more = dict(environment or {})
         self._clock = SystemClock()
@@ -87,8 +90,9 @@ class Run:
         self._reader = self.cluster.broker.reader()
         self._producer: Producer = self.cluster.broker.producer()
         await self._producer.start()
-        self._begin = await self._reader.end_offsets([*_places(DECISIONS), *_places(EFFECTS)])
+        self._begin = await self._reader.end_offsets([*_places(ALERTS), *_places(DECISIONS), *_places(EFFECTS)])
         faults = [text for fault in self._model_faults for text in ("--fault", fault)]
+        faults += [text for answer in self._answers for text in ("--answer", answer)]
         seconds = f"{self._latency.quick_s},{self._latency.slow_s}"
         model = ["--seconds", seconds, "--slow", str(self._latency.slow), "--seed", str(self._seed), *faults]
         self.model, self.sink = await asyncio.gather(
@@ -176,11 +180,23 @@ class Run:
         confirmation = await self._producer.confirm(
             ALERTS, encode(alert), user.encode(), headers=alert_headers("high_value_order", "", 0, now_ms, now_ms, ())
         )
-        partition, offset = confirmation
-        self._ends[partition] = max(self._ends.get(partition, 0), offset + 1)
-        one = Published(alert_id, partition, offset, self._clock.now_ms())
-        self.published.append(one)
+        one = Published(alert_id, *confirmation, self._clock.now_ms())
+        self._note(one)
         return one
+
+    async def adopt_alerts(self, count: int) -> None:
+        """Takes for published what streams have written to the alerts' topic, once there are so many, or after a time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LAG_LIMIT_S
+        while len(records := await self.read(ALERTS)) < count and loop.time() < deadline:
+            await asyncio.sleep(LOOK_S)
+        for record in records:
+            alert_id = msgspec.json.decode(record.value or b"")["alert_id"]
+            self._note(Published(alert_id, record.partition, record.offset, record.timestamp_ms))
+
+    def _note(self, one: Published) -> None:
+        self._ends[one.partition] = max(self._ends.get(one.partition, 0), one.offset + 1)
+        self.published.append(one)
 
     @property
     def backlog(self) -> int:
@@ -211,12 +227,12 @@ class Run:
         return False
 
     async def finish(self) -> History:
-        """Everything that is known, after the workers have been stopped."""
+        """Everything that is known, after the workers have been stopped. It is kept as `history.json` too."""
         await asyncio.sleep(0.2)  # the last sample
-        decisions = [_decided(record) for record in await self._read(DECISIONS)]
-        effects = [_effect_entry(record) for record in await self._read(EFFECTS)]
+        decisions = [_decided(record) for record in await self.read(DECISIONS)]
+        effects = [_effect_entry(record) for record in await self.read(EFFECTS)]
         ours = {one.alert_id for one in self.published}
-        return History(
+        history = History(
             published=self.published,
             calls=_calls(read_lines(self.directory / "model.jsonl", Call), ours),
             decisions=[one for one in decisions if one.alert_id in ours],
@@ -229,7 +245,8 @@ class Run:
             posting=POSTING,
         )
 
-    async def _read(self, topic: str) -> list[Record]:
+    async def read(self, topic: str) -> list[Record]:
+        """What has been written since the run began, or at all where nothing was noted then."""
         found: list[Record] = []
         for place, end in (await self._reader.end_offsets(_places(topic))).items():
             async for records in self._reader.read(place, self._begin.get(place, 0), end):
@@ -239,7 +256,7 @@ class Run:
     async def _dead_letters(self) -> dict[str, int]:
         ids = {(one.partition, one.offset): one.alert_id for one in self.published}
         dead: dict[str, int] = {}
-        for record in await self._read(f"{ALERTS}.dead"):
+        for record in await self.read(f"{ALERTS}.dead"):
             place = int(record.header("partition") or b"-1"), int(record.header("offset") or b"-1")
             if place in ids:
                 dead.setdefault(ids[place], record.timestamp_ms)
