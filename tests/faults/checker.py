@@ -116,10 +116,11 @@ def _effects_twice(history: History) -> Iterator[str]:
 
 def _effects_missing(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:
     applied = {(post.alert_id, post.effect) for post in history.posts if post.applied}
+    states = {entry.alert_id: dict(entry.states) for entry in history.effects}
     for alert_id, decision in standing.items():
         for effect in history.posting.get(decision.action, ()):
             if (alert_id, effect) not in applied:
-                yield f"{effect} of {alert_id} was never applied"
+                yield f"{effect} of {alert_id} was never applied; on record: {states.get(alert_id, 'nothing')}"
 
 
 def _conflicting(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:

@@ -244,6 +244,8 @@ class Run:
             dead=await self._dead_letters(),
             posting=POSTING,
         )
+        (self.directory / "history.json").write_bytes(msgspec.json.encode(history))
+        return history
 
     async def read(self, topic: str) -> list[Record]:
         """What has been written since the run began, or at all where nothing was noted then."""
