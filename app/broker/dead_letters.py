@@ -138,7 +138,8 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def replays(self) -> int:
         """How often its record had been published out of a letter when it failed again."""
-        return max(0, *(_number(text.decode(errors="replace")) for name, text in self.headers if name == REPLAYS), 0)
+        counts = [_number(text.decode(errors="replace")) for name, text in self.headers if name == REPLAYS]
+        return max([0, *counts])
 
     @property
     def is_whole(self) -> bool:

@@ -118,7 +118,9 @@ class DeadReplay:
         async for record in self._records():
             offset = noted_offset(record)
             if offset is not None:
-                self._notes[record.partition, offset] = _note(record)
+                known = self._notes.get((record.partition, offset))
+                if known is None or not known.is_published:
+                    self._notes[record.partition, offset] = _note(record)
                 continue
             letter = letter_of(record)
             if letter.offset >= 0:
