@@ -5,34 +5,34 @@ What an alert does to its handler stands in its order's id, `kind-run-number`: s
 
 import os
 import signal
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from app.application import App
 from app.decisions.context import Context
-from app.decisions.decision import Decision, review
+from app.decisions.decision import Decision, Severity, review
 from app.decisions.effects import Effects
-from app.streams import outputs
 from features import fraud
 from features.fraud import HighValueOrder
 
 PARTITIONS = 12
-POSTING = {"block": ("block_order",)}
+POSTING = {"block": ("block_order",), "hold": ("hold_payment",)}
 """Which effects an action posts to the sink."""
 
-PROMPT = "You judge orders of unusual value. Answer approve, review or block."
+PROMPT = "You judge orders of unusual value. Answer approve, review, hold or block."
 RAISES_ONCE, RAISES_ALWAYS, KILLS = "once", "always", "kills"
 RUN_VARIABLE = "FAULTS_RUN"
 """Which run this is: what another one left behind does its handlers no harm."""
 
-outputs.ALERT_PARTITIONS = PARTITIONS
-app = App(features=[fraud])
+app = App(features=[fraud], alert_partitions=PARTITIONS)
 _raised: set[str] = set()
 
 
 class Judgement(Decision, frozen=True, kw_only=True):
     """What is done about one order."""
 
-    action: Literal["approve", "review", "block"]
+    action: Literal["approve", "review", "hold", "block"]
+    severities: ClassVar[Mapping[str, Severity]] = {**Decision.severities, "hold": Severity.BLOCK}
 
 
 @app.agent("processed.alerts", alert=HighValueOrder, decides=Judgement, fallback=review, concurrency=64, deadline="20s")
@@ -53,6 +53,12 @@ async def judge(alert: HighValueOrder, context: Context) -> Judgement:
 @judge.action("block")
 async def block_order(decision: Judgement, effects: Effects) -> None:
     """Says which answer it acts on: the reason holds the number of the model call."""
+    await effects.post({"alert_id": effects.alert.alert_id, "reason": decision.reason})
+
+
+@judge.action("hold", at_most_once=True)
+async def hold_payment(decision: Judgement, effects: Effects) -> None:
+    """The same, at a receiver that knows no keys."""
     await effects.post({"alert_id": effects.alert.alert_id, "reason": decision.reason})
 
 

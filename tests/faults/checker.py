@@ -11,6 +11,9 @@ from tests.faults.history import ACTIONS_GROUP, ALERTS_GROUP, Committed, Decided
 SHOWN = 5
 """So many violations of a kind are described; all are counted."""
 
+UNKNOWN = "unknown"
+"""State of an effect whose call broke off."""
+
 ZEROS = ("lost", "effects_twice", "effects_missing", "early_commits", "conflicting", "set_back", "unfinished")
 """Counts that must be 0, whatever the fault."""
 
@@ -115,11 +118,12 @@ def _effects_twice(history: History) -> Iterator[str]:
 
 
 def _effects_missing(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:
+    """But for those about which a person was asked, since a receiver that knows no keys must not be called again."""
     applied = {(post.alert_id, post.effect) for post in history.posts if post.applied}
-    states = {entry.alert_id: dict(entry.states) for entry in history.effects}
+    states: dict[str, Mapping[str, str]] = {entry.alert_id: entry.states for entry in history.effects}
     for alert_id, decision in standing.items():
         for effect in history.posting.get(decision.action, ()):
-            if (alert_id, effect) not in applied:
+            if (alert_id, effect) not in applied and states.get(alert_id, {}).get(effect) != UNKNOWN:
                 yield f"{effect} of {alert_id} was never applied; on record: {states.get(alert_id, 'nothing')}"
 
 

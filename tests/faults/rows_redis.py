@@ -44,6 +44,7 @@ async def killed(bed: Bed) -> AsyncIterator[None]:
     await bed.cluster.kill("redis")
     yield
     await bed.cluster.restart("redis")
+    await bed.redis.connection_pool.disconnect()
 
 
 @asynccontextmanager

@@ -61,7 +61,6 @@ class Run:
         *,
         seed: int,
         latency: Latency,
-        model_faults: Sequence[str] = (),
         answers: Sequence[str] = (),
         arguments: Sequence[str] = ("--only", "agents", "--only", "actions"),
         environment: Mapping[str, str] | None = None,
@@ -76,7 +75,6 @@ class Run:
         self.published: list[Published] = []
         self._seed = seed
         self._latency = latency
-        self._model_faults = model_faults
         self._answers = answers
         self._arguments = arguments
         self._more = dict(environment or {})
@@ -91,10 +89,9 @@ class Run:
         self._producer: Producer = self.cluster.broker.producer()
         await self._producer.start()
         self._begin = await self._reader.end_offsets([*_places(ALERTS), *_places(DECISIONS), *_places(EFFECTS)])
-        faults = [text for fault in self._model_faults for text in ("--fault", fault)]
         faults += [text for answer in self._answers for text in ("--answer", answer)]
         seconds = f"{self._latency.quick_s},{self._latency.slow_s}"
-        model = ["--seconds", seconds, "--slow", str(self._latency.slow), "--seed", str(self._seed), *faults]
+        model = ["--seconds", seconds, "--slow", str(self._latency.slow), "--seed", str(self._seed)]
         self.model, self.sink = await asyncio.gather(
             asyncio.to_thread(self._server, "model", model), asyncio.to_thread(self._server, "sink", [])
         )
@@ -122,7 +119,11 @@ class Run:
             "HEADRACE_STORE": self.cluster.redis,
             "HEADRACE_REPLICATION": "1",
             "HEADRACE_MODEL_URL": self.model.address,
-            "HEADRACE_ACTION_URL_BLOCK_ORDER": f"{self.sink.address}/block_order",
+            **{
+                f"HEADRACE_ACTION_URL_{effect.upper()}": f"{self.sink.address}/{effect}"
+                for effects in POSTING.values()
+                for effect in effects
+            },
             "HEADRACE_LOG_LEVEL": "info",
             "ANTHROPIC_API_KEY": "none",
             RUN_VARIABLE: self.name,

@@ -1,4 +1,4 @@
-"""The receiver of effects as a process of its own: applies each idempotency key once, and logs every attempt.
+"""The receiver of effects as a process of its own: applies each key once, where it knows keys, and logs every attempt.
 
     python -m tests.faults.sink --log FILE
 
@@ -18,9 +18,12 @@ from tests.faults.history import Post
 from tests.faults.lines import LineLog, read_lines
 from tests.faults.processes import die_with_parent
 
+KEYLESS = frozenset({"hold_payment"})
+"""Effects whose receiver knows no idempotency keys: it applies whatever it is sent."""
+
 
 class Body(msgspec.Struct):
-    """What `application.block_order` posts."""
+    """What the effects of `application` post."""
 
     alert_id: str
     reason: str
@@ -49,9 +52,10 @@ class Sink:
 
     def _take(self, path: str, key: str, body: bytes) -> None:
         said = msgspec.json.decode(body, type=Body)
-        applied = not key or key not in self._applied
+        effect = path.rpartition("/")[2]
+        applied = effect in KEYLESS or not key or key not in self._applied
         self._applied.add(key)
-        self._log.write(Post(key, path.rpartition("/")[2], said.alert_id, said.reason, self._clock.now_ms(), applied))
+        self._log.write(Post(key, effect, said.alert_id, said.reason, self._clock.now_ms(), applied))
 
 
 async def serve(sink: Sink) -> None:
