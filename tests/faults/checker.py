@@ -17,12 +17,16 @@ UNKNOWN = "unknown"
 ZEROS = ("lost", "effects_twice", "effects_missing", "early_commits", "conflicting", "set_back", "unfinished")
 """Counts that must be 0, whatever the fault."""
 
+REPORTED = ("failed", "unknown", "withheld")
+"""Ends of an effect about which a person is asked."""
+
 
 class Verdict(msgspec.Struct, kw_only=True):
     """What a history comes to.
 
     lost: alerts without a standing decision. effects_twice: effects applied more than once at the sink.
-    effects_missing: effects of standing decisions that the sink never applied. early_commits: alerts (or decisions) that
+    effects_missing: effects of standing decisions that the sink never applied, but for those that are on record as not
+    completed and put before a person: effects_to_a_person. early_commits: alerts (or decisions) that
     a commit had passed, or marked as done, before their end was in the log. conflicting: alerts with effects of another
     decision than the standing one. set_back: commits behind an earlier one. unfinished: partitions whose lag never came
     to 0. repeated: model calls beyond one an alert; in_flight: model calls that were under way when work was broken off.
@@ -36,6 +40,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     lost: int
     effects_twice: int
     effects_missing: int
+    effects_to_a_person: int
     early_commits: int
     conflicting: int
     set_back: int
@@ -59,10 +64,11 @@ class Verdict(msgspec.Struct, kw_only=True):
 def check(history: History) -> Verdict:
     """Counts every violation of the promises, and describes the first of each kind."""
     standing = standing_decisions(history)
+    missing, to_a_person = _effects_missing(history, standing)
     found = {
         "lost": list(_lost(history, standing)),
         "effects_twice": list(_effects_twice(history)),
-        "effects_missing": list(_effects_missing(history, standing)),
+        "effects_missing": missing,
         "early_commits": [*_early_alerts(history, standing), *_early_decisions(history, standing)],
         "conflicting": list(_conflicting(history, standing)),
         "set_back": list(_set_back(history)),
@@ -76,6 +82,7 @@ def check(history: History) -> Verdict:
     return Verdict(
         alerts=len(history.published),
         kills=sum(fault.breaks for fault in history.faults),
+        effects_to_a_person=to_a_person,
         repeated=sum(number - 1 for number in asked.values()),
         in_flight=_in_flight(history),
         attempts=len(history.posts),
@@ -117,14 +124,21 @@ def _effects_twice(history: History) -> Iterator[str]:
             yield f"{effect} of {alert_id} applied {len(keys)} times, under {sorted(set(keys))}"
 
 
-def _effects_missing(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:
-    """But for those about which a person was asked, since a receiver that knows no keys must not be called again."""
+def _effects_missing(history: History, standing: Mapping[str, Decided]) -> tuple[list[str], int]:
+    """What was neither applied nor put before a person; and how many were put before one."""
     applied = {(post.alert_id, post.effect) for post in history.posts if post.applied}
-    states: dict[str, Mapping[str, str]] = {entry.alert_id: entry.states for entry in history.effects}
+    states = {entry.alert_id: entry.states for entry in history.effects if entry.ended}
+    asked, missing, to_a_person = set(history.asked), [], 0
     for alert_id, decision in standing.items():
         for effect in history.posting.get(decision.action, ()):
-            if (alert_id, effect) not in applied and states.get(alert_id, {}).get(effect) != UNKNOWN:
-                yield f"{effect} of {alert_id} was never applied; on record: {states.get(alert_id, 'nothing')}"
+            if (alert_id, effect) in applied:
+                continue
+            state = states.get(alert_id, {}).get(effect, "open")
+            if state in REPORTED and any(key.endswith(f":{effect}:{alert_id}") for key in asked):
+                to_a_person += 1
+            else:
+                missing.append(f"{effect} of {alert_id} was never applied; on record it is {state}")
+    return missing, to_a_person
 
 
 def _conflicting(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:

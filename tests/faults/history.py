@@ -20,12 +20,14 @@ class Published(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A call of the model. number: from 1 for each alert. end_ms: when it was answered; 0 where nobody waited any more."""
+    """A call of the model. number: from 1 for each alert. end_ms: when it was answered; 0 where nobody waited any more.
+    fault: what came instead of an answer, empty for nothing."""
 
     alert_id: str
     number: int
     start_ms: int
     end_ms: int
+    fault: str = ""
 
 
 class Decided(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +103,8 @@ class Owned(msgspec.Struct, frozen=True):
 
 
 class History(msgspec.Struct, kw_only=True):
-    """posting: which effects an action posts to the sink. dead: ids of alerts that are dead letters, and since when."""
+    """posting: which effects an action posts to the sink. dead: ids of alerts that are dead letters, and since when.
+    asked: keys of effects about which a person was asked, since they could not be completed."""
 
     published: list[Published] = []
     calls: list[Call] = []
@@ -112,4 +115,5 @@ class History(msgspec.Struct, kw_only=True):
     faults: list[Fault] = []
     owned: list[Owned] = []
     dead: dict[str, int] = {}
+    asked: list[str] = []
     posting: Mapping[str, tuple[str, ...]] = {}

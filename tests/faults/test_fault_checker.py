@@ -124,6 +124,16 @@ def apply_nothing(history: History) -> None:
     del history.posts[0]
 
 
+def fail_without_a_word(history: History) -> None:
+    apply_nothing(history)
+    history.effects[0] = msgspec.structs.replace(history.effects[0], states={"block_order": "failed"})
+
+
+def ask_about_what_is_open(history: History) -> None:
+    apply_nothing(history)
+    history.asked.append("judge:block_order:a-0")
+
+
 def commit_before_the_decision(history: History) -> None:
     history.commits.append(Committed(ALERTS_GROUP, 0, 2, "", 1_400))
 
@@ -183,6 +193,8 @@ PLANTED: tuple[tuple[Callable[[History], None], str, int], ...] = (
     (apply_a_key_twice, "effects_twice", 1),
     (apply_under_two_keys, "effects_twice", 1),
     (apply_nothing, "effects_missing", 1),
+    (fail_without_a_word, "effects_missing", 1),
+    (ask_about_what_is_open, "effects_missing", 1),
     (commit_before_the_decision, "early_commits", 1),
     (commit_far_ahead, "early_commits", 3),
     (mark_done_before_the_decision, "early_commits", 1),
@@ -207,6 +219,15 @@ def test_check_planted_violation_is_counted(plant: Callable[[History], None], ki
     assert count == getattr(verdict, kind)
     assert any(problem.startswith(f"{kind}: ") for problem in verdict.problems)
     assert not verdict.zeros_hold or kind == "two_owners"
+
+
+def test_check_effect_put_before_a_person_is_not_missing() -> None:
+    """It is on record as failed, and somebody was asked: counted apart."""
+    history = clean()
+    fail_without_a_word(history)
+    history.asked.append("judge:block_order:a-0")
+    verdict = check(history)
+    assert (0, 1, True) == (verdict.effects_missing, verdict.effects_to_a_person, verdict.zeros_hold)
 
 
 def test_check_repeated_calls_beyond_those_in_flight_are_counted() -> None:
