@@ -215,7 +215,7 @@ class AgentWork:
         return True
 
     def _context(self, record: Record, alert: Alert) -> Context:
-        """For the next attempt, with the model calls that earlier ones have made."""
+        """For the next attempt, with what earlier ones have begun: the time, the deadline, and the model calls made."""
         place = (record.partition, record.offset)
         earlier = self._contexts.get(place)
         context = Context(
@@ -226,7 +226,7 @@ class AgentWork:
             clock=self._clock,
             gate=self._gate,
             reader=self._features,
-            started_ms=self._clock.now_ms(),
+            started_ms=earlier.started_ms if earlier else self._clock.now_ms(),
             partition=record.partition,
             models=earlier.models if earlier else [],
         )

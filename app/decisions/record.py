@@ -42,7 +42,7 @@ class Hops(msgspec.Struct, frozen=True):
     alert_ms: int
     """The broker stamped the alert."""
     agent_ms: int
-    """The handler began."""
+    """The handler began, at its first attempt."""
     enriched_ms: int
     """The last features that were asked for had arrived."""
     decided_ms: int

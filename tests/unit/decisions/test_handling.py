@@ -212,6 +212,7 @@ def test_handle_failed_calls_stay_in_the_record() -> None:
     (record,) = world.decisions()
     assert ["overloaded"] * 3 == [use.failure for use in record.models]
     assert 3 == record.attempt
+    assert record.hops.agent_ms < record.hops.decided_ms, "it began with the first attempt, of which the deadline counts"
 
 
 def test_handle_second_attempt_may_succeed() -> None:
