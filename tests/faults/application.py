@@ -23,6 +23,8 @@ PROMPT = "You judge orders of unusual value. Answer approve, review, hold or blo
 RAISES_ONCE, RAISES_ALWAYS, KILLS = "once", "always", "kills"
 RUN_VARIABLE = "FAULTS_RUN"
 """Which run this is: what another one left behind does its handlers no harm."""
+DEADLINE_VARIABLE = "FAULTS_DEADLINE"
+"""The agent's deadline where it is not 20 s."""
 
 app = App(features=[fraud], alert_partitions=PARTITIONS)
 _raised: set[str] = set()
@@ -35,7 +37,14 @@ class Judgement(Decision, frozen=True, kw_only=True):
     severities: ClassVar[Mapping[str, Severity]] = {**Decision.severities, "hold": Severity.BLOCK}
 
 
-@app.agent("processed.alerts", alert=HighValueOrder, decides=Judgement, fallback=review, concurrency=64, deadline="20s")
+@app.agent(
+    "processed.alerts",
+    alert=HighValueOrder,
+    decides=Judgement,
+    fallback=review,
+    concurrency=64,
+    deadline=os.environ.get(DEADLINE_VARIABLE, "20s"),
+)
 async def judge(alert: HighValueOrder, context: Context) -> Judgement:
     """Asks the model, unless the order is of those on which a handler fails."""
     kind, run, _ = alert.order_id.split("-")

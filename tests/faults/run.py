@@ -14,7 +14,7 @@ from app.broker.base import Producer
 from app.core.clock import SystemClock
 from app.core.codec import encode
 from app.core.record import Record, TopicPartition
-from app.decisions.record import DECISIONS, DecisionRecord, EffectRecord
+from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, DecisionRecord, EffectRecord
 from app.streams.outputs import alert_headers, derived_id
 from features.fraud import HighValueOrder
 from tests.faults.application import PARTITIONS, POSTING, RUN_VARIABLE
@@ -34,7 +34,7 @@ from tests.faults.lines import read_lines
 from tests.faults.processes import Child
 from tests.faults.workers import Workers
 
-ALERTS, EFFECTS = "processed.alerts", "agent.effects"
+ALERTS = "processed.alerts"
 AT_ONCE = 250
 """Publications that wait for their acknowledgement together."""
 LAG_LIMIT_S = 60.0
@@ -65,8 +65,7 @@ class Run:
         arguments: Sequence[str] = ("--only", "agents", "--only", "actions"),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """name: part of every id of the run. model_faults: `NAME:SHARE` of `app.local.messages_api`'s constants.
-        answers: `ACTION:SHARE` of what it answers, review for the rest; its own unless given.
+        """name: part of every id of the run. answers: `ACTION:SHARE` of what it answers, review for the rest; its own unless given.
         arguments, environment: what all workers get beside where the servers are."""
         self.cluster = cluster
         self.name = name
@@ -88,10 +87,12 @@ class Run:
         self._reader = self.cluster.broker.reader()
         self._producer: Producer = self.cluster.broker.producer()
         await self._producer.start()
-        self._begin = await self._reader.end_offsets([*_places(ALERTS), *_places(DECISIONS), *_places(EFFECTS)])
-        faults += [text for answer in self._answers for text in ("--answer", answer)]
+        self._begin = await self._reader.end_offsets(
+            [*_places(ALERTS), *_places(DECISIONS), *_places(EFFECTS), *_places(REVIEWS)]
+        )
+        answers = [text for answer in self._answers for text in ("--answer", answer)]
         seconds = f"{self._latency.quick_s},{self._latency.slow_s}"
-        model = ["--seconds", seconds, "--slow", str(self._latency.slow), "--seed", str(self._seed)]
+        model = ["--seconds", seconds, "--slow", str(self._latency.slow), "--seed", str(self._seed), *answers]
         self.model, self.sink = await asyncio.gather(
             asyncio.to_thread(self._server, "model", model), asyncio.to_thread(self._server, "sink", [])
         )
@@ -243,6 +244,7 @@ class Run:
             faults=list(self.workers.faults),
             owned=self.workers.owned(),
             dead=await self._dead_letters(),
+            asked=await self._asked(),
             posting=POSTING,
         )
         (self.directory / "history.json").write_bytes(msgspec.json.encode(history))
@@ -255,6 +257,10 @@ class Run:
             async for records in self._reader.read(place, self._begin.get(place, 0), end):
                 found += [record for record in records if record.value is not None]
         return found
+
+    async def _asked(self) -> list[str]:
+        requests = [msgspec.json.decode(record.value or b"", type=_Asked) for record in await self.read(REVIEWS)]
+        return [request.review_id for request in requests if request.kind == "effect"]
 
     async def _dead_letters(self) -> dict[str, int]:
         ids = {(one.partition, one.offset): one.alert_id for one in self.published}
@@ -277,6 +283,13 @@ def _calls(logged: Sequence[Call], ours: set[str]) -> list[Call]:
         if call.alert_id in ours and (call.end_ms or (call.alert_id, call.number) not in calls):
             calls[call.alert_id, call.number] = call
     return list(calls.values())
+
+
+class _Asked(msgspec.Struct):
+    """As much of what is put before a person."""
+
+    review_id: str = ""
+    kind: str = ""
 
 
 class _Said(msgspec.Struct):
