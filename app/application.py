@@ -33,7 +33,7 @@ from app.streams.graph import (
     pipelines_in,
     unique_names,
 )
-from app.streams.outputs import topics_of
+from app.streams.outputs import ALERT_PARTITIONS, topics_of
 from app.streams.python import alert_tag
 
 STREAMS_GROUP = "headrace.streams"
@@ -50,11 +50,13 @@ class Publishing(Protocol):
 class App:
     """Topics, streams, views and agents of one application.
 
-    features: modules whose variables are topics and pipelines; a pipeline's name is its variable's.
+    features: modules whose variables are topics and pipelines; a pipeline's name is its variable's. alert_partitions: of
+    each topic of alerts, and so of decisions, effects and reviews: at most so many workers decide at the same time.
     Raises: SetupError for names that are taken and declarations that contradict each other.
     """
 
-    def __init__(self, features: Iterable[ModuleType]) -> None:
+    def __init__(self, features: Iterable[ModuleType], *, alert_partitions: int = ALERT_PARTITIONS) -> None:
+        self._alert_partitions = alert_partitions
         self.pipelines: dict[str, Pipeline] = {}
         self.sources: dict[str, Source] = {}
         self.agents: dict[str, Agent[Any]] = {}
@@ -83,7 +85,7 @@ class App:
     def topics(self) -> TopicRegistry:
         """Every topic that the application reads or writes."""
         registry = TopicRegistry()
-        for spec in topics_of(self.sources.values(), self.pipelines):
+        for spec in topics_of(self.sources.values(), self.pipelines, self._alert_partitions):
             registry.add(spec)
         alert_topics = [registry.named(name) for name in sorted({agent.topic for agent in self.agents.values()})]
         if alert_topics:

@@ -57,8 +57,10 @@ def state_topic(name: str) -> str:
     return f"state.{name}"
 
 
-def topics_of(sources: Iterable[Source], pipelines: Mapping[str, Pipeline]) -> list[TopicSpec]:
-    """Every topic that these streams read or write.
+def topics_of(
+    sources: Iterable[Source], pipelines: Mapping[str, Pipeline], alert_partitions: int = ALERT_PARTITIONS
+) -> list[TopicSpec]:
+    """Every topic that these streams read or write. alert_partitions: of each topic of alerts.
 
     Raises: SetupError for a topic that is used in two ways.
     """
@@ -84,7 +86,7 @@ def topics_of(sources: Iterable[Source], pipelines: Mapping[str, Pipeline]) -> l
     alerts = [pipeline for pipeline in pipelines.values() if isinstance(pipeline, AlertPipeline)]
     for topic in dict.fromkeys(pipeline.topic for pipeline in alerts):
         types = [pipeline.alert_type for pipeline in alerts if pipeline.topic == topic]
-        spec = TopicSpec(name=topic, partitions=ALERT_PARTITIONS, type=reduce(or_, types))
+        spec = TopicSpec(name=topic, partitions=alert_partitions, type=reduce(or_, types))
         add(spec)
         add(dead_letters_of(spec))
     return list(specs.values())

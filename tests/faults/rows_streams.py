@@ -1,9 +1,10 @@
 """Workers of the streams killed and frozen: features, rows and alerts are those of a plain reading, to the cent."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Literal
 
-from app.local.services import own_directory, running
+from app.local.services import down, own_directory, up
 from tests.faults.processes import Child
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size
 from tests.faults.streams import LIMIT_S, Plan, run
@@ -16,7 +17,9 @@ async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Litera
     bench.runs += 1
     directory = bench.directory / f"{bench.runs}-streams"
     plan = Plan(fault=fault, seed=bench.seed, **size)
-    with running(own_directory("faults-streams"), ["kafka"]) as addresses:
+    servers = await asyncio.to_thread(own_directory, "faults-streams")
+    try:
+        addresses = await asyncio.to_thread(up, servers, ["kafka"])
         environment = {"HEADRACE_BROKER": addresses.kafka, "HEADRACE_STORE": "memory://", "HEADRACE_REPLICATION": "1"}
         seams = [text for name in (*ablate, *([SEAM] if fault == "freeze" else [])) for text in ("--ablate", name)]
         started = 0
@@ -28,6 +31,8 @@ async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Litera
             return Child("tests.faults.worker", arguments, directory / f"{started}.log", environment)
 
         outcome = await run(addresses.kafka, plan, start, bench.say)
+    finally:
+        await asyncio.to_thread(down, servers)
     failures = list(outcome.violations)
     if outcome.recovery_s > LIMIT_S:
         failures.append(f"everything committed after {outcome.recovery_s:.0f} s")

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from agents import app
+from app.application import App
 from app.broker.memory import Fault, MemoryBroker
 from app.broker.topics import TopicSpec
 from app.core.clock import Clock, run_virtual
@@ -20,6 +21,7 @@ from app.core.settings import Settings
 from app.models.rules import RulesModel
 from app.serving.memory import MemoryStore
 from app.worker import PARTS, Worker
+from features import fraud
 from features.records import OrderEvent
 
 START_MS = 1_800_000_000_000
@@ -147,6 +149,14 @@ def test_app_topics_are_those_of_the_design() -> None:
     }
     declared = {spec.name: spec.partitions for spec in app.topics.all()}
     assert expected == {name: declared.get(name) for name in expected}
+
+
+def test_app_alert_partitions_are_those_of_all_that_follows_from_alerts() -> None:
+    """Decisions, effects and reviews lie in the partition of their alert."""
+    wide = App(features=[fraud], alert_partitions=24)
+    wide.agents.update(app.agents)
+    topics = ("processed.alerts", "agent.decisions", "agent.effects", "agent.reviews")
+    assert dict.fromkeys(topics, 24) == {name: wide.topics.named(name).partitions for name in topics}
 
 
 def test_worker_error_that_no_restart_helps_ends_it() -> None:
