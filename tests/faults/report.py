@@ -1,6 +1,6 @@
 """RELIABILITY.md and the table that is printed, from what came of the rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tests.faults.results import FIGURES, Result
@@ -129,7 +129,7 @@ def _more(result: Result | None) -> str:
     return f" Also counted: {_counts(more)}." if more else ""
 
 
-def _counts(values: dict[str, Any] | Any) -> str:
+def _counts(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in values.items()) or "-"
 
 
