@@ -61,7 +61,7 @@ ROWS = (
         "topic, to the cent, and no alert is missing.",
         kill_streams,
         full={"events": 1_000_000, "faults": 20},
-        small={"events": 6_000, "faults": 6},
+        small={"events": 4_000, "faults": 4},
         ablations=(
             Ablation("offsets_before_outputs", {"events": 100_000, "faults": 6}),
             Ablation("time_not_in_commits", {"events": 100_000, "faults": 6}),
@@ -74,7 +74,7 @@ ROWS = (
         "no table, no feature and no row.",
         freeze_streams,
         full={"events": 20_000, "faults": 10, "shoppers": 60},
-        small={"events": 2_000, "faults": 2, "shoppers": 60},
+        small={"events": 1_000, "faults": 1, "shoppers": 60},
         ablations=(Ablation("last_written_value_counts", {"events": 12_000, "faults": 6, "shoppers": 60}),),
     ),
 )
