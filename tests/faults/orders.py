@@ -108,20 +108,24 @@ class Blind(NamedTuple):
     start_ms: int
     end_ms: int
 
+    def holds(self, decision: DecisionRecord) -> bool:
+        """Whether the order and the decision about it fall into it."""
+        return self.start_ms < decision.hops.event_ms and decision.hops.decided_ms < self.end_ms
+
+
+def action_of(decision: DecisionRecord) -> str:
+    return str(msgspec.json.decode(decision.decision)["action"])
+
 
 def judged(
     decisions: Sequence[DecisionRecord], source: Sequence[SourceRecord], blind: Sequence[Blind]
 ) -> Iterator[str]:
     """What is wrong with decisions, given when features could be known."""
     history = _Shoppers(source)
-    free_ms: dict[str, int] = {}
-    for decision in sorted(decisions, key=lambda one: (one.alert_partition, one.hops.decided_ms)):
-        hops, name = decision.hops, decision.alert_id
-        action = msgspec.json.decode(decision.decision)["action"]
-        taken_ms = hops.decided_ms - max(hops.alert_ms, free_ms.get(decision.entity, 0))
-        free_ms[decision.entity] = hops.decided_ms
-        if taken_ms > DEADLINE_MS + SPARE_MS:
-            yield f"{name} took {taken_ms} ms"
+    for decision in decisions:
+        hops, name, action = decision.hops, decision.alert_id, action_of(decision)
+        if hops.decided_ms - hops.agent_ms > DEADLINE_MS + SPARE_MS:
+            yield f"{name} took {hops.decided_ms - hops.agent_ms} ms"
         for features in decision.features:
             seen = features.freshness is Freshness.FRESH and features.own_event is OwnEvent.SEEN
             if seen and int(features.values["order_count_5m"]) < history.at_least(decision, features.window_end_ms):
@@ -131,7 +135,7 @@ def judged(
         if action == "approve" and not decision.features:
             yield f"{name} approved without features"
         for one in blind:
-            if action == "approve" and one.start_ms < hops.event_ms and hops.decided_ms < one.end_ms:
+            if action == "approve" and one.holds(decision):
                 yield f"{name} approved while the store was {one.fault}"
 
 

@@ -14,12 +14,15 @@ from app.decisions.record import DECISIONS, DecisionRecord
 from app.serving.redis import RedisStore
 from tests.faults.checker import check
 from tests.faults.cluster import Cluster
-from tests.faults.orders import Blind, Orders, judged, source_records, wrong_features
+from tests.faults.orders import Blind, Orders, action_of, judged, source_records, wrong_features
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
 from tests.faults.run import LOOK_S
 
 VIEW = "user_features"
 RIGHT_AGAIN_S = 30.0
+DECIDES_WITHIN_S = 10.0
+"""In a fault of this length something must be decided."""
+
 DEAD_PORT = 1
 
 SNAPSHOT = """
@@ -115,7 +118,7 @@ async def redis(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
     async with bench.run(
         "redis",
         QUICK,
-        answers=("approve:0.6", "block:0.3"),
+        answers=("approve:0.8", "block:0.15"),
         arguments=(),
         environment={"HEADRACE_STORE": cluster.redis_proxied},
     ) as run:
@@ -151,10 +154,22 @@ async def redis(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
     failures = [f"a worker ended with {code}" for code in codes if code != 0]
     failures += [f"{name}: features not right again by themselves" for name, took in right_s.items() if took is None]
     failures += judged(decisions, await source_records(cluster.broker), blind)
+    blindly = {one.fault: sum(one.holds(decision) for decision in decisions) for one in blind}
+    if size["seconds"] >= DECIDES_WITHIN_S:
+        failures += [f"{name}: nothing was decided" for name, number in blindly.items() if not number]
+    approved = sum(action_of(decision) == "approve" for decision in decisions)
+    if not approved:
+        failures.append("nothing was approved at all, so this run shows nothing")
     if len(run.published) < orders.alerts:
         failures.append(f"{len(run.published)} alerts of {orders.alerts} orders above the limit")
     codes_of = Counter(code for one in decisions for code in one.reasons)
-    figures = {"orders": orders.published, "features_right_after_s": right_s, "reasons": dict(codes_of)}
+    figures = {
+        "orders": orders.published,
+        "approved": approved,
+        "decided_meanwhile": blindly,
+        "features_right_after_s": right_s,
+        "reasons": dict(codes_of),
+    }
     return Outcome(verdict, failures, figures)
 
 
