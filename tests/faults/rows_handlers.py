@@ -8,16 +8,18 @@ from tests.faults.application import KILLS, PARTITIONS, RAISES_ALWAYS, RAISES_ON
 from tests.faults.checker import check, standing_decisions
 from tests.faults.history import Decided, History
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
-from tests.faults.run import LAG_LIMIT_S
+from tests.faults.run import LAG_LIMIT_S, Latency
 
 DEATHS, MOST_DEATHS = 3, 4
 """After three processes an alert is decided by its fallback; after four where it lies behind a backlog."""
 POISON_KEY = "poison"
+BRISK = Latency(0.02, 0.2)
+"""Answers come before the attempts at a poisonous alert are over, or it could not be seen that its partition goes on."""
 
 
 async def raising(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
     """size: alerts, backlog. One alert in a hundred raises at its first attempt, all of one key at every attempt."""
-    async with bench.run("raising", QUICK) as run:
+    async with bench.run("raising", BRISK) as run:
         workers = run.workers
         await workers.at_work(*(workers.start(ablate=ablate) for _ in range(2)))
         alerts, pieces = size["alerts"], size.get("pieces", 3)
