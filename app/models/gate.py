@@ -244,15 +244,21 @@ class ModelGate:
             self._settle(call)
 
     def _enter(self, deadline: float) -> Ticket:
-        """Raises: ModelFailure where the breaker is open, or a pause that was asked for is longer than the time left."""
+        """Raises: ModelFailure where the breaker is open (also to a call whose end would tell nothing, since an alert that
+        has waited for the next try has little time left), or a pause that was asked for is longer than the time left."""
         now = asyncio.get_running_loop().time()
         pause_s = self._permits.closed_s(now)
         if pause_s and now + pause_s > deadline - LEAST_ATTEMPT_MS / 1000:
             raise self._paused()
-        ticket = self._breaker.enter(now)
+        may_enter = self._breaker.state is BreakerState.CLOSED or self._tells(int((deadline - now) * 1000))
+        ticket = self._breaker.enter(now) if may_enter else None
         if ticket is None:
             raise self._breaker_open()
         return ticket
+
+    def _tells(self, given_ms: int) -> bool:
+        """Whether a call that gets no answer in this time says something about the model's side."""
+        return given_ms * 2 >= self._attempt_ms
 
     async def _wait(self, call: _Call, deadline: float) -> Place:
         amounts = Amounts(1, call.input_tokens, _USUAL_OUTPUT_TOKENS)
@@ -306,7 +312,7 @@ class ModelGate:
         elif failure is not None and failure.code in _OUTAGES:
             self._failed(call.ticket, call.place.epoch, failure, now)
         elif failure is not None and failure.code is FailureCode.DEADLINE:
-            if call.ticket.is_probe or call.given_ms * 2 >= self._attempt_ms:  # time enough for an answer
+            if call.ticket.is_probe or self._tells(call.given_ms):
                 self._failed(call.ticket, call.place.epoch, failure, now)
             else:
                 self._breaker.left(call.ticket, now)

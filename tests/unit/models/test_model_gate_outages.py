@@ -79,6 +79,23 @@ def test_gate_after_a_good_probe_begins_with_one_call() -> None:
     assert (21, 1) == virtual(main)
 
 
+def test_gate_call_with_too_little_time_does_not_try_an_open_breaker() -> None:
+    """An alert that has waited until the breaker lets one call through may have a moment left: its end would tell nothing,
+    and keep the breaker open for longer. The next one tries."""
+    model = ScriptedModel()
+
+    async def main(loop: asyncio.AbstractEventLoop) -> tuple[FailureCode, int, str]:
+        gate = ModelGate(model, concurrency=4, attempt_ms=1_000)
+        await open_breaker(gate, loop)
+        await asyncio.sleep(1.0)
+        code = await code_of(gate.decide(request(0.1), loop.time() + 0.05))
+        await gate.decide(request(0.1), loop.time() + 60)
+        return code, gate.statistics().breaker_openings, gate.statistics().breaker
+
+    assert (FailureCode.BREAKER_OPEN, 1, "closed") == virtual(main)
+    assert FAILURES_IN_A_ROW + 1 == len(model.started)
+
+
 def test_gate_hanging_model_is_noticed_by_few_callers() -> None:
     """Two handlers whose model hangs, eight seconds an attempt: after half a minute the breaker is open."""
     model = ScriptedModel()
