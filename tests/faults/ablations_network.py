@@ -34,3 +34,14 @@ def writes_without_an_answer_are_done() -> None:
         return Confirmation(0, 0)
 
     DecisionLog.write = write_and_hope  # type: ignore[method-assign]
+
+
+def polls_without_waiting() -> None:
+    """Asks for records again at once when there were none."""
+    poll: Any = KafkaConsumer.poll
+
+    async def poll_at_once(self: KafkaConsumer, max_records: int = 500, timeout_ms: int = 0) -> Any:
+        await asyncio.sleep(0)
+        return await poll(self, max_records, 0)
+
+    KafkaConsumer.poll = poll_at_once  # type: ignore[method-assign]

@@ -119,6 +119,7 @@ ROWS = (
                 {"faults": ("writes lost",), "alerts": 120, "seconds": 6.0, "settle_s": 15},
                 ("early_commits", "lost"),
             ),
+            Ablation("polls_without_waiting", {"faults": ("black hole",), "alerts": 60, "seconds": 5.0}),
         ),
     ),
 )
