@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.broker.kafka.membership import SESSION_MS as CLASSIC_SESSION_MS
 from tests.faults.checker import Verdict
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import SESSION_MS, Cluster
 from tests.faults.run import Latency, Run
 
 HERE = Path(__file__).parent
@@ -45,10 +46,14 @@ class Bench:
     def run(self, name: str, latency: Latency = QUICK, **options: Any) -> Run:
         """A run with a name of its own; options as those of `Run`."""
         self.runs += 1
-        tag = f"r{self.runs}"
-        return Run(
-            self.cluster, tag, self.directory / f"{self.runs}-{name}", seed=self.seed, latency=latency, **options
-        )
+        tag, directory = f"r{self.runs}", self.directory / f"{self.runs}-{name}"
+        options["environment"] = {"HEADRACE_GROUP_PROTOCOL": self.protocol, **options.get("environment", {})}
+        return Run(self.cluster, tag, directory, seed=self.seed, latency=latency, **options)
+
+    @property
+    def session_s(self) -> float:
+        """After this a silent worker has lost its partitions."""
+        return (SESSION_MS if self.protocol == "consumer" else CLASSIC_SESSION_MS) / 1000
 
 
 Size = Mapping[str, Any]

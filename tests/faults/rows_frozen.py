@@ -8,14 +8,13 @@ from pathlib import Path
 
 from tests.faults.ablations_frozen import MOMENTS, REFUSED
 from tests.faults.checker import check
-from tests.faults.cluster import SESSION_MS
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
 from tests.faults.run import LAG_LIMIT_S, Run
 from tests.faults.workers import Worker
 
 SEAM = "freezes_when_told"
 ANY_TIME = "any time"
-FROZEN_S = 2.5 * SESSION_MS / 1000
+BEYOND_SESSION_S = 3.0
 FREEZES_WITHIN_S = 4.0
 BACK_WITHIN_S = 15.0
 
@@ -34,7 +33,7 @@ async def frozen(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
             at = await _freeze(run, victim, moment)
             hit[at] += 1
             bench.say(f"freeze {number} of {size['times']}: {victim.name}, {at}")
-            await asyncio.sleep(FROZEN_S)
+            await asyncio.sleep(bench.session_s + BEYOND_SESSION_S)
             workers.thaw(victim)
             await feeding
             await run.until(lambda worker=victim: _is_back(run, worker), BACK_WITHIN_S)  # type: ignore[misc]
