@@ -47,8 +47,8 @@ class Judgement(Decision, frozen=True, kw_only=True):
 )
 async def judge(alert: HighValueOrder, context: Context) -> Judgement:
     """Asks the model, unless the order is of those on which a handler fails."""
-    kind, run, _ = alert.order_id.split("-")
-    if run != os.environ[RUN_VARIABLE]:
+    kind, _, rest = alert.order_id.partition("-")
+    if rest.rpartition("-")[0] != os.environ[RUN_VARIABLE]:
         kind = ""
     if kind == RAISES_ALWAYS or (kind == RAISES_ONCE and alert.order_id not in _raised):
         _raised.add(alert.order_id)

@@ -13,6 +13,8 @@ from tests.faults.history import Committed
 
 EVERY_S = 0.05
 ANSWER_S = 5.0
+QUIET = 0
+"""Of librdkafka's log levels: in an outage it would say twenty times a second that nobody answers."""
 
 
 class CommitSampler:
@@ -29,7 +31,7 @@ class CommitSampler:
         self._clock = SystemClock()
         self._asking = {
             name: (
-                Consumer({"bootstrap.servers": servers, "group.id": group}),
+                Consumer({"bootstrap.servers": servers, "group.id": group, "log_level": QUIET}),
                 [Place(topic, partition) for partition in range(partitions)],
             )
             for name, (group, topic, partitions) in groups.items()

@@ -62,7 +62,7 @@ class _Whole(msgspec.Struct):
 
 
 class Decisions:
-    """The first decision about each alert, as they come. `start` before the first one is of interest."""
+    """`async with`, before the first one is of interest: the first decision about each alert, as they come."""
 
     def __init__(self, reader: Reader) -> None:
         self.first: dict[str, Ended] = {}
@@ -70,8 +70,12 @@ class Decisions:
         self._places = [TopicPartition(DECISIONS, partition) for partition in range(PARTITIONS)]
         self._next: dict[TopicPartition, int] = {}
 
-    async def start(self) -> None:
+    async def __aenter__(self) -> "Decisions":
         self._next = dict(await self._reader.end_offsets(self._places))
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._reader.close()
 
     async def look(self) -> None:
         """Takes in what has been written since."""
@@ -98,8 +102,10 @@ async def model_fails(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcom
     """One pair of workers meets every fault. size: faults, shares, alerts of each, deadline_s."""
     of_each: dict[str, dict[str, Any]] = {}
     failures: list[str] = []
-    async with bench.run("model", SOON, environment=_in_a_hurry(size["deadline_s"])) as run:
-        decisions = await _following(bench)
+    async with (
+        bench.run("model", SOON, environment=_in_a_hurry(size["deadline_s"])) as run,
+        Decisions(bench.cluster.broker.reader()) as decisions,
+    ):
         await run.workers.at_work(*(run.workers.start(ablate=ablate) for _ in range(2)))
         await evenly_spread(run)
         changes = _changes(run)
@@ -130,8 +136,10 @@ async def model_refuses(bench: Bench, size: Size, ablate: Sequence[str]) -> Outc
     deadline_s."""
     of_each: dict[str, dict[str, Any]] = {}
     failures: list[str] = []
-    async with bench.run("refusals", SOON, environment=_in_a_hurry(size["deadline_s"])) as run:
-        decisions = await _following(bench)
+    async with (
+        bench.run("refusals", SOON, environment=_in_a_hurry(size["deadline_s"])) as run,
+        Decisions(bench.cluster.broker.reader()) as decisions,
+    ):
         for share in size["shares"]:
             for fault in size["faults"]:
                 name = f"{fault} {share:.0%}"
@@ -168,12 +176,6 @@ async def model_refuses(bench: Bench, size: Size, ablate: Sequence[str]) -> Outc
 def _in_a_hurry(deadline_s: float) -> dict[str, str]:
     """Two attempts fit into a deadline."""
     return {DEADLINE_VARIABLE: f"{deadline_s:g}s", "HEADRACE_MODEL_ATTEMPT_MS": f"{deadline_s * 400:.0f}"}
-
-
-async def _following(bench: Bench) -> Decisions:
-    decisions = Decisions(bench.cluster.broker.reader())
-    await decisions.start()
-    return decisions
 
 
 async def evenly_spread(run: Run) -> None:

@@ -187,12 +187,14 @@ class Run:
         return one
 
     async def adopt_alerts(self, count: int) -> None:
-        """Takes for published what streams have written to the alerts' topic, once there are so many, or after a time."""
+        """Takes for published what streams have written to the alerts' topic too, once there are so many in all, or after a
+        time."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + LAG_LIMIT_S
         while len(records := await self.read(ALERTS)) < count and loop.time() < deadline:
             await asyncio.sleep(LOOK_S)
-        for record in records:
+        known = {(one.partition, one.offset) for one in self.published}
+        for record in [one for one in records if (one.partition, one.offset) not in known]:
             alert_id = msgspec.json.decode(record.value or b"")["alert_id"]
             self._note(Published(alert_id, record.partition, record.offset, record.timestamp_ms))
 

@@ -34,6 +34,7 @@ from app.core.errors import Unavailable
 from app.core.record import Record, TopicPartition
 from features import scenario as story
 from tests.faults.application import app
+from tests.faults.commits import QUIET
 from tests.faults.processes import Child
 from tests.reference import SourceRecord, read_all
 from tests.streams_kit import check_outputs
@@ -123,8 +124,8 @@ class Group:
 
     def __init__(self, address: str) -> None:
         servers = address.removeprefix("kafka://")
-        self._asking = Consumer({"bootstrap.servers": servers, "group.id": STREAMS_GROUP})
-        self._admin = AdminClient({"bootstrap.servers": servers})
+        self._asking = Consumer({"bootstrap.servers": servers, "group.id": STREAMS_GROUP, "log_level": QUIET})
+        self._admin = AdminClient({"bootstrap.servers": servers, "log_level": QUIET})
         partitions = app.topics.named("raw.orders").partitions
         self._places = [Place("raw.orders", partition) for partition in range(partitions)]
 
