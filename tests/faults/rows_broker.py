@@ -108,7 +108,7 @@ async def broker_gone(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcom
                         await _consuming(run, group, reader, opened_s, size.get("settle_s", LAG_LIMIT_S))
                     )
                     bench.say(f"{way}, down {down_s:.0f} s: all consumed {consuming_s[-1]} s after the port opened")
-            failures, alerts = await _judged(run, cluster, size.get("settle_s", LAG_LIMIT_S))
+            failures, alerts = await _judged(run, group, size.get("settle_s", LAG_LIMIT_S))
             codes = await run.workers.stop()
             verdict = check(await run.finish())
             await reader.close()
@@ -165,15 +165,16 @@ async def _consuming(run: Run, group: Group, reader: Reader, opened_s: float, li
     return None
 
 
-async def _judged(run: Run, cluster: Cluster, settle_s: float) -> tuple[list[str], int]:
+async def _judged(run: Run, group: Group, settle_s: float) -> tuple[list[str], int]:
     """When all is read: what is wrong with the streams' outputs, and how many alerts they wrote, which count as the
     published ones do."""
-    group = Group(cluster.kafka)
+    cluster = run.cluster
     source = await read_topic(cluster.broker, SOURCE)
     deadline = time.monotonic() + settle_s
-    while await asyncio.to_thread(group.committed) < len(source) and time.monotonic() < deadline:
+    while await asyncio.to_thread(group.committed) < len(source):
+        if time.monotonic() > deadline:
+            return ["streams: not read to the end"], 0
         await asyncio.sleep(0.2)
-    await asyncio.to_thread(group.close)
     reading = read_all(SourceRecord(r.partition, r.offset, r.timestamp_ms, r.key, r.value) for r in source)
     await run.adopt_alerts(len(run.published) + len(reading.alerts))
     await run.settled(settle_s)
@@ -201,6 +202,10 @@ ROWS = (
                 "writes_are_given_up_and_done",
                 {"stops": 0, "kills": 1, "down_s": (5.0, 5.0), "events": 10_000, "settle_s": 20},
                 ("lost",),
+            ),
+            Ablation(
+                "parts_end_with_the_broker",
+                {"stops": 0, "kills": 1, "down_s": (5.0, 5.0), "events": 10_000, "settle_s": 15},
             ),
         ),
     ),
