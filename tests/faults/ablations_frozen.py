@@ -22,7 +22,8 @@ MOMENTS: Mapping[str, int] = {
     "decision queued": signal.SIGRTMIN + 1,
     "effect to be claimed": signal.SIGRTMIN + 2,
     "claimed effect to be posted": signal.SIGRTMIN + 3,
-    "keyed effect to be posted": signal.SIGRTMIN + 4,
+    "claimed effect posted": signal.SIGRTMIN + 4,
+    "keyed effect to be posted": signal.SIGRTMIN + 5,
 }
 """Where a worker can be told to freeze, and the signal that tells it."""
 
@@ -47,8 +48,11 @@ def freezes_when_told() -> None:
         return await claim(self, *arguments)
 
     async def freeze_and_post(self: HttpClient, url: str, *arguments: Any) -> None:
-        _freeze_at("claimed effect to be posted" if url.endswith("hold_payment") else "keyed effect to be posted")
+        is_claimed = url.endswith("hold_payment")
+        _freeze_at("claimed effect to be posted" if is_claimed else "keyed effect to be posted")
         await post(self, url, *arguments)
+        if is_claimed:
+            _freeze_at("claimed effect posted")
 
     async def commit_and_note(self: KafkaConsumer, offsets: Any) -> None:
         try:

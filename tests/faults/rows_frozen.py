@@ -92,7 +92,7 @@ ROWS = (
             ),
             Ablation(
                 "nothing_is_claimed",
-                {"times": 3, "alerts": 120, "backlog": 100, "moments": ("claimed effect to be posted",)},
+                {"times": 2, "alerts": 120, "backlog": 100, "moments": ("claimed effect posted",)},
                 ("effects_twice",),
             ),
             Ablation(
