@@ -5,6 +5,7 @@ what it needs when it runs.
 """
 
 import sys
+import traceback
 from dataclasses import dataclass
 from typing import Annotated, NoReturn
 
@@ -25,7 +26,8 @@ from app.cli import (
     topics,
     worker,
 )
-from app.core.errors import HeadraceError
+from app.core.errors import HeadraceError, SetupError
+from app.core.settings import in_one_form
 
 WRONG_SETUP = 2
 """Exit code when a setting, a declaration or a server is wrong; typer uses it for wrong options too."""
@@ -98,12 +100,22 @@ def run(arguments: list[str] | None = None) -> NoReturn:
         cli(arguments, prog_name="python -m app", obj=session)
     except Exception as error:
         known = known_errors(error)
-        if session.debug or not known:
+        if not known:
             raise
-        for each in known:
-            output.error(str(each))
+        if session.debug:
+            traceback.print_exception(error)
+        for told in lines_of(known):
+            output.error(told)
         sys.exit(WRONG_SETUP)
     sys.exit(0)
+
+
+def lines_of(errors: list[HeadraceError]) -> list[str]:
+    """What is told of them; of several parts that a setting has ended, the first speaks for all."""
+    lines: dict[str, str] = {}
+    for error in errors:
+        lines.setdefault(error.setting if isinstance(error, SetupError) else str(error), in_one_form(error))
+    return list(lines.values())
 
 
 def known_errors(error: BaseException) -> list[HeadraceError]:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from app.core.errors import SetupError
+from app.core.errors import HeadraceError, SetupError
 from app.core.security import MECHANISMS, BrokerSecurity, StoreSecurity, check_broker, check_store
 
 PREFIX = "HEADRACE_"
@@ -21,6 +21,9 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 SECRETS = ("broker_password", "store_password", "action_token")
 """Never shown. Each may also be read from a file, as Docker and Kubernetes hand secrets over: `broker_password_file`."""
+
+
+_EXPECTED: dict[Any, str] = {bool: "must be true or false", int: "must be a whole number"}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -167,6 +170,17 @@ def without_password(address: str) -> str:
     return f"{scheme}://{'***' if user else ''}{at}{place.split('?', 1)[0]}"
 
 
+def in_one_form(error: HeadraceError) -> str:
+    """What an error says, with the setting that it names as a variable of the environment, wherever it was set."""
+    if not isinstance(error, SetupError):
+        return str(error)
+    return f"{_as_variable(error.setting)}{str(error).removeprefix(error.setting)}"
+
+
+def _as_variable(setting: str) -> str:
+    return f"{PREFIX}{setting.upper()}" if setting in Settings.__struct_fields__ else setting
+
+
 def load_settings(
     environment: Mapping[str, str], project: Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Settings:
@@ -208,11 +222,12 @@ def load_settings(
         try:
             values[name] = msgspec.convert(values[name], known[name].type, strict=False)
         except msgspec.ValidationError as error:
-            raise SetupError(sources[name], str(error)) from None
+            said = _EXPECTED.get(known[name].type, str(error))
+            raise SetupError(sources[name], f"{said}, not {values[name]!r}" if name not in SECRETS else said) from None
     try:
         return Settings(**values)
     except SetupError as error:
-        source = sources.get(error.setting, error.setting)
+        source = sources.get(error.setting, _as_variable(error.setting))
         raise SetupError(source, str(error).removeprefix(f"{error.setting}: ")) from None
 
 
@@ -223,6 +238,8 @@ def _read_secret_files(values: dict[str, Any], sources: dict[str, str]) -> None:
         if name not in values:
             continue
         file, source = values.pop(name), sources[name]
+        if not file:  # as Docker Compose hands over what is not set
+            continue
         if secret in values:
             raise SetupError(source, f"{sources[secret]} is given too; leave one out")
         try:

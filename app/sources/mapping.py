@@ -47,10 +47,17 @@ class RecordMapping:
             for field in self.money_fields:
                 amount = getattr(record, field)
                 if isinstance(amount, Decimal):
-                    to_cents(amount)
+                    _require_amount(field, amount)
         except (msgspec.ValidationError, ValueError) as error:
             raise BadRow(str(error)) from None
         return record
+
+
+def _require_amount(field: str, amount: Decimal) -> None:
+    try:
+        to_cents(amount)
+    except ValueError as error:
+        raise BadRow(f"{field}: {error}") from None
 
 
 def plan_mapping(

@@ -120,12 +120,9 @@ def _gate(text: _Text, source: Source, windowed: bool) -> None:
         bounds = " and ".join(f"-{2**63} <= event.{name} < {2**63}" for name in whole)
         text.add(2, f"if not ({bounds}):")
         text.add(3, "part.reject(record, 'a whole number does not fit 64 bits')", "continue")
-    money = [name for name, kind in field_kinds(source.spec.type).items() if kind is Kind.MONEY]
-    if money:
-        text.add(2, "try:")
-        for name in money:
-            text.add(3, f"f_{name} = to_cents(event.{name})")
-        text.add(2, "except ValueError as error:", "    part.reject(record, f'amount: {error}')", "    continue")
+    for name in (name for name, kind in field_kinds(source.spec.type).items() if kind is Kind.MONEY):
+        text.add(2, "try:", f"    f_{name} = to_cents(event.{name})")
+        text.add(2, "except ValueError as error:", f"    part.reject(record, f'{name}: {{error}}')", "    continue")
 
 
 def _clock(text: _Text, windowed: bool) -> None:

@@ -35,49 +35,81 @@ Change = Callable[[Secured, Addresses], Mapping[str, str | None]]
 
 NO_TLS: dict[str, str | None] = dict.fromkeys(("TLS", "CA", "USER", "PASSWORD_FILE"))
 REFUSALS: dict[str, tuple[tuple[str, ...], Change, str]] = {
-    "kafka password, worker": (WORKER, lambda *_: broker(PASSWORD_FILE=None, PASSWORD=WRONG), "broker_password: the"),
-    "kafka password, send": (SEND, lambda *_: broker(PASSWORD_FILE=None, PASSWORD=WRONG), "broker_password: the"),
-    "kafka user": (TOPICS, lambda *_: broker(USER="nobody"), "broker_password: the brokers do not know user nobody"),
-    "kafka mechanism": (TOPICS, lambda *_: broker(MECHANISM="PLAIN"), "broker_mechanism: PLAIN is not among SCRAM"),
+    "kafka password, worker": (
+        WORKER,
+        lambda *_: broker(PASSWORD_FILE=None, PASSWORD=WRONG),
+        "HEADRACE_BROKER_PASSWORD: the",
+    ),
+    "kafka password, send": (
+        SEND,
+        lambda *_: broker(PASSWORD_FILE=None, PASSWORD=WRONG),
+        "HEADRACE_BROKER_PASSWORD: the",
+    ),
+    "kafka user": (
+        TOPICS,
+        lambda *_: broker(USER="nobody"),
+        "HEADRACE_BROKER_PASSWORD: the brokers do not know user nobody",
+    ),
+    "kafka mechanism": (
+        TOPICS,
+        lambda *_: broker(MECHANISM="PLAIN"),
+        "HEADRACE_BROKER_MECHANISM: PLAIN is not among SCRAM",
+    ),
     "kafka authority, worker": (
         WORKER,
         lambda to, _: broker(CA=str(to.redis / "ca.pem")),
-        "broker_ca: the certificate",
+        "HEADRACE_BROKER_CA: the certificate",
     ),
     "kafka host name, topics": (
         TOPICS,
         lambda to, _: broker(elsewhere(to.variables["HEADRACE_BROKER"])),
-        "broker: the certificate of localhost:",
+        "HEADRACE_BROKER: the certificate of localhost:",
     ),
-    "kafka speaks no TLS, replay": (REPLAY, lambda _, plain: broker(plain.kafka), "broker_tls: must be false: 127"),
-    "kafka speaks TLS, worker": (WORKER, lambda *_: broker("", **NO_TLS), "broker_tls: must be true: 127.0.0.1:"),
-    "kafka asks who": (TOPICS, lambda *_: broker(USER=None, PASSWORD_FILE=None), "broker_user: 127.0.0.1:"),
+    "kafka speaks no TLS, replay": (
+        REPLAY,
+        lambda _, plain: broker(plain.kafka),
+        "HEADRACE_BROKER_TLS: must be false: 127",
+    ),
+    "kafka speaks TLS, worker": (
+        WORKER,
+        lambda *_: broker("", **NO_TLS),
+        "HEADRACE_BROKER_TLS: must be true: 127.0.0.1:",
+    ),
+    "kafka asks who": (TOPICS, lambda *_: broker(USER=None, PASSWORD_FILE=None), "HEADRACE_BROKER_USER: 127.0.0.1:"),
     "kafka asks for a certificate": (
         TOPICS,
         lambda to, _: broker(to.certificate_address, USER=None, PASSWORD_FILE=None),
-        "broker_certificate: 127.0.0.1:",
+        "HEADRACE_BROKER_CERTIFICATE: 127.0.0.1:",
     ),
     "redis password, features": (
         FEATURES,
         lambda *_: store(PASSWORD_FILE=None, PASSWORD=WRONG),
-        "store_password: redis",
+        "HEADRACE_STORE_PASSWORD: redis",
     ),
-    "redis password, worker": (WORKER, lambda *_: store(PASSWORD_FILE=None, PASSWORD=WRONG), "store_password: redis"),
-    "redis authority": (FEATURES, lambda to, _: store(CA=str(to.kafka / "ca.pem")), "store_ca: the certificate of"),
+    "redis password, worker": (
+        WORKER,
+        lambda *_: store(PASSWORD_FILE=None, PASSWORD=WRONG),
+        "HEADRACE_STORE_PASSWORD: redis",
+    ),
+    "redis authority": (
+        FEATURES,
+        lambda to, _: store(CA=str(to.kafka / "ca.pem")),
+        "HEADRACE_STORE_CA: the certificate of",
+    ),
     "redis host name": (
         FEATURES,
         lambda to, _: store(elsewhere(to.variables["HEADRACE_STORE"])),
-        "store: the certificate of rediss://localhost:",
+        "HEADRACE_STORE: the certificate of rediss://localhost:",
     ),
     "redis speaks no TLS": (
         FEATURES,
         lambda _, plain: store(plain.redis.replace("redis:", "rediss:")),
-        "store: must begin with redis://",
+        "HEADRACE_STORE: must begin with redis://",
     ),
     "redis speaks TLS": (
         FEATURES,
         lambda to, _: store(to.variables["HEADRACE_STORE"].replace("rediss:", "redis:"), CA=None),
-        "store: must begin with rediss://",
+        "HEADRACE_STORE: must begin with rediss://",
     ),
     "redis right": (
         FEATURES,

@@ -40,11 +40,23 @@ def test_run_known_error_is_one_line(failing: list[BaseException], capsys: pytes
     assert ("", "error: HEADRACE_BROKER: must begin with kafka://\n") == capsys.readouterr()
 
 
-def test_run_with_debug_shows_the_traceback(failing: list[BaseException]) -> None:
-    """`--debug` lets the error through to Python."""
+def test_run_with_debug_shows_the_traceback(failing: list[BaseException], capsys: pytest.CaptureFixture[str]) -> None:
+    """And ends with the same line and the same exit code."""
     failing.append(Unavailable("kafka://127.0.0.1:1: no answer"))
-    with pytest.raises(Unavailable):
-        run(["--debug", "fail"])
+    assert 2 == exit_code("--debug", "fail")
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "error: kafka://127.0.0.1:1: no answer" == said.splitlines()[-1]
+
+
+def test_run_setting_of_several_parts_is_told_once_as_a_variable(
+    failing: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each part of a worker fails of the same setting; what is no setting keeps its name."""
+    errors = [SetupError("instance", f"is used in group {group}") for group in ("a", "b")]
+    failing.append(ExceptionGroup("tasks", [*errors, SetupError("raw.orders", "is missing")]))
+    assert 2 == exit_code("fail")
+    assert "error: HEADRACE_INSTANCE: is used in group a\nerror: raw.orders: is missing\n" == capsys.readouterr().err
 
 
 def test_run_task_group_error_is_a_line_each(failing: list[BaseException], capsys: pytest.CaptureFixture[str]) -> None:

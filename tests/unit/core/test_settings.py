@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core.errors import SetupError
-from app.core.settings import Settings, load_settings
+from app.core.errors import Rejected, SetupError
+from app.core.settings import Settings, in_one_form, load_settings
 
 Project = Callable[[str], Path]
 
@@ -48,7 +48,8 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
     ("environment", "expected"),
     [
         ({"HEADRACE_BROKR": "x"}, "HEADRACE_BROKR: unknown setting; there are "),
-        ({"HEADRACE_REPLICATION": "three"}, "HEADRACE_REPLICATION: Expected `int`"),
+        ({"HEADRACE_REPLICATION": "three"}, "HEADRACE_REPLICATION: must be a whole number, not 'three'"),
+        ({"HEADRACE_BROKER_TLS": "maybe"}, "HEADRACE_BROKER_TLS: must be true or false, not 'maybe'"),
         ({"HEADRACE_REPLICATION": "0"}, "HEADRACE_REPLICATION: must be at least 1"),
         ({"HEADRACE_MODEL_CONCURRENCY": "257"}, "HEADRACE_MODEL_CONCURRENCY: must be 1 to 256"),
         ({"HEADRACE_BROKER": "localhost:9092"}, "HEADRACE_BROKER: must begin with kafka://, aiokafka:// or memory://"),
@@ -60,7 +61,7 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
             "HEADRACE_MODEL_REQUESTS_PER_MINUTE: must not be negative; 0 is for what the API's headers say",
         ),
         ({"HEADRACE_DRAIN_MS": "30000"}, "HEADRACE_DRAIN_MS: 30000 must be shorter than grace_ms, which is 30000"),
-        ({"HEADRACE_DRAIN_MS": "5000"}, "model_attempt_ms: 8000 must be shorter than drain_ms, which is 5000"),
+        ({"HEADRACE_DRAIN_MS": "5000"}, "HEADRACE_MODEL_ATTEMPT_MS: 8000 must be shorter than drain_ms, which is 5000"),
         ({"HEADRACE_GROUP_PROTOCOL": "eager"}, "HEADRACE_GROUP_PROTOCOL: must be one of consumer, classic"),
         ({"HEADRACE_INSTANCE": "pod 1"}, "HEADRACE_INSTANCE: may hold 249 letters, digits, dots, dashes"),
         (
@@ -91,6 +92,18 @@ def test_load_settings_wrong_variable_is_named(environment: dict[str, str], expe
     with pytest.raises(SetupError) as caught:
         load_settings(environment)
     assert str(caught.value).startswith(expected)
+
+
+def test_load_settings_empty_secret_file_is_unset() -> None:
+    """Docker Compose hands over an empty variable for one that is not set."""
+    assert Settings() == load_settings({"HEADRACE_BROKER_PASSWORD_FILE": "", "HEADRACE_STORE_PASSWORD_FILE": ""})
+
+
+def test_in_one_form_names_a_setting_as_its_variable() -> None:
+    """A running process does not know any more where a setting came from; other names stay as they are."""
+    assert "HEADRACE_BROKER_CA: x" == in_one_form(SetupError("broker_ca", "x"))
+    assert "raw.orders: x" == in_one_form(SetupError("raw.orders", "x"))
+    assert "broker: x" == in_one_form(Rejected("broker: x"))
 
 
 def test_load_settings_wrong_line_of_the_file_is_named(project: Project) -> None:

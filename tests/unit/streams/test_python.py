@@ -54,6 +54,14 @@ def loaded(pipelines: dict[str, Pipeline]) -> CompiledTopic:
     return load_topic(SOURCE, pipelines)
 
 
+def test_compile_topic_wrong_amount_is_told_by_its_field() -> None:
+    """Whoever sent it looks for the field, not for what it means."""
+    topic = loaded(KINDS["all of fraud"])
+    state = topic.new_state(PLACE)
+    topic.process([order(0, "NaN")], state, 1)
+    assert ["amount_usd: NaN is not an amount"] == [reason for _, reason in state.rejected]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_compile_topic_every_kind_of_pipeline_runs(kind: str) -> None:
     """Good, bad and late records, windows that close: the generated text stands them all."""
