@@ -49,8 +49,8 @@ class Runner:
 
     The tasks are in no task group: that would wait without bound for a handler that swallows its cancellation. They are
     in `Partition.tasks`, and whoever ends a partition waits for them, for as long as it will.
-    on_progress: called after each record that has reached its end: its partition may have room again. on_hold: when a
-    record may not run before the next commit. on_failure: of what must end the dispatcher: a broken invariant, or
+    on_progress: called after each record that runs no more: there may be something to commit, and room in its partition
+    again. on_hold: when a record may not run before the next commit. on_failure: of what must end the dispatcher: a broken invariant, or
     Rejected by the last resort.
     """
 
@@ -233,6 +233,7 @@ class Runner:
             partition.waiting += 1
             self._lanes.park(lane)
             self._wake_later(partition, lane, delay_ms)
+            self._on_progress(partition)  # a withdrawn announcement is to be committed, or a kill is laid to its charge
 
     async def _bring_to_end(self, item: _Item) -> float | None:
         """One attempt. None when the record has reached its end, else ms to wait before the next one."""

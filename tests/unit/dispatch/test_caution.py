@@ -133,6 +133,31 @@ def test_caution_trial_that_fails_waits_for_its_retry_without_holding_the_partit
     on_stage(play)
 
 
+@pytest.mark.parametrize("mark", [Mark.ONE_CRASH, Mark.TWO_CRASHES])
+def test_caution_record_that_waits_for_its_retry_is_blamed_for_no_kill(mark: Mark) -> None:
+    """Its announcement is withdrawn in a commit, also where nothing else ends or waits: it does not run."""
+
+    async def play(stage: Stage) -> None:
+        commit_for(stage, {0: mark}, set())
+
+        async def handle(record: Record, attempt: int) -> None:
+            if attempt == 1:
+                raise Unavailable("asks for a minute")
+
+        stage.work.handler = handle
+        stage.send("u-0")
+        retry = RetryPolicy(first_delay_ms=60_000, longest_delay_ms=60_000, jitter=0)
+        async with stage.running(DispatchConfig(retry=retry)) as dispatcher:
+            await until(lambda: dispatcher.statistics().parked == 1)
+            await asyncio.sleep(5)
+            known = decode_marks(*(stage.broker.committed() or CommittedOffset(0)))
+            assert known is not None
+            assert ({0: mark}, frozenset()) == (known.marks, known.announced)
+            await until(stage.all_ended)
+
+    on_stage(play)
+
+
 def test_caution_condemned_record_is_given_up_without_running() -> None:
     """Whoever was on trial at an unclean end runs no more; its reason says so, and its lane goes on."""
 
