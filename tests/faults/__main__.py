@@ -15,7 +15,7 @@ import uvloop
 from app.cli import output
 from app.local.process import LOCAL, ROOT
 from app.local.services import own_directory
-from tests.faults import report
+from tests.faults import report, soak
 from tests.faults.application import app
 from tests.faults.cluster import SESSION_MS, Cluster
 from tests.faults.results import Result, ablated, keep, kept, latest, measured
@@ -68,7 +68,8 @@ def write_report(rows: list[Row]) -> None:
     """RELIABILITY.md from the full rows, and the small ones on the classic protocol, that are kept."""
     full = [latest(FOLDER, row, small=False, protocol="consumer") for row in rows]
     classic = [latest(FOLDER, row, small=True, protocol="classic") for row in rows]
-    text = report.document(rows, [one for one in full if one], [one for one in classic if one], SESSION_MS / 1000)
+    found, small = [one for one in full if one], [one for one in classic if one]
+    text = report.document(rows, found, small, soak.latest(), SESSION_MS / 1000)
     (ROOT / "RELIABILITY.md").write_text(text)
 
 

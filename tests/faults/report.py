@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.faults.results import FIGURES, Result
 from tests.faults.rows import Row
+from tests.faults.soak import Soaked
 
 COLUMNS = ("fault", *(name.replace("_", " ") for name in FIGURES), "verdict", "ablations noticed")
 
@@ -28,8 +29,8 @@ alert and agent in `agent.decisions`.
    however often it was attempted; and no effect of any other decision is applied.
 3. **No commit is early.** No committed offset, and no done mark in its metadata, covers an alert whose decision is not yet
    in the log, or a decision whose effects have not all come to their end.
-4. **Repeats are bounded.** After a crash the model is asked again for no more alerts than calls were under way; after a
-   SIGTERM that drains, for none.
+4. **Repeats are bounded.** After a crash the model is asked again for no more alerts than calls were under way, or
+   answered and not yet written; after a SIGTERM that drains, for none.
 5. **It goes on by itself.** When faults end, the lag is 0 again within 60 seconds, without anybody's help.
 6. **Failure never approves.** Whatever fails, is cut, refused, late, or too expensive ends in the agent's fallback.
 7. **State is exact.** After any number of kills, features and final rows are those of a plain reading of the source topic,
@@ -67,8 +68,11 @@ def _noticed(result: Result) -> str:
     return f"{noticed} of {len(result.ablations)}" if result.ablations else "-"
 
 
-def document(rows: Sequence[Row], full: Sequence[Result], small: Sequence[Result], session_s: float) -> str:
-    """RELIABILITY.md. full, small: what is kept of the rows at full size, and small on the classic group protocol."""
+def document(
+    rows: Sequence[Row], full: Sequence[Result], small: Sequence[Result], soaked: Soaked | None, session_s: float
+) -> str:
+    """RELIABILITY.md. full, small: what is kept of the rows at full size, and small on the classic group protocol.
+    soaked: of the last soak."""
     found = {result.fault: result for result in full}
     parts = [HEAD.replace("{session}", f"{session_s:g}"), "\n## Measured\n", _environment(full)]
     parts.append(_table(COLUMNS, [cells(found[row.name]) for row in rows if row.name in found]))
@@ -77,6 +81,8 @@ def document(rows: Sequence[Row], full: Sequence[Result], small: Sequence[Result
         " later, to lag 0. An ablation is noticed when the row turns red without the safeguard that it removes.\n"
     )
     parts.append(_open(rows, found))
+    parts.append("\n### Soak\n")
+    parts.append(_soak(soaked))
     parts.append("\n### What each row shows\n")
     parts.append("\n".join(_shown(row, found.get(row.name)) for row in rows))
     parts.append("\n### Ablations\n")
@@ -102,6 +108,20 @@ def _environment(results: Sequence[Result]) -> str:
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     seconds = sum(result.seconds + sum(one.seconds for one in result.ablations) for result in results)
     return f"\nSeed {seeds}; {'; '.join(machines)}; {when}; commit {commits}; {seconds / 60:.0f} minutes in all.\n"
+
+
+def _soak(soaked: Soaked | None) -> str:
+    if soaked is None:
+        return "Not run yet: `make soak`."
+    load = soaked.load
+    memory = ", ".join(
+        f"{name} {soaked.rss_mb[name]} MB, {grown:g} of the middle" for name, grown in soaked.grown.items()
+    )
+    return (
+        f"{load.minutes:g} minutes at {load.events:,} events and {load.alerts:,} alerts a second, {load.keys:,} keys: "
+        f"{soaked.alerts:,} alerts, {soaked.decisions:,} decided when the load ended. Memory at the end: {memory}. "
+        + ("Held." if not soaked.failures else f"Not held: {'; '.join(soaked.failures)}.")
+    )
 
 
 def _open(rows: Sequence[Row], found: dict[str, Result]) -> str:

@@ -10,17 +10,23 @@ from tests.faults.rows import Ablation, Bench, Outcome, Row, Size
 from tests.faults.streams import LIMIT_S, Plan, run
 
 APP, SEAM = "tests.faults.application:app", "freezes_at_table_writes"
+BEYOND_SESSION_S = 3.0
 
 
 async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Literal["kill", "freeze"]) -> Outcome:
     """On a broker of its own, whose topics hold nothing else. size: events, faults; shoppers."""
     bench.runs += 1
     directory = bench.directory / f"{bench.runs}-streams"
-    plan = Plan(fault=fault, seed=bench.seed, **size)
+    plan = Plan(fault=fault, seed=bench.seed, frozen_s=bench.session_s + BEYOND_SESSION_S, **size)
     servers = await asyncio.to_thread(own_directory, "faults-streams")
     try:
         addresses = await asyncio.to_thread(up, servers, ["kafka"])
-        environment = {"HEADRACE_BROKER": addresses.kafka, "HEADRACE_STORE": "memory://", "HEADRACE_REPLICATION": "1"}
+        environment = {
+            "HEADRACE_BROKER": addresses.kafka,
+            "HEADRACE_STORE": "memory://",
+            "HEADRACE_REPLICATION": "1",
+            "HEADRACE_GROUP_PROTOCOL": bench.protocol,
+        }
         seams = [text for name in (*ablate, *([SEAM] if fault == "freeze" else [])) for text in ("--ablate", name)]
         started = 0
 

@@ -69,6 +69,12 @@ class Soaked(msgspec.Struct, kw_only=True):
     environment: dict[str, Any]
 
 
+def latest() -> Soaked | None:
+    """What came of the last soak."""
+    path = FOLDER / "result.json"
+    return msgspec.json.decode(path.read_bytes(), type=Soaked) if path.exists() else None
+
+
 async def offer(producer: Producer, load: Load, chance: random.Random) -> int:
     """Publishes by the clock; returns how many were published. Raises: RuntimeError when the broker refuses some."""
     began, published, said = time.monotonic(), 0, 0

@@ -67,7 +67,7 @@ class Plan:
     seed: int
     fault: Fault = "kill"
     shoppers: int = story.SHOPPERS
-    frozen_s: float = 2.5 * SESSION_MS / 1000
+    frozen_s: float = 0
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ async def test_document_says_what_does_not_hold(tmp_path: Path) -> None:
     """Rows that fail, ablations that nobody noticed and rows that were not run are named."""
     a_row = row(Outcome(NOTHING_WRONG), "lost")
     other = msgspec.structs.replace(await ran(a_row, tmp_path), size=SIZE)
-    text = document([a_row, Row("never run", "It would hold.", a_row.run, SIZE, None)], [other], [], 2)
+    text = document([a_row, Row("never run", "It would hold.", a_row.run, SIZE, None)], [other], [], None, 2)
     assert "- **a row: of tests**: ablation commit_highest_seen was not noticed" in text
     assert "- **never run**: not run at full size" in text
     assert "session's end (2 s" in text
