@@ -170,8 +170,9 @@ def forget(
     """Remove what is kept about one entity: decisions, reviews, effects and features.
 
     A decision leaves its place in its chain and its hash, so that `decisions verify` still holds. What has not ended is
-    waited for: the exit code is 1 then, and nothing is removed. It is said which topics may still name the entity and
-    how long, and when compaction makes the removal final. It may be repeated.
+    waited for: the exit code is 1 then, and nothing is removed. Afterwards no command here shows those decisions any
+    more, at once; their bytes stay on the broker's disks, where any Kafka client can read them, until compaction. It is
+    said when that is, and which topics may still name the entity and how long. It may be repeated.
 
     Examples: `python -m app decisions forget u-17 --dry-run`; `python -m app decisions forget u-17 --yes --json`
     """

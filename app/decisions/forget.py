@@ -2,7 +2,8 @@
 
 A decision is replaced under its key by its place in its chain and its hash, so that the chain still holds; everything else
 is taken back by a tombstone. What is open is waited for, not broken off: an effect that has not ended, and features that
-still count for the next decision. Compaction makes it final; until then the old bytes lie before their replacement.
+still count for the next decision. Compaction makes it final; until then the old bytes lie before their replacement, and
+`history` shows nothing of them.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,6 +1,7 @@
 """Reading back what was decided: newest first and by what one looks for, or everything about one alert.
 
-Partitions are read in pieces of a few MiB, from their end backwards, so memory does not grow with the log.
+Partitions are read in pieces of a few MiB, from their end backwards, so memory does not grow with the log. A decision behind
+whose key a later record says that it was forgotten is not shown, though its bytes lie there until compaction.
 """
 
 import heapq
@@ -76,7 +77,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class PassedOver:
-    """Records that were read and are no decisions (any more)."""
+    """Records that were read and are no decisions (any more). forgotten: what says so, not the old bytes."""
 
     forgotten: int = 0
     unreadable: int = 0
@@ -138,18 +139,32 @@ async def _ranges(reader: Reader, partitions: int, wanted: Wanted) -> dict[Topic
 async def _newest_of(
     reader: Reader, place: TopicPartition, start: int, stop: int, wanted: Wanted, passed_over: PassedOver
 ) -> AsyncGenerator[Found]:
-    """The wanted decisions of one partition, the last one first."""
-    piece = FIRST_PIECE
+    """The wanted decisions of one partition, the last one first. What lies behind `stop` is read, too: it may say that
+    one of them was forgotten."""
+    forgotten: set[bytes | None] = set()
+    async with aclosing(backwards(reader, place, start)) as records:
+        async for record in records:
+            if is_forgotten(record):
+                forgotten.add(record.key)
+                passed_over.forgotten += record.offset < stop
+            elif record.offset < stop and record.key not in forgotten and wanted.by_headers(record):
+                found = found_in(record, passed_over)
+                if found is not None and wanted.matches(found):
+                    yield found
+
+
+async def backwards(reader: Reader, place: TopicPartition, start: int) -> AsyncGenerator[Record]:
+    """What lies in a partition from `start` to its end of now, the last record first. To be closed.
+
+    Raises: Unavailable, Rejected.
+    """
+    stop, piece = (await reader.end_offsets([place]))[place], FIRST_PIECE
     while stop > start:
         begin = max(start, stop - piece)
         records = [record async for batch in reader.read(place, begin, stop) for record in batch]
         size = sum(len(record.value or b"") for record in records)
         while records:
-            record = records.pop()
-            if is_forgotten(record) or wanted.by_headers(record):
-                found = found_in(record, passed_over)
-                if found is not None and wanted.matches(found):
-                    yield found
+            yield records.pop()
         piece = max(FIRST_PIECE, min(LONGEST_PIECE, piece * PIECE_BYTES // max(size, 1)))
         stop = begin
 
@@ -157,25 +172,39 @@ async def _newest_of(
 async def about_alert(reader: Reader, partitions: int, alert_id: str, passed_over: PassedOver) -> list[Found]:
     """Every decision about one alert, in the order of the log. Raises: Unavailable, Rejected."""
     wanted = alert_id.encode()
-    decisions = []
+    decisions: list[Found] = []
     for partition in range(partitions):
         place = TopicPartition(DECISIONS, partition)
         end = (await reader.end_offsets([place]))[place]
+        own: list[tuple[bytes | None, Found]] = []
         async for batch in reader.read(place, 0, end):
             for record in batch:
-                if record.header("alert_id") in (None, wanted):
+                if is_forgotten(record):
+                    passed_over.forgotten += 1
+                    own = [(key, found) for key, found in own if key != record.key]
+                elif record.header("alert_id") in (None, wanted):
                     found = found_in(record, passed_over)
                     if found is not None and found.record.alert_id == alert_id:
-                        decisions.append(found)
+                        own.append((record.key, found))
+        decisions += [found for _, found in own]
     return decisions
 
 
 async def at_place(reader: Reader, partition: int, offset: int, passed_over: PassedOver) -> Found | None:
-    """The decision at one offset; None where none lies there (any more). Raises: Unavailable, Rejected."""
-    async for batch in reader.read(TopicPartition(DECISIONS, partition), offset, offset + 1):
-        for record in batch:
-            return found_in(record, passed_over)
-    return None
+    """The decision at one offset; None where none lies there (any more), or it was forgotten since.
+
+    Raises: Unavailable, Rejected.
+    """
+    place = TopicPartition(DECISIONS, partition)
+    first = next(iter([record async for batch in reader.read(place, offset, offset + 1) for record in batch]), None)
+    found = None if first is None else found_in(first, passed_over)
+    if first is None or found is None:
+        return None
+    end = (await reader.end_offsets([place]))[place]
+    async for batch in reader.read(place, offset + 1, end):
+        if any(is_forgotten(record) and record.key == first.key for record in batch):
+            return None
+    return found
 
 
 def effects_in(record: Record) -> EffectRecord | None:

@@ -232,6 +232,18 @@ def test_decisions_forget_removes_and_the_rest_goes_on(call: Call) -> None:
     assert "waiting for compaction: 2 decisions" in out
 
 
+def test_decisions_forgotten_are_hidden_from_every_command_at_once(call: Call, world: World) -> None:
+    """Listed, shown and replayed is nothing of them, though compaction has not removed their bytes."""
+    assert 0 == call("forget", "u-1", "--yes", *APP_OPTION)[0]
+    assert any(b"u-1" in (record.value or b"") for record in world.records(DECISIONS))
+    assert (0, "", "no decisions\n") == call("list")
+    assert "0 decisions: 0 identical, 0 different" in call("replay", *APP_OPTION)[1]
+    for what in ("large_order:u-1:o-1", "1/0", "1/1"):
+        code, out, err = call("show", what)
+        assert (1, "") == (code, out)
+        assert f"{what}: no decision lies there (any more)" in err
+
+
 @pytest.mark.parametrize(("answer", "expected", "more"), [("n", 1, 0), ("y", 0, 2)])
 def test_decisions_forget_asks_first(
     call: Call, world: World, monkeypatch: pytest.MonkeyPatch, answer: str, expected: int, more: int

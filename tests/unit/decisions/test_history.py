@@ -108,6 +108,43 @@ async def test_newest_reads_pieces_by_their_bytes(monkeypatch: pytest.MonkeyPatc
     assert max(asked) <= 5_000 // len(encode(written(0))) + 2
 
 
+async def forgotten_log(clock: ManualClock) -> MemoryBroker:
+    """Three decisions about one alert, of which the second, written twice, is forgotten at the end; its bytes are still
+    there."""
+    records = [written(number, alert_id="a-1") for number in (0, 1, 1, 2)]
+    broker = await log_of(records, clock)
+    key = decision_key(records[1].writer, 1)
+    broker.append(DECISIONS, b"{}", key, 1, 0, forgotten_headers(decision_headers(records[1]), START_MS))
+    return broker
+
+
+@pytest.mark.parametrize(
+    "wanted", [Wanted(), Wanted(entity="u-1"), Wanted(until_ms=START_MS + 3_500), Wanted(until_ms=START_MS + 4_000)]
+)
+async def test_newest_hides_what_was_forgotten_later(wanted: Wanted) -> None:
+    """The old bytes lie before what replaces them, until compaction; also where only older ones are asked for."""
+    broker = await forgotten_log(ManualClock(START_MS))
+    assert [2, 0] == await found_in(broker, wanted)
+
+
+async def test_about_alert_and_at_place_hide_what_was_forgotten_later() -> None:
+    """Whoever knows the alert or the place sees no more than who lists."""
+    broker = await forgotten_log(ManualClock(START_MS))
+    passed_over = PassedOver()
+    found = await about_alert(broker.reader(), 2, "a-1", passed_over)
+    assert ([0, 2], PassedOver(1, 0)) == ([one.record.number for one in found], passed_over)
+    places = [await at_place(broker.reader(), 1, offset, PassedOver()) for offset in range(5)]
+    assert [True, False, False, True, False] == [one is not None for one in places]
+
+
+async def test_without_the_later_record_the_forgotten_would_be_shown() -> None:
+    """Ablation: nothing else hides them, since every byte is there."""
+    broker = await forgotten_log(ManualClock(START_MS))
+    del broker.logs[TopicPartition(DECISIONS, 1)][-1]
+    assert [2, 1, 1, 0] == await found_in(broker, Wanted())
+    assert 4 == len(await about_alert(broker.reader(), 2, "a-1", PassedOver()))
+
+
 async def test_at_place_finds_the_one_decision() -> None:
     """None where there is none (any more)."""
     broker = await log_of([written(0), written(1)], ManualClock(START_MS))
