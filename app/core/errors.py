@@ -19,6 +19,8 @@ class HeadraceError(Exception):
 
     retry_after_ms: int | None = None
     """How long a server asked to wait before the next try; None where it said nothing."""
+    was_tried: bool = True
+    """False where nothing was begun: such a refusal uses up no attempt."""
 
 
 class SetupError(HeadraceError):

@@ -15,6 +15,9 @@ from app.core.text import one_line
 
 A = TypeVar("A", bound=msgspec.Struct)
 
+SCHEMA_TOKENS = 500
+"""What the schema of an answer adds to the input of each call, by estimate."""
+
 MAX_ANSWER_TOKENS = 4_096
 """Limit of one answer, thinking included. A decision takes some 200; the rest is for models that think first."""
 
@@ -154,7 +157,8 @@ class ModelFailure(HeadraceError):
     """No usable answer. `answer` is what came back, where something did: its text is evidence, its tokens were paid.
 
     retry_after_ms: how long the model's side asks to wait; None where it does not say. unknown: the call may have been
-    carried out and paid, though nothing of it came back. rates: what the response says about limits.
+    carried out and paid, though nothing of it came back. rates: what the response says about limits. was_tried: False
+    where no call was made.
     """
 
     def __init__(
@@ -166,6 +170,7 @@ class ModelFailure(HeadraceError):
         answer: ModelAnswer | None = None,
         unknown: bool = False,
         rates: RateLimits | None = None,
+        was_tried: bool = True,
     ) -> None:
         super().__init__(f"{code.value}: {message}")
         self.code = code
@@ -173,6 +178,7 @@ class ModelFailure(HeadraceError):
         self.answer = answer
         self.unknown = unknown
         self.rates = rates
+        self.was_tried = was_tried
 
     @property
     def retriable(self) -> bool:

@@ -11,6 +11,9 @@ from app.models.base import RateLimit, RateLimits
 
 MINUTE_S = 60.0
 
+LONGEST_REFILL_S = 300.0
+"""No header makes a bucket take longer to fill; calls after it tell whether there is really nothing left."""
+
 
 class Amounts(NamedTuple):
     """What one call takes of each bucket."""
@@ -71,7 +74,8 @@ class Bucket:
         self._a_second = self.size / MINUTE_S
         used = told.limit - told.remaining
         if told.full_in_ms and used > told.remaining:  # near full, the header's whole seconds say nothing
-            self._a_second = min(self._a_second, self._share * used / (told.full_in_ms / 1000))
+            full_in_s = min(told.full_in_ms / 1000, LONGEST_REFILL_S)
+            self._a_second = min(self._a_second, self._share * used / full_in_s)
 
     def set_share(self, now: float, share: float) -> None:
         """Another part of the whole, 0 to 1: what is left grows and shrinks with it."""
@@ -110,3 +114,8 @@ class Buckets:
     def set_share(self, now: float, share: float) -> None:
         for bucket in self._all:
             bucket.set_share(now, share)
+
+
+def longest_refill_s(told: RateLimits) -> float:
+    """Until all of the limits are whole, as the headers tell it."""
+    return max((limit.full_in_ms / 1000 for limit in told if limit is not None), default=0.0)

@@ -16,7 +16,7 @@ from app.core.clock import Clock
 from app.core.codec import encode
 from app.core.errors import SetupError
 from app.core.instants import instant
-from app.models.base import MAX_ANSWER_TOKENS, Usage
+from app.models.base import MAX_ANSWER_TOKENS, SCHEMA_TOKENS, Usage
 from app.models.pricing import FREE, Price
 
 _MICRO = 1_000_000
@@ -130,18 +130,20 @@ class Budgets:
                 f"agent {agent} has a budget in dollars, and no price of {self._model} is known; set "
                 f"{self._model}=input/output/cache-read/cache-write in dollars per million tokens",
             )
-        least_tokens, least_micro = MAX_ANSWER_TOKENS, (self._price or FREE).most(0, MAX_ANSWER_TOKENS)
+        least_tokens = SCHEMA_TOKENS + MAX_ANSWER_TOKENS
+        least_micro = (self._price or FREE).most(SCHEMA_TOKENS, MAX_ANSWER_TOKENS)
         for name, value, least in (
             ("tokens_a_day", budget.tokens_a_day, least_tokens),
             ("usd_a_day", budget.micro_usd_a_day, least_micro),
         ):
-            if value is not None and value // partitions <= least:
-                needed = (least + 1) * partitions
+            if value is not None and value // partitions < least:
+                needed = least * partitions
                 shown = needed if name == "tokens_a_day" else Decimal(needed) / _MICRO
                 raise SetupError(
                     where,
                     f"{name} pays no call: each of {partitions} partitions has its part, and a call may take "
-                    f"{MAX_ANSWER_TOKENS} tokens of output and more; give more than {shown}",
+                    f"{MAX_ANSWER_TOKENS} tokens of output, {SCHEMA_TOKENS} of its schema, and its prompt; "
+                    f"give more than {shown}",
                 )
         self._agents[agent] = _Agent(budget, partitions)
 
@@ -173,16 +175,17 @@ class Budgets:
         account = self._account(agent, partition)
         if account is None:
             return None
-        tokens = input_tokens + MAX_ANSWER_TOKENS
-        micro_usd = (self._price or FREE).most(input_tokens, MAX_ANSWER_TOKENS)
-        tokens_left, micro_usd_left = _left(known, account)
-        if (tokens_left is not None and tokens > tokens_left) or (
-            micro_usd_left is not None and micro_usd > micro_usd_left
-        ):
+        tokens, micro_usd = self._most(input_tokens)
+        if not _fits(tokens, micro_usd, _left(known, account)):
             return None
         account.reserved_tokens += tokens
         account.reserved_micro_usd += micro_usd
         return Reservation(account, tokens, micro_usd)
+
+    def pays(self, agent: str, input_tokens: int) -> bool:
+        """Whether a partition's part of a whole day has room for such a call."""
+        known = self._agents.get(agent)
+        return known is None or _fits(*self._most(input_tokens), _left(known, _Account("")))
 
     def settle(self, reservation: Reservation, usage: Usage) -> None:
         """The call is over and has taken this; whatever day it began, it counts today."""
@@ -220,6 +223,10 @@ class Budgets:
             sum(micro_usd) if known.budget.micro_usd_a_day is not None else None,
         )
 
+    def _most(self, input_tokens: int) -> tuple[int, int]:
+        """Tokens and micro-dollars of a call at its most expensive."""
+        return input_tokens + MAX_ANSWER_TOKENS, (self._price or FREE).most(input_tokens, MAX_ANSWER_TOKENS)
+
     def _today(self) -> str:
         return instant(self._clock.now_ms()).date().isoformat()
 
@@ -244,3 +251,7 @@ def _left(known: _Agent, account: _Account) -> tuple[int | None, int | None]:
         None if tokens is None else tokens // known.partitions - account.tokens - account.reserved_tokens,
         None if micro_usd is None else micro_usd // known.partitions - account.micro_usd - account.reserved_micro_usd,
     )
+
+
+def _fits(tokens: int, micro_usd: int, left: tuple[int | None, int | None]) -> bool:
+    return all(room is None or takes <= room for takes, room in zip((tokens, micro_usd), left, strict=True))

@@ -1,8 +1,8 @@
 """The gate before a model: no call without time, hope, money, room and a permit for it; and what it took is settled.
 
-In this order: the deadline; the breaker; the agent's budget; the line, which is first come, first served, for the
-buckets of requests and tokens and for a permit; the deadline again; the call; settlement. Whoever waits, or will retry,
-holds no permit. However a call ends, and wherever it is cancelled, everything that it holds is given back.
+In this order: the deadline; the breaker; the agent's budget; the line, in which agents take turns, for the buckets of
+requests and tokens and for a permit; the deadline again; the call; settlement. Whoever waits, or will retry, holds no
+permit. However a call ends, and wherever it is cancelled, everything that it holds is given back.
 """
 
 import asyncio
@@ -15,9 +15,18 @@ import msgspec
 
 from app.core.notices import Notices
 from app.core.text import one_line
-from app.models.base import MAX_ANSWER_TOKENS, FailureCode, Model, ModelAnswer, ModelFailure, ModelRequest, Usage
+from app.models.base import (
+    MAX_ANSWER_TOKENS,
+    SCHEMA_TOKENS,
+    FailureCode,
+    Model,
+    ModelAnswer,
+    ModelFailure,
+    ModelRequest,
+    Usage,
+)
 from app.models.breaker import REFUSED_OPEN_S, Breaker, BreakerState, Ticket
-from app.models.buckets import NOTHING, Amounts, Buckets
+from app.models.buckets import LONGEST_REFILL_S, NOTHING, Amounts, Buckets, longest_refill_s
 from app.models.budget import NO_USAGE, Budget, Budgets, BudgetStatistics, Reservation, Spent
 from app.models.line import Line, Place
 from app.models.permits import Permits
@@ -31,8 +40,10 @@ LEAST_ATTEMPT_MS = 20
 LONGEST_PAUSE_S = 300.0
 """No `retry-after` closes the gate for longer; a call after it tells whether more is asked for."""
 
+_CLOCK_S = 0.001
+"""A loop's timers may come so much early."""
+
 _BYTES_A_TOKEN = 3
-_SCHEMA_TOKENS = 500
 _USUAL_OUTPUT_TOKENS = min(500, MAX_ANSWER_TOKENS)
 
 _REFUSALS = frozenset({FailureCode.SPEND_LIMIT, FailureCode.UNAUTHORIZED})
@@ -223,15 +234,12 @@ class ModelGate:
         _remaining_ms(deadline)
         if self._closed:
             raise _gate_closed()
-        call = _Call(self._enter(deadline), _estimated_tokens(request))
+        input_tokens = _estimated_tokens(request)
+        call = _Call(self._enter(deadline), input_tokens)  # with its ticket: nothing may fail before the `try`
         try:
             if self._budgets is not None:
-                call.budget = self._budgets.reserve(request.agent, request.partition, call.input_tokens)
-                if call.budget is None:
-                    raise ModelFailure(
-                        FailureCode.NO_BUDGET, f"the day's budget of {request.agent} is used up or reserved"
-                    )
-            call.place = await self._wait(call, deadline)
+                call.budget = self._reserve(self._budgets, request, call.input_tokens)
+            call.place = await self._wait(request.agent, call, deadline)
             remaining_ms = _remaining_ms(deadline)
             call.given_ms = min(self._attempt_ms, remaining_ms)
             out_of_time = FailureCode.DEADLINE if remaining_ms <= self._attempt_ms else FailureCode.TIMEOUT
@@ -239,6 +247,11 @@ class ModelGate:
             return call.answer
         except ModelFailure as failure:
             call.failure = failure
+            raise
+        except asyncio.CancelledError:
+            # Whoever keeps the same deadline outside may be the first to notice that it has come.
+            if call.given_ms and asyncio.get_running_loop().time() >= deadline - _CLOCK_S:
+                call.failure = _no_answer(FailureCode.DEADLINE, call.given_ms)
             raise
         finally:
             self._settle(call)
@@ -256,17 +269,30 @@ class ModelGate:
             raise self._breaker_open()
         return ticket
 
+    def _reserve(self, budgets: Budgets, request: ModelRequest, input_tokens: int) -> Reservation:
+        reservation = budgets.reserve(request.agent, request.partition, input_tokens)
+        if reservation is not None:
+            return reservation
+        text = f"the day's budget of {request.agent} is used up or reserved"
+        if not budgets.pays(request.agent, input_tokens):
+            text = (
+                f"the budget of {request.agent} pays no such call, however little is spent: it may take {input_tokens} "
+                f"tokens of input and {MAX_ANSWER_TOKENS} of output, more than a partition's part of a day"
+            )
+            self._notices.tell(f"budget of {request.agent}", text)
+        raise ModelFailure(FailureCode.NO_BUDGET, text)
+
     def _tells(self, given_ms: int) -> bool:
         """Whether a call that gets no answer in this time says something about the model's side."""
         return given_ms * 2 >= self._attempt_ms
 
-    async def _wait(self, call: _Call, deadline: float) -> Place:
+    async def _wait(self, agent: str, call: _Call, deadline: float) -> Place:
         amounts = Amounts(1, call.input_tokens, _USUAL_OUTPUT_TOKENS)
         latest = deadline - LEAST_ATTEMPT_MS / 1000
-        if self._line.is_hopeless(latest):
+        if self._line.is_hopeless(agent, latest):
             raise ModelFailure(FailureCode.DEADLINE, f"{len(self._line)} wait for their turn, too many for this alert")
         try:
-            return await self._line.enter(amounts, latest)
+            return await self._line.enter(agent, amounts, latest)
         except TimeoutError:
             raise ModelFailure(FailureCode.DEADLINE, "the deadline came before the turn to call") from None
 
@@ -278,10 +304,10 @@ class ModelGate:
             async with asyncio.timeout(request.timeout_ms / 1000):
                 return await self.model.decide(request)
         except TimeoutError:
-            raise ModelFailure(out_of_time, f"no answer within {request.timeout_ms} ms", unknown=True) from None
+            raise _no_answer(out_of_time, request.timeout_ms) from None
         except ModelFailure as failure:
             if failure.code is FailureCode.TIMEOUT and out_of_time is FailureCode.DEADLINE:
-                raise ModelFailure(out_of_time, f"no answer within {request.timeout_ms} ms", unknown=True) from failure
+                raise _no_answer(out_of_time, request.timeout_ms) from failure
             raise
         finally:
             self._in_flight -= 1
@@ -298,7 +324,14 @@ class ModelGate:
             input_tokens = charged.input_tokens + charged.cache_write_tokens  # what the cache held counts for no limit
             used = Amounts(1, input_tokens, charged.output_tokens) if call.given_ms else NOTHING
             told = call.answer or call.failure
-            self._line.leave(call.place, used, told.rates if told is not None else None)
+            rates = told.rates if told is not None else None
+            self._line.leave(call.place, used, rates)
+            if rates is not None and (longest_s := longest_refill_s(rates)) > LONGEST_REFILL_S:
+                self._notices.tell(
+                    "reset",
+                    f"{self.model.name} says that a limit is whole again in {longest_s:.0f} s; "
+                    f"the gate reckons with {LONGEST_REFILL_S:.0f} s",
+                )
 
     def _learn(self, call: _Call) -> None:
         """What the end of a call says about the model's side."""
@@ -356,12 +389,13 @@ class ModelGate:
             FailureCode.BREAKER_OPEN,
             f"{self.model.name} is not called {until}, after {self._opened_by}",
             retry_after_ms=math.ceil(wait_s * 1000),
+            was_tried=False,
         )
 
     def _paused(self) -> ModelFailure:
         seconds = self._permits.closed_s(asyncio.get_running_loop().time())
         text = f"{self.model.name} wants no call for {seconds:.1f} s more, longer than this alert can wait"
-        return ModelFailure(self._pause_code, text, retry_after_ms=math.ceil(seconds * 1000))
+        return ModelFailure(self._pause_code, text, retry_after_ms=math.ceil(seconds * 1000), was_tried=False)
 
     def _share_out(self) -> None:
         self._buckets.set_share(asyncio.get_running_loop().time(), self._shares.share)
@@ -369,13 +403,17 @@ class ModelGate:
 
 
 def _gate_closed() -> ModelFailure:
-    return ModelFailure(FailureCode.GATE_CLOSED, "this process is stopping and calls no more models")
+    return ModelFailure(FailureCode.GATE_CLOSED, "this process is stopping and calls no more models", was_tried=False)
+
+
+def _no_answer(code: FailureCode, within_ms: int) -> ModelFailure:
+    return ModelFailure(code, f"no answer within {within_ms} ms", unknown=True)
 
 
 def _estimated_tokens(request: ModelRequest) -> int:
     """Of the input, rather too many than too few."""
     size = len(request.instructions.encode(errors="replace")) + len(request.context_text.encode(errors="replace"))
-    return size // _BYTES_A_TOKEN + _SCHEMA_TOKENS
+    return size // _BYTES_A_TOKEN + SCHEMA_TOKENS
 
 
 def _whole(value: float) -> int | None:

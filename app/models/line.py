@@ -1,7 +1,9 @@
-"""The line in front of a model: first come, first served, each when the buckets have what it needs and a permit is free.
+"""The line in front of a model: agents take turns, and of each the first that came goes first, when the buckets have what
+it needs and a permit is free.
 
-Reservation and permit are taken in one step, in the moment when the head of the line may go. So nobody holds one while
-waiting for the other, nobody overtakes, and whoever is cancelled has either nothing or both, and gives both back.
+Reservation and permit are taken in one step, in the moment when the one whose turn it is may go. So nobody holds one
+while waiting for the other, nobody overtakes within an agent, the backlog of one agent holds up no other, and whoever is
+cancelled has either nothing or both, and gives both back.
 """
 
 import asyncio
@@ -25,9 +27,12 @@ _HOPELESS = 2.0
 class Place:
     """One caller's place. After `Line.enter` it holds a permit (of `epoch`) and `amounts`, until `Line.leave`."""
 
-    __slots__ = ("amounts", "deadline", "epoch", "goes", "holds")
+    __slots__ = ("agent", "amounts", "deadline", "epoch", "goes", "holds")
 
-    def __init__(self, amounts: Amounts, deadline: float, goes: "asyncio.Future[ModelFailure | None]") -> None:
+    def __init__(
+        self, agent: str, amounts: Amounts, deadline: float, goes: "asyncio.Future[ModelFailure | None]"
+    ) -> None:
+        self.agent = agent
         self.amounts = amounts
         self.deadline = deadline
         self.goes = goes
@@ -41,27 +46,33 @@ class Line:
     def __init__(self, permits: Permits, buckets: Buckets) -> None:
         self._permits = permits
         self._buckets = buckets
-        self._waiting: deque[Place] = deque()
+        self._waiting: dict[str, deque[Place]] = {}
+        """By agent, in the order of their turns; none is empty."""
         self._timer: asyncio.TimerHandle | None = None
         self._turned_at: float | None = None
         self._turns = 0
         self._turn_s = 0.0
 
-    def is_hopeless(self, deadline: float) -> bool:
-        """Whether the turns of those who wait, at their pace, last far beyond a newcomer's deadline."""
+    def is_hopeless(self, agent: str, deadline: float) -> bool:
+        """Whether the turns before that of the agent's newcomer, at their pace, last far beyond its deadline."""
+        if self._turns < _MEASURED_TURNS:
+            return False
+        own = len(self._waiting.get(agent, ()))
+        others = (len(places) for name, places in self._waiting.items() if name != agent)
+        turns = own + sum(min(other, own + 1) for other in others)
         left_s = deadline - asyncio.get_running_loop().time()
-        return self._turns >= _MEASURED_TURNS and len(self._waiting) * self._turn_s > _HOPELESS * left_s
+        return turns * self._turn_s > _HOPELESS * left_s
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return sum(map(len, self._waiting.values()))
 
-    async def enter(self, amounts: Amounts, deadline: float) -> Place:
+    async def enter(self, agent: str, amounts: Amounts, deadline: float) -> Place:
         """Waits for the turn. On cancellation the place is free and nothing is held.
 
         Raises: TimeoutError at `deadline`, in the loop's seconds; what `dismiss` makes.
         """
-        place = Place(amounts, deadline, asyncio.get_running_loop().create_future())
-        self._waiting.append(place)
+        place = Place(agent, amounts, deadline, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(agent, deque()).append(place)
         self.tick()
         try:
             async with asyncio.timeout_at(deadline):
@@ -69,8 +80,8 @@ class Line:
         except BaseException:
             if place.holds:
                 self.leave(place, NOTHING)
-            elif place in self._waiting:
-                self._waiting.remove(place)
+            elif place in self._waiting.get(agent, ()):
+                self._remove(place)
                 self.tick()
             raise
         if failure is not None:
@@ -90,13 +101,16 @@ class Line:
 
     def dismiss(self, failure: Callable[[], ModelFailure], only: Callable[[Place], bool] = lambda place: True) -> None:
         """Those who wait fail."""
-        staying: deque[Place] = deque()
-        for place in self._waiting:
-            if not only(place):
-                staying.append(place)
-            elif not place.goes.done():
-                place.goes.set_result(failure())
-        self._waiting = staying
+        before, self._waiting = self._waiting, {}
+        for agent, places in before.items():
+            staying: deque[Place] = deque()
+            for place in places:
+                if not only(place):
+                    staying.append(place)
+                elif not place.goes.done():
+                    place.goes.set_result(failure())
+            if staying:
+                self._waiting[agent] = staying
         self.tick()
 
     def tick(self) -> None:
@@ -106,7 +120,7 @@ class Line:
             self._timer.cancel()
             self._timer = None
         while self._waiting:
-            place = self._waiting[0]
+            place = next(iter(self._waiting.values()))[0]
             if not place.goes.done():  # else it is being cancelled
                 now = loop.time()
                 wait_s = max(self._buckets.wait_s(now, place.amounts), self._permits.wait_s(now))
@@ -119,8 +133,23 @@ class Line:
                 place.holds = True
                 place.goes.set_result(None)
                 self._measure(now)
-            self._waiting.popleft()
+                self._end_turn(place.agent)
+            else:
+                self._remove(place)
         self._turned_at, self._turns = None, 0
+
+    def _end_turn(self, agent: str) -> None:
+        """Its first has gone: the next one's turn comes after those of the other agents."""
+        places = self._waiting.pop(agent)
+        places.popleft()
+        if places:
+            self._waiting[agent] = places
+
+    def _remove(self, place: Place) -> None:
+        places = self._waiting[place.agent]
+        places.remove(place)
+        if not places:
+            del self._waiting[place.agent]
 
     def _measure(self, now: float) -> None:
         """The pace of turns, as long as somebody always waits."""

@@ -1,8 +1,9 @@
-"""The gate under arbitrary callers: nothing is lost, no bound is passed, nobody overtakes; and what shows if a part of it
-is taken out."""
+"""The gate under arbitrary callers: nothing is lost, no bound is passed, nobody overtakes within an agent or is starved by
+another; and what shows if a part of it is taken out."""
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise, product
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from app.core.clock import Clock, run_virtual
 from app.models import gate as gate_module
+from app.models import line as line_module
 from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, RateLimit, RateLimits, StopReason
 from app.models.breaker import FAILURES_IN_A_ROW, REFUSED_OPEN_S, Breaker
-from app.models.buckets import Buckets
+from app.models.buckets import NOTHING, Buckets
 from app.models.budget import Budget, Budgets, Reservation, Spent
 from app.models.gate import ModelGate
 from app.models.line import Line, Place
@@ -28,6 +30,10 @@ START_MS = 1_700_000_000_000
 MODEL = "claude-sonnet-4-6"
 LARGE_BUDGET, SMALL_BUDGET = 1_000_000, 12_000
 REQUESTS_A_MINUTE = 12
+ONLY_REQUESTS = (REQUESTS_A_MINUTE, 0, 0)
+TOKENS_TOO = (REQUESTS_A_MINUTE, 5_000, 2_500)
+INPUT_USED, OUTPUT_USED = 900, 300
+AGENTS = ("agent", "other")
 LONG_S = 3_600.0
 
 
@@ -36,13 +42,16 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Caller(NamedTuple):
-    """comes, takes, left: tenths of a second. ends: how its call ends. cancelled: after tenths, and so many steps."""
+    """comes, takes, left: tenths of a second. ends: how its call ends. cancelled: after tenths, and so many steps.
+    outer: whether the caller keeps the deadline itself too, as handlers do."""
 
     comes: int
     takes: int
     left: int
     ends: str
     cancelled: tuple[int, int] | None
+    agent: str = "agent"
+    outer: bool = False
 
 
 ENDS = {
@@ -59,8 +68,10 @@ callers = st.lists(
         st.integers(0, 20),
         st.integers(0, 6),
         st.integers(0, 60),
-        st.sampled_from(["answer", "answer", "answer", "told", "raises", *ENDS]),
+        st.sampled_from(["answer", "answer", "answer", "told", "raises", "malformed", *ENDS]),
         st.none() | st.tuples(st.integers(0, 15), st.integers(0, 5)),
+        st.sampled_from(AGENTS),
+        st.booleans(),
     ),
     max_size=25,
 )
@@ -73,11 +84,14 @@ class Model:
     name: str = MODEL
     started: list[tuple[float, int]] = field(default_factory=list)
     """When, and whose."""
+    answered: list[float] = field(default_factory=list)
+    """When the calls began that had an answer."""
     running: int = 0
     most_running: int = 0
 
     async def decide(self, request: ModelRequest) -> ModelAnswer:
-        self.started.append((asyncio.get_running_loop().time(), request.context["index"]))
+        began = asyncio.get_running_loop().time()
+        self.started.append((began, request.context["index"]))
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -89,13 +103,14 @@ class Model:
             raise ZeroDivisionError
         if ends in ENDS:
             raise ModelFailure(ENDS[ends], "scripted", retry_after_ms=700 if ends == "pause" else None)
+        self.answered.append(began)
         rates = RateLimits(requests=RateLimit(100, 3, 20_000)) if ends == "told" else None
         return ModelAnswer(
             text="{}",
             model=self.name,
             stop_reason=StopReason.COMPLETE,
-            input_tokens=900,
-            output_tokens=300,
+            input_tokens=INPUT_USED,
+            output_tokens=OUTPUT_USED,
             rates=rates,
         )
 
@@ -112,23 +127,42 @@ class Run:
     came: list[int] = field(default_factory=list)
 
     @classmethod
-    def create(cls, clock: Clock, concurrency: int, tokens_a_day: int = LARGE_BUDGET) -> "Run":
+    def create(
+        cls,
+        clock: Clock,
+        concurrency: int,
+        tokens_a_day: int = LARGE_BUDGET,
+        a_minute: tuple[int, int, int] = ONLY_REQUESTS,
+    ) -> "Run":
         model = Model()
         budgets = Budgets(clock, KNOWN_PRICES, MODEL)
-        buckets = Buckets(REQUESTS_A_MINUTE, 0, 0)
+        buckets = Buckets(*a_minute)
         gate = ModelGate(model, concurrency=concurrency, attempt_ms=400, buckets=buckets, budgets=budgets)
-        gate.declare("agent", 1, Budget(tokens_a_day=tokens_a_day))
-        gate.assigned("agent", 0, None)
+        for agent in AGENTS:
+            gate.declare(agent, 1, Budget(tokens_a_day=tokens_a_day))
+            gate.assigned(agent, 0, None)
         return cls(gate, model)
 
     async def call(self, caller: Caller, index: int) -> ModelAnswer:
         await asyncio.sleep(caller.comes / 10)
         self.came.append(index)
         deadline = asyncio.get_running_loop().time() + caller.left / 10
+        question = ask(caller.takes, caller.ends, index, caller.agent)
+        if caller.ends == "malformed":
+            question = msgspec.structs.replace(question, instructions=b"no text")
         try:
-            return await self.gate.decide(ask(caller.takes, caller.ends, index), deadline)
+            async with asyncio.timeout_at(deadline if caller.outer else None):
+                return await self.gate.decide(question, deadline)
         finally:
             assert asyncio.get_running_loop().time() <= deadline + 0.001
+
+    async def lose(self, agent: str, after: int) -> None:
+        """Its partition goes after so many tenths, and comes back a second later with what was spent."""
+        await asyncio.sleep(after / 10)
+        spent = self.gate.spent(agent, 0)
+        self.gate.ended(agent, 0)
+        await asyncio.sleep(1)
+        self.gate.assigned(agent, 0, spent)
 
     def nothing_held(self) -> bool:
         gate = self.gate
@@ -143,9 +177,9 @@ class Run:
         )
 
 
-def ask(takes: int = 1, ends: str = "answer", index: int = -1) -> ModelRequest:
+def ask(takes: int = 1, ends: str = "answer", index: int = -1, agent: str = "agent") -> ModelRequest:
     return ModelRequest(
-        agent="agent",
+        agent=agent,
         instructions="",
         context_text="",
         context={"takes": takes, "ends": ends, "index": index},
@@ -169,7 +203,7 @@ async def play(run: Run, script: list[Caller]) -> None:
         *(cancel_after(t, *caller.cancelled) for t, caller in zip(tasks, script, strict=True) if caller.cancelled)
     )
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    expected = (ModelAnswer, ModelFailure, asyncio.CancelledError, ZeroDivisionError)
+    expected = (ModelAnswer, ModelFailure, asyncio.CancelledError, ZeroDivisionError, TimeoutError, AttributeError)
     assert [] == [outcome for outcome in outcomes if not isinstance(outcome, expected)]
 
 
@@ -180,36 +214,127 @@ async def still_serves(run: Run) -> None:
     assert "{}" == answer.text
 
 
-def check(script: list[Caller], concurrency: int, tokens_a_day: int = LARGE_BUDGET) -> None:
-    """Every promise about one script of callers."""
+def check_limits(run: Run, concurrency: int, a_minute: tuple[int, int, int]) -> None:
+    """The estimate of the input is short by a part of what an answer takes: of as many calls as there are at once."""
+    requests, input_tokens, output_tokens = (limit or math.inf for limit in a_minute)
+    times = [time_s for time_s, _ in run.model.started]
+    for count, (first, last) in enumerate(product(times[:1], times), start=1):
+        assert count <= requests * (1 + (last - first) / 60) + 0.001, "more than the limit a minute"
+    times = sorted(run.model.answered)
+    for count, (first, last) in enumerate(product(times[:1], times), start=1):
+        minutes = 1 + (last - first) / 60
+        assert count * OUTPUT_USED <= output_tokens * minutes + OUTPUT_USED, "more output than the limit a minute"
+        assert (count - concurrency) * INPUT_USED <= input_tokens * minutes, "more input than the limit a minute"
+
+
+def check(
+    script: list[Caller],
+    concurrency: int,
+    tokens_a_day: int = LARGE_BUDGET,
+    loses: tuple[str, int] | None = None,
+    a_minute: tuple[int, int, int] = ONLY_REQUESTS,
+) -> None:
+    """Every promise about one script of callers, while an agent may lose its partition for a second."""
 
     async def main(clock: Clock) -> None:
-        run = Run.create(clock, concurrency, tokens_a_day)
-        await play(run, script)
+        run = Run.create(clock, concurrency, tokens_a_day, a_minute)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(play(run, script))
+            if loses is not None:
+                tasks.create_task(run.lose(*loses))
         assert run.nothing_held(), "something is not given back"
         assert concurrency >= run.model.most_running, "too many at once"
         started_at = {index: time_s for time_s, index in run.model.started}
-        in_order = [started_at[index] for index in run.came if index in started_at]
-        assert sorted(in_order) == in_order, "somebody overtook"
-        times = [time_s for time_s, _ in run.model.started]
-        for count, (first, last) in enumerate(product(times[:1], times), start=1):
-            assert count <= REQUESTS_A_MINUTE * (1 + (last - first) / 60) + 0.001, "more than the limit a minute"
-        spent = run.gate.spent("agent", 0)
-        assert spent is not None
-        assert tokens_a_day >= spent.tokens, "more than the budget"
+        for agent in AGENTS:
+            came = [index for index in run.came if script[index].agent == agent]
+            in_order = [started_at[index] for index in came if index in started_at]
+            assert sorted(in_order) == in_order, "somebody overtook"
+            spent = run.gate.spent(agent, 0)
+            assert spent is not None
+            assert tokens_a_day >= spent.tokens, "more than the budget"
+        check_limits(run, concurrency, a_minute)
         await still_serves(run)
 
     run_virtual(main, START_MS)
 
 
 @settings(max_examples=400)
-@given(script=callers, concurrency=st.integers(1, 4), tokens_a_day=st.sampled_from([LARGE_BUDGET, SMALL_BUDGET]))
+@given(
+    script=callers,
+    concurrency=st.integers(1, 4),
+    tokens_a_day=st.sampled_from([LARGE_BUDGET, SMALL_BUDGET]),
+    loses=st.none() | st.tuples(st.sampled_from(AGENTS), st.integers(0, 30)),
+    a_minute=st.sampled_from([ONLY_REQUESTS, TOKENS_TOO]),
+)
 def test_gate_after_any_callers_is_as_before_and_serves(
-    script: list[Caller], concurrency: int, tokens_a_day: int
+    script: list[Caller],
+    concurrency: int,
+    tokens_a_day: int,
+    loses: tuple[str, int] | None,
+    a_minute: tuple[int, int, int],
 ) -> None:
-    """Whoever comes, waits, fails, is late or is cancelled at whatever step: permits and reservations return to zero, no
-    bound is passed, nobody overtakes, no call outlives its deadline, and the gate still serves."""
-    check(script, concurrency, tokens_a_day)
+    """Whoever comes, waits, fails, asks nonsense, is late, is cancelled at whatever step or loses its partition meanwhile:
+    permits and reservations return to zero, no bound is passed, nobody overtakes within an agent, no call outlives its
+    deadline, and the gate still serves."""
+    check(script, concurrency, tokens_a_day, loses, a_minute)
+
+
+class WatchedLine(Line):
+    """Notes who comes and who goes, in order."""
+
+    def __init__(self, concurrency: int) -> None:
+        super().__init__(Permits(concurrency), Buckets(0, 0, 0))
+        self.seen: list[tuple[str, str]] = []
+
+    def _end_turn(self, agent: str) -> None:
+        self.seen.append(("goes", agent))
+        super()._end_turn(agent)
+
+
+def turns_that_were_not_kept(seen: list[tuple[str, str]]) -> list[str]:
+    """Who waited while another agent went more than once for each of his own turns."""
+    found = []
+    for at, (what, agent) in enumerate(seen):
+        if what != "comes":
+            continue
+        before = seen[: at + 1]
+        ahead = before.count(("comes", agent)) - before.count(("goes", agent))
+        own = [later for later, event in enumerate(seen) if later > at and event == ("goes", agent)]
+        meanwhile = seen[at : own[ahead - 1]]
+        for other in {name for _, name in meanwhile} - {agent}:
+            if meanwhile.count(("goes", other)) > ahead:
+                found.append(f"{agent} waited for its turn {ahead} while {other} went more often")
+    return found
+
+
+def line_of(script: list[tuple[str, int, int]], concurrency: int) -> list[str]:
+    """Whose turn was not kept, where each caller is (agent, comes, takes) in tenths of a second."""
+
+    async def main(clock: Clock) -> list[str]:
+        line = WatchedLine(concurrency)
+
+        async def caller(agent: str, comes: int, takes: int) -> None:
+            await asyncio.sleep(comes / 10)
+            line.seen.append(("comes", agent))
+            place = await line.enter(agent, NOTHING, asyncio.get_running_loop().time() + LONG_S)
+            await asyncio.sleep(takes / 10)
+            line.leave(place, NOTHING)
+
+        await asyncio.gather(*(caller(*one) for one in script))
+        return turns_that_were_not_kept(line.seen)
+
+    return run_virtual(main, START_MS)
+
+
+@given(
+    script=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 20), st.integers(1, 5)), max_size=40),
+    concurrency=st.integers(1, 3),
+)
+def test_line_with_any_backlog_of_others_keeps_each_agents_turn(
+    script: list[tuple[str, int, int]], concurrency: int
+) -> None:
+    """However many of another agent wait, it goes at most once for each turn of an agent that waits."""
+    assert [] == line_of(script, concurrency)
 
 
 @pytest.mark.parametrize("code", ["overloaded", "unavailable", "limited", "pause", "spend_limit"])
@@ -243,7 +368,7 @@ def test_ablation_permit_not_given_back_on_cancellation_is_found(monkeypatch: py
 
     async def leaky(self: ModelGate, request: ModelRequest, deadline: float) -> ModelAnswer:
         call = gate_module._Call(self._enter(deadline), 0)
-        call.place = await self._wait(call, deadline)
+        call.place = await self._wait("agent", call, deadline)
         call.given_ms = 400
         call.answer = await self._attempt(request, FailureCode.TIMEOUT)
         self._settle(call)
@@ -259,16 +384,16 @@ def test_ablation_place_kept_by_a_waiter_that_is_cancelled_as_its_turn_comes_is_
 ) -> None:
     """The narrow moment: the permit is assigned, and the waiter is cancelled before it has run again."""
 
-    async def enter(self: Line, amounts: Any, deadline: float) -> Place:
-        place = Place(amounts, deadline, asyncio.get_running_loop().create_future())
-        self._waiting.append(place)
+    async def enter(self: Line, agent: str, amounts: Any, deadline: float) -> Place:
+        place = Place(agent, amounts, deadline, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(agent, deque()).append(place)
         self.tick()
         try:
             async with asyncio.timeout_at(deadline):
                 await place.goes
         except BaseException:
-            if place in self._waiting:
-                self._waiting.remove(place)
+            if place in self._waiting.get(agent, ()):
+                self._remove(place)
             raise
         return place
 
@@ -289,15 +414,22 @@ def test_ablation_line_that_lets_the_last_go_first_is_found(monkeypatch: pytest.
         def append(self, place: Place) -> None:
             self.appendleft(place)
 
-    init = Line.__init__
-
-    def stacked(self: Line, permits: Permits, buckets: Buckets) -> None:
-        init(self, permits, buckets)
-        self._waiting = Stack()
-
-    monkeypatch.setattr(Line, "__init__", stacked)
+    monkeypatch.setattr(line_module, "deque", Stack)
     with pytest.raises(AssertionError, match="overtook"):
         check(_full_of_callers("answer", 5), 1)
+
+
+def test_ablation_agent_that_keeps_its_turn_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose backlog goes as a whole before others have their turn."""
+    backlog = [*[("a", 0, 1)] * 9, ("b", 1, 1)]
+    assert [] == line_of(backlog, 1)
+
+    def stays_first(self: WatchedLine, agent: str) -> None:
+        self.seen.append(("goes", agent))
+        self._remove(self._waiting[agent][0])
+
+    monkeypatch.setattr(WatchedLine, "_end_turn", stays_first)
+    assert [] != line_of(backlog, 1)
 
 
 def test_ablation_permits_without_bound_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

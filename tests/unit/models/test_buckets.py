@@ -3,7 +3,7 @@
 import pytest
 
 from app.models.base import RateLimit, RateLimits
-from app.models.buckets import Amounts, Bucket, Buckets
+from app.models.buckets import LONGEST_REFILL_S, Amounts, Bucket, Buckets
 
 
 def test_bucket_without_a_limit_never_waits() -> None:
@@ -100,3 +100,10 @@ def test_buckets_correct_what_the_headers_say_and_nothing_else() -> None:
     buckets = Buckets(0, 100, 0)
     buckets.correct(0.0, RateLimits(requests=RateLimit(50, 10)))
     assert (10, 100) == (buckets.requests.left(0.0), buckets.input_tokens.left(0.0))
+
+
+def test_bucket_reset_out_of_all_proportion_counts_as_five_minutes() -> None:
+    """A reset in thirty days must not shut the gate for as long."""
+    bucket = Bucket(0)
+    bucket.correct(0.0, RateLimit(50, 0, 30 * 86_400_000))
+    assert LONGEST_REFILL_S / 50 == pytest.approx(bucket.wait_s(0.0, 1))

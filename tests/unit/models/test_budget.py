@@ -180,7 +180,7 @@ def test_budgets_in_dollars_without_a_price_name_the_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "least"), [(Budget(tokens_a_day=24_000), "24582"), (Budget(usd_a_day=0.3), "0.368646")]
+    ("budget", "least"), [(Budget(tokens_a_day=24_000), "27576"), (Budget(usd_a_day=0.3), "0.37989")]
 )
 def test_budgets_that_pay_no_call_are_refused(budget: Budget, least: str) -> None:
     """Six partitions whose part is less than one answer would never ask: the line says how much is needed."""

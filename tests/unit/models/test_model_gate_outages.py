@@ -3,6 +3,7 @@ ends."""
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 from app.core.clock import Clock, run_virtual
 from app.models.base import FailureCode, ModelFailure, ModelRequest, RateLimit, RateLimits
 from app.models.breaker import FAILURES_IN_A_ROW
-from app.models.buckets import Buckets
+from app.models.buckets import LONGEST_REFILL_S, Buckets
 from app.models.budget import Budget, Budgets
 from app.models.gate import LONGEST_PAUSE_S, ModelGate
 from app.models.pricing import KNOWN_PRICES
@@ -289,3 +290,140 @@ def test_gate_line_that_is_far_too_long_is_not_joined() -> None:
         return code, told_at, served_at
 
     assert (FailureCode.DEADLINE, 10.5, 61.0) == virtual(main)
+
+
+def test_gate_malformed_request_does_not_keep_the_probe() -> None:
+    """What raises before there is anything to send leaves the breaker as it was: the next call tries it."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> str:
+        gate = ModelGate(ScriptedModel(), concurrency=4, attempt_ms=1_000)
+        await open_breaker(gate, loop)
+        await asyncio.sleep(1.0)
+        with pytest.raises(AttributeError):
+            await gate.decide(msgspec.structs.replace(request(), instructions=b"Judge this."), loop.time() + 20)
+        await gate.decide(request(0.01), loop.time() + 20)
+        return gate.statistics().breaker
+
+    assert "closed" == virtual(main)
+
+
+def test_gate_header_whose_reset_is_far_away_holds_it_back_for_minutes_only(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is left and all of it is back in thirty days, a header says: calls are tried all the same, and the log says
+    what the header did."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> int:
+        gate = ModelGate(ScriptedModel(), concurrency=4, attempt_ms=1_000)
+        told = RateLimits(requests=RateLimit(50, 0, 30 * 86_400_000))
+        await gate.decide(request(0.01, rates=told), loop.time() + 20)
+        served = 0
+        for _ in range(24):
+            await asyncio.sleep(LONGEST_REFILL_S / 50)
+            await gate.decide(request(0.01), loop.time() + 1)
+            served += 1
+        return served
+
+    assert 24 == virtual(main)
+    assert ["scripted says that a limit is whole again in 2592000 s; the gate reckons with 300 s"] == caplog.messages
+
+
+def test_gate_agent_with_little_time_is_served_beside_a_long_backlog() -> None:
+    """One call a second; sixty-four alerts of one agent wait for up to a minute, and one of another for five seconds."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> int:
+        gate = ModelGate(ScriptedModel(), concurrency=64, attempt_ms=4_000, buckets=Buckets(60, 0, 0))
+
+        async def patient() -> None:
+            while loop.time() < 600:
+                with contextlib.suppress(ModelFailure):
+                    await gate.decide(request(0.3, "patient"), loop.time() + 60)
+                await asyncio.sleep(0.1)
+
+        served = 0
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(64):
+                tasks.create_task(patient())
+            await asyncio.sleep(120)
+            for _ in range(40):
+                await gate.decide(request(0.3, "hurried"), loop.time() + 5)
+                served += 1
+                await asyncio.sleep(10)
+        return served
+
+    assert 40 == virtual(main)
+
+
+async def one_failure_short_of_open(gate: ModelGate, loop: asyncio.AbstractEventLoop) -> None:
+    for _ in range(FAILURES_IN_A_ROW - 1):
+        await code_of(gate.decide(request(0.0, fails=FailureCode.UNAVAILABLE), loop.time() + 60))
+
+
+async def test_gate_call_given_up_at_its_deadline_from_outside_is_a_failure() -> None:
+    """A handler keeps the same deadline outside: on a busy loop both limits are noticed in one step, and the call is
+    cancelled. A model that hangs is a model that hangs."""
+    loop = asyncio.get_running_loop()
+    gate = ModelGate(ScriptedModel(), concurrency=4, attempt_ms=40)
+    await one_failure_short_of_open(gate, loop)
+    deadline = loop.time() + 0.04
+    loop.call_at(deadline - 0.01, time.sleep, 0.02)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await gate.decide(request(3_600), deadline)
+    assert ("open", 1) == (gate.statistics().breaker, gate.statistics().breaker_openings)
+
+
+def test_gate_call_given_up_before_its_deadline_tells_nothing() -> None:
+    """A partition went, or a handler had its own reasons."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> str:
+        gate = ModelGate(ScriptedModel(), concurrency=4, attempt_ms=400)
+        await one_failure_short_of_open(gate, loop)
+        call = asyncio.ensure_future(gate.decide(request(3_600), loop.time() + 0.4))
+        loop.call_later(0.3, call.cancel)
+        await asyncio.wait([call])
+        return gate.statistics().breaker
+
+    assert "closed" == virtual(main)
+
+
+def test_gate_refusals_say_that_nothing_was_tried() -> None:
+    """They use up no attempt of the alert; a call that failed does."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> list[tuple[str, bool]]:
+        gate = ModelGate(ScriptedModel(), concurrency=4, attempt_ms=1_000)
+        failures = []
+
+        async def failure_of(asked: ModelRequest, seconds: float) -> None:
+            with pytest.raises(ModelFailure) as caught:
+                await gate.decide(asked, loop.time() + seconds)
+            failures.append((caught.value.code.value, caught.value.was_tried))
+
+        await failure_of(failing(FailureCode.RATE_LIMITED, retry_after_ms=5_000), 60)
+        await failure_of(request(), 3)
+        await open_breaker(gate, loop)
+        await failure_of(request(), 60)
+        await gate.close()
+        await failure_of(request(), 60)
+        return failures
+
+    assert [
+        ("rate_limited", True),
+        ("rate_limited", False),
+        ("breaker_open", False),
+        ("gate_closed", False),
+    ] == virtual(main)
+
+
+def test_gate_budget_that_a_prompt_does_not_fit_into_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """How long a prompt is shows at its first call only: then the line says that no day's budget pays it."""
+
+    async def main(clock: Clock) -> None:
+        budgets = Budgets(clock, KNOWN_PRICES, "rules")
+        gate = ModelGate(ScriptedModel(), concurrency=1, attempt_ms=1_000, budgets=budgets)
+        gate.declare("agent", 2, Budget(tokens_a_day=10_000))
+        gate.assigned("agent", 0, None)
+        asked = msgspec.structs.replace(request(partition=0), instructions="Judge. " * 300)
+        with pytest.raises(ModelFailure, match="pays no such call, however little is spent: it may take 1200 tokens"):
+            await gate.decide(asked, asyncio.get_running_loop().time() + 20)
+
+    run_virtual(main, 0)
+    assert 1 == len(caplog.messages)
