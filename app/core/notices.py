@@ -21,13 +21,16 @@ class Notices:
         self._level = level
         self._told: dict[str, _Told] = {}
 
-    def tell(self, subject: str, text: str) -> None:
-        """Logs one occurrence, unless another one of its subject was logged within the last minute."""
+    def tell(self, subject: str, text: str, error: BaseException | None = None) -> None:
+        """Logs one occurrence, unless another one of its subject was logged within the last minute.
+
+        error: what was not expected, with the traceback that finds it.
+        """
         now_s = asyncio.get_running_loop().time()
         told = self._told.get(subject)
         if told is not None and now_s < told.at_s + EVERY_S:
             told.since += 1
             return
         before = f" ({told.since:,} more since the last such line)" if told is not None and told.since else ""
-        self._logger.log(self._level, "%s%s", text, before)
+        self._logger.log(self._level, "%s%s", text, before, exc_info=error)
         self._told[subject] = _Told(now_s)
