@@ -72,6 +72,7 @@ class _Question:
 
     reason: Reason
     about: tuple[str, ...]
+    """What was asked, exactly: only an answer to the same settles it."""
     ended: bool = False
 
 
@@ -122,13 +123,15 @@ class Context:
         Instructions are the author's own text and never contain event data; what the model is to know of the alert is
         `shown` by name, and goes to it as data.
         Raises: ModelFailure. Leave it to propagate: it is retried where that helps, and otherwise ends in the agent's
-        fallback, with the reason.
+        fallback, with the reason. A handler that goes on without it decides nothing milder than the fallback, unless it
+        asks the same again, shows the same, and is answered.
         """
-        with self._asking(Reason.MODEL_FAILED, ()):
-            return await self._decide(instructions, shown)
+        with self._asking(Reason.MODEL_FAILED, ()) as question:
+            text = render_context(shown)
+            question.about = (instructions, text)
+            return await self._decide(instructions, text, shown)
 
-    async def _decide(self, instructions: str, shown: dict[str, Any]) -> D:
-        text = render_context(shown)
+    async def _decide(self, instructions: str, text: str, shown: dict[str, Any]) -> D:
         request = ModelRequest(
             agent=self.agent,
             instructions=instructions,
@@ -158,17 +161,18 @@ class Context:
         return concerns_about(self.seen) + unknown + unanswered
 
     @contextmanager
-    def _asking(self, reason: Reason, about: tuple[str, ...]) -> Iterator[None]:
+    def _asking(self, reason: Reason, about: tuple[str, ...]) -> Iterator[_Question]:
         """An open question until it is answered. An answer closes those before it about the same, which had ended in
         vain: a handler may ask again. It says nothing about one that was asked at the same time."""
         question = _Question(reason, about)
-        again = [one for one in self._open if one.ended and (one.reason, one.about) == (reason, about)]
+        earlier = [one for one in self._open if one.ended]
         self._open.append(question)
         try:
-            yield
+            yield question
         finally:
             question.ended = True
-        self._open = [one for one in self._open if one is not question and one not in again]
+        settled = [question, *(one for one in earlier if (one.reason, one.about) == (reason, question.about))]
+        self._open = [one for one in self._open if one not in settled]
 
     def hops(self, decided_ms: int) -> Hops:
         source = self.source

@@ -104,9 +104,30 @@ def test_decide_again_after_a_failure_clears_the_concern() -> None:
         with pytest.raises(ModelFailure):
             await context.decide("judge", alert=large_order())
         assert (Reason.MODEL_FAILED,) == context.concerns()
-        decision: OrderDecision = await context.decide("judge more simply", alert=large_order())
+        decision: OrderDecision = await context.decide("judge", alert=large_order())
         assert ("approve", ()) == (decision.action, context.concerns())
         assert ["refused", ""] == [use.failure for use in context.models]
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize(("instructions", "order"), [("how shall the mail be worded?", "o-1"), ("is it fraud?", "o-2")])
+def test_decide_something_else_leaves_the_concern(instructions: str, order: str) -> None:
+    """An answer settles no other question, nor the same one about something else that was shown."""
+
+    async def main(clock: Clock) -> None:
+        failures = [ModelFailure(FailureCode.REFUSED, "no")]
+
+        def text(request: ModelRequest) -> str:
+            if failures:
+                raise failures.pop()
+            return answering("approve")(request)
+
+        context = context_of(clock, FakeModel(text), FakeFeatures(), origin(), 20)
+        with pytest.raises(ModelFailure):
+            await context.decide("is it fraud?", alert=large_order(order="o-1"))
+        await context.decide(instructions, alert=large_order(order=order))
+        assert (Reason.MODEL_FAILED,) == context.concerns()
 
     run_virtual(main, START_MS)
 
