@@ -16,7 +16,7 @@ import msgspec
 from app.broker.base import Assignment, Producer, Reader
 from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
-from app.core.errors import BadRecord, Fenced, RecordTooLarge
+from app.core.errors import BadRecord, Fenced, RecordTooLarge, Rejected
 from app.core.notices import Notices
 from app.core.record import Headers, Record
 from app.core.text import one_line
@@ -54,6 +54,8 @@ class AgentStatistics:
     """Decisions of the fallback by reason code."""
     repeated: int = 0
     """Alerts that were decided already."""
+    too_old: int = 0
+    """Alerts that an agent which is not live has passed over, older than its `max_age`."""
     dead_letters: int = 0
 
 
@@ -103,8 +105,13 @@ class AgentWork:
         """Partitions whose last alert had waited too long."""
 
     def passes_over(self, record: Record) -> bool:
-        """Whether the alert is of another declared type: by its header, else by decoding the tag alone."""
-        return _type_of(record) in self._others
+        """Whether the alert is of another declared type: by its header, else by decoding the tag alone. Where the agent is
+        not live, also what it has come too late for: nobody waits for it, and at its first start that is the whole topic."""
+        if _type_of(record) in self._others:
+            return True
+        passes_over = self.mode != "live" and self._is_too_old(record)
+        self.statistics.too_old += passes_over
+        return passes_over
 
     def lane(self, record: Record) -> bytes | None:
         """Alerts of one key are handled in order."""
@@ -162,7 +169,12 @@ class AgentWork:
         await self._conclude(record, alert, context, outcome, attempt)
 
     async def give_up(self, record: Record, error: Exception, attempts: int) -> None:
-        """The last word on an alert that no attempt has settled: its fallback's decision, or a dead letter."""
+        """The last word on an alert that no attempt has settled: its fallback's decision, or a dead letter.
+
+        Raises: Rejected by the log, also where that is what ended the attempts: it will refuse again.
+        """
+        if isinstance(error, Rejected):
+            raise error
         if isinstance(error, BadRecord):
             await self._bury(record, error.reason)
             return
@@ -239,6 +251,9 @@ class AgentWork:
         """Policy, then the acknowledged record; a dead letter where nothing safe can be said."""
         agent = self.agent
         concluded = conclude(agent, alert, outcome, context.concerns(), self._barred(record))
+        for failure in concluded.judged.failures if concluded is not None else ():
+            said = f"{agent.name}: rule {failure.rule} of its policy failed, which is a concern: {failure.text}"
+            self._notices.tell(f"rule {failure.rule}", said, failure.error)
         if isinstance(outcome, Failure):
             if concluded is None:
                 await self._bury(record, f"{outcome.code}: {outcome.detail}")

@@ -16,6 +16,7 @@ from app.decisions.agent import Agent
 from app.decisions.context import Context
 from app.decisions.decision import Fallback, Reason, review
 from app.decisions.policy import Policy
+from app.decisions.record import Mode
 from app.models.base import FailureCode, ModelFailure, ModelRequest
 from app.serving.base import Freshness, OwnEvent
 from app.streams.graph import Alert
@@ -212,7 +213,9 @@ def test_handle_failed_calls_stay_in_the_record() -> None:
     (record,) = world.decisions()
     assert ["overloaded"] * 3 == [use.failure for use in record.models]
     assert 3 == record.attempt
-    assert record.hops.agent_ms < record.hops.decided_ms, "it began with the first attempt, of which the deadline counts"
+    assert record.hops.agent_ms < record.hops.decided_ms, (
+        "it began with the first attempt, of which the deadline counts"
+    )
 
 
 def test_handle_second_attempt_may_succeed() -> None:
@@ -295,6 +298,51 @@ def test_handle_alert_older_than_max_age_is_not_asked(caplog: pytest.LogCaptureF
 
     run_virtual(main, START_MS)
     assert 1 == sum("older than max_age" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("mode", ["shadow", "dry-run"])
+def test_handle_agent_that_is_not_live_passes_over_what_is_too_old(
+    mode: Mode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At its first start that is the whole topic: counted, told once, and nothing is written about it."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        for number in range(300):
+            world.send(large_order(order=f"o-{number}"))
+        await asyncio.sleep(3_600)
+        world.send(large_order(order="o-now"))
+        work = world.agent_work(make_agent(), mode=mode)
+        async with world.running(work):
+            await until(lambda: bool(world.decisions()))
+        assert (["block"], 300) == (world.decided(), work.statistics.too_old)
+        assert [] == world.dead()
+
+    run_virtual(main, START_MS)
+    assert 1 == sum("older than max_age" in record.message for record in caplog.records)
+
+
+def broken_rule(alert: object, decision: object) -> str | None:
+    raise KeyError("country")
+
+
+def test_handle_rule_that_fails_is_told_once_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """Each alert is reviewed; the rule's author sees where, and not a traceback an alert."""
+
+    async def main(clock: Clock) -> list[str]:
+        world = await World.create(clock, answering("approve"))
+        for number in range(50):
+            world.send(large_order(order=f"o-{number}"))
+        async with world.running(world.agent_work(make_agent(policy=Policy(rules=(broken_rule,))))):
+            await until(lambda: len(world.decisions()) == 50)
+        return world.decided()
+
+    assert ["review"] * 50 == run_virtual(main, START_MS)
+    (line,) = [record for record in caplog.records if "rule" in record.getMessage()]
+    assert (
+        "ask_model: rule broken_rule of its policy failed, which is a concern: KeyError: 'country'" in line.getMessage()
+    )
+    assert line.exc_info is not None
 
 
 async def writes_volumes(alert: LargeOrder, context: Context) -> OrderDecision:
