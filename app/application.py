@@ -19,8 +19,10 @@ from app.core.errors import SetupError
 from app.decisions.agent import Agent
 from app.decisions.context import Context
 from app.decisions.decision import Decision, Fallback
+from app.decisions.limits import require_parts
 from app.decisions.policy import Policy
 from app.decisions.record import decision_topic, effect_topic, review_topic, switch_topic
+from app.decisions.switches import require_own_names
 from app.models.budget import Budget
 from app.serving.base import View, view_of
 from app.streams.graph import (
@@ -143,7 +145,7 @@ class App:
         """
 
         def declare(handler: Callable[[Any, Context], Awaitable[Any]]) -> Agent[Any]:
-            self.topics.named(topic)
+            partitions = self.topics.named(topic).partitions
             agent = Agent(
                 handler,
                 topic,
@@ -159,6 +161,8 @@ class App:
             )
             if agent.name in self.agents:
                 raise SetupError(f"agent {agent.name}", "the name is taken; it names a consumer group")
+            require_parts(agent.policy.limits, f"agent {agent.name}", partitions)
+            require_own_names({**self.agents, agent.name: agent})
             self.agents[agent.name] = agent
             if rules is not None:
                 self.rules[agent.name] = rules

@@ -1,6 +1,6 @@
 """`switch list|off|on|mode`: what agents may do and actions may make, changed while they run."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -8,12 +8,14 @@ from app.cli import output
 from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from app.application import App
-    from app.broker.base import Broker
+    from app.broker.base import Broker, Producer
     from app.decisions.switches import ModeSwitch, Switch, Switches
 
 CONFIRMED_WITHIN_SECONDS = 2.0
-"""How long the heartbeats of running workers are listened to: within it they have it, or hold their effects."""
+"""How long the heartbeats of running workers are listened to: within it they know it, or make no effects."""
 
 ReasonOption = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for those who look later.")]
 NameArgument = Annotated[
@@ -38,7 +40,8 @@ def off(
 
     An action that is off is decided no more, the agent's fallback stands instead, and effects that were decided but not
     made are withheld: a person is asked about each. So it is with a fallback's own action: it goes on being decided, and
-    people are asked. An agent that is off asks no model; its fallback decides. `all`: both, of everything.
+    people are asked. An agent that is off asks no model; its fallback decides, and is acted on where it leaves the matter
+    to a person. `all`: both, of everything.
 
     Examples: `python -m app switch off block --reason "payments look wrong"`; `python -m app switch off judge_order.block`
     """
@@ -55,6 +58,8 @@ def on(
 ) -> None:
     """Switch something on again. What was withheld in between stays with the people who were asked.
 
+    A name that is listed and that the application has no more is removed, with its mode.
+
     Example: `python -m app switch on block`
     """
     _switch(name, "on", reason, app, broker, json)
@@ -69,7 +74,8 @@ def mode(
     broker: BrokerOption = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Set an agent's mode, in all workers. Only what is decided `live` is acted on.
+    """Set an agent's mode, in all workers. Only what is decided `live` is acted on, and not what is decided so behind a
+    switch to another mode, by a worker that has not heard of it: that is withheld, and a person is asked.
 
     A worker runs the agent in this mode or in its own (`worker --mode`), whichever is more careful. Alerts that come while
     no worker is live wait for one.
@@ -79,7 +85,7 @@ def mode(
     import asyncio
 
     from app.core.errors import SetupError
-    from app.decisions.switches import CAUTION, ModeSwitch
+    from app.decisions.switches import CAUTION, ModeSwitch, write_switch
 
     agents = load_app(app).agents
     if agent not in agents:
@@ -88,8 +94,9 @@ def mode(
     if mode not in modes:
         raise SetupError("MODE", f"{mode!r} is no mode; there are {', '.join(reversed(CAUTION))}")
     written = ModeSwitch(agent=agent, mode=modes[mode], **_by_whom(reason))
-    told = asyncio.run(_write(open_cluster(settings(broker=broker)), written))
-    _confirm(written, f"agent {agent} is in mode {mode}", told, json)
+    told = asyncio.run(_write(open_cluster(settings(broker=broker)), lambda producer: write_switch(producer, written)))
+    meanwhile = "may decide live, and that is withheld" if mode != "live" else "decide in the mode they know"
+    _confirm(written, f"agent {agent} is in mode {mode}", told, meanwhile, json)
 
 
 @commands.command("list")
@@ -131,11 +138,11 @@ def _rows(app: "App", switches: "Switches") -> list[dict[str, Any]]:
 
     names = switch_names(app.agents)
     rows = []
-    for name in (*names, *sorted(switches.switched.keys() - set(names))):
+    for name in (*names, *sorted((switches.switched.keys() | switches.modes.keys()) - set(names))):
         switch, mode = switches.switched.get(name), switches.modes.get(name)
         last = max((one for one in (switch, mode) if one is not None), key=lambda one: one.at_ms, default=None)
         row: dict[str, Any] = {"switch": name, "state": switch.state if switch else "on"}
-        if name in app.agents:
+        if name in app.agents or mode:
             row["mode"] = mode.mode if mode else "live"
         row |= {"at_ms": last and last.at_ms, "who": last and last.who, "reason": last and last.reason}
         rows.append(row)
@@ -146,14 +153,18 @@ def _switch(name: str, state: Any, reason: str, app_name: str, broker: str | Non
     import asyncio
 
     from app.core.errors import SetupError
-    from app.decisions.switches import Switch, switch_names
+    from app.decisions.switches import Switch, switch_names, take_back, write_switch
 
     names = switch_names(load_app(app_name).agents)
-    if name not in names:
-        raise SetupError("NAME", f"no switch is called {name!r}; there are {', '.join(names)}")
     written = Switch(name=name, state=state, **_by_whom(reason))
-    told = asyncio.run(_write(open_cluster(settings(broker=broker)), written))
-    _confirm(written, f"{name} is {state}", told, json)
+    said, write = f"{name} is {state}", lambda producer: write_switch(producer, written)
+    if name not in names:
+        listed = asyncio.run(_read(open_cluster(settings(broker=broker)))) if state == "on" else None
+        if listed is None or name not in listed.switched.keys() | listed.modes.keys():
+            raise SetupError("NAME", f"no switch is called {name!r}; there are {', '.join(names)}")
+        said, write = f"{name} is removed", lambda producer: take_back(producer, name)
+    told = asyncio.run(_write(open_cluster(settings(broker=broker)), write))
+    _confirm(written, said, told, "hold their effects", json)
 
 
 def _by_whom(reason: str) -> dict[str, Any]:
@@ -169,35 +180,49 @@ def _by_whom(reason: str) -> dict[str, Any]:
     return {"who": who, "reason": reason, "at_ms": SystemClock().now_ms()}
 
 
-def _confirm(written: "Switch | ModeSwitch", said: str, told: dict[str, bool], json: bool) -> None:
+class _Told(NamedTuple):
+    """Whose heartbeats were seen, and whether each knows; trouble: why nobody could be listened to."""
+
+    workers: dict[str, bool]
+    trouble: str = ""
+
+
+def _confirm(written: "Switch | ModeSwitch", said: str, told: _Told, meanwhile: str, json: bool) -> None:
+    """Says what is written and who knows it. meanwhile: what those do that do not."""
     import msgspec
 
-    know = sum(told.values())
-    behind = len(told) - know
+    know = sum(told.workers.values())
+    behind = len(told.workers) - know
     if json:
         output.json_line({**msgspec.to_builtins(written), "workers": know, "behind": behind})
-        return
-    output.line(said)
-    if not told:
-        output.note(
-            "no worker's heartbeat was seen; whichever starts reads it first, and one that runs holds its effects"
-        )
     else:
+        output.line(said)
+    if told.trouble:
+        output.note(f"it is written; who knows it could not be heard: {told.trouble}")
+    if json:
+        return
+    if told.workers:
         output.note(f"{know} {'worker knows' if know == 1 else 'workers know'} it")
+    elif not told.trouble:
+        output.note(f"no worker's heartbeat was seen; whichever starts reads it first, and those that run {meanwhile}")
     if behind:
-        output.note(
-            f"{behind} did not say so within {CONFIRMED_WITHIN_SECONDS:.0f} s; until they do they hold their effects"
-        )
+        output.note(f"{behind} did not say so within {CONFIRMED_WITHIN_SECONDS:.0f} s; until they do they {meanwhile}")
 
 
-async def _write(broker: "Broker", written: "Switch | ModeSwitch") -> dict[str, bool]:
-    from app.decisions.switches import heard, write_switch
+async def _write(broker: "Broker", write: "Callable[[Producer], Awaitable[int]]") -> _Told:
+    """Raises: Unavailable, Rejected where nothing may have been written; never once that is acknowledged."""
+    from app.core.errors import Rejected, Unavailable
+    from app.core.text import one_line
+    from app.decisions.switches import heard
 
     producer, reader = broker.producer(), broker.reader()
     try:
         await producer.start()
-        offset = await write_switch(producer, written)
-        return await heard(reader, offset, CONFIRMED_WITHIN_SECONDS)
+        offset = await write(producer)
+        try:
+            return _Told(await heard(reader, offset, CONFIRMED_WITHIN_SECONDS))
+        except (Unavailable, Rejected) as error:
+            return _Told({}, one_line(error))
     finally:
         await reader.close()
         await producer.close()

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import msgspec
 
 from app.broker.base import Assignment, Producer, Reader
@@ -24,7 +25,7 @@ from app.core.record import Record
 from app.core.text import one_line
 from app.decisions.agent import Action, Agent
 from app.decisions.decided import LOOK_BACK_MS, written_ms
-from app.decisions.decision import Decision
+from app.decisions.decision import Decision, Severity
 from app.decisions.effects import Effects, Poster, Receivers, review_request, write_review
 from app.decisions.ledger import Ledger, Pair, reached
 from app.decisions.log import ALERT_CUT
@@ -43,6 +44,7 @@ from app.decisions.record import (
 from app.decisions.remembered import HORIZON_MS, Remembered
 from app.decisions.switches import Switches
 from app.dispatch.retries import RetryPolicy
+from app.dispatch.work import Crashed
 from app.streams.graph import Alert
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,10 @@ RETRY = RetryPolicy(max_attempts=12, first_delay_ms=500, longest_delay_ms=60_000
 
 MEND_S = 60.0
 
+AFTER_CLAIM_SECONDS = 5.0
+"""How long a claimed call waits for the switches. A claim that has come through means that the broker is there, so as a
+rule they are known within a second; a drain lasts longer than this."""
+
 HANDLER_SECONDS = 15.0
 """How long a handler may take beyond the time that its receiver has: for its own work, and for writing a review."""
 
@@ -64,6 +70,8 @@ class Standing:
 
     record: DecisionRecord
     offset: int
+    written_ms: int
+    """By the broker's clock."""
     sha256: str
     agent: Agent[Any]
     decision: Decision
@@ -164,7 +172,8 @@ class ActionsWork:
     async def handle(self, record: Record, attempt: int) -> None:
         """Applies one decision where it stands; returns when every effect has come to its end, acknowledged.
 
-        Raises: BadRecord; Unavailable, or what an action's handler raised, when an effect must be tried again.
+        Raises: BadRecord; Rejected by the log; Unavailable, or what an action's handler raised, when an effect must be
+        tried again.
         On cancellation an effect may be called without its state saying so: the next owner repeats it under the same
         key, or reports it where the receiver must not be called twice.
         """
@@ -182,7 +191,7 @@ class ActionsWork:
                 continue
             try:
                 state = await self._apply(standing, state, name)
-            except Fenced:
+            except (Fenced, Rejected):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever an action raises is tried again
                 self._say_failed(state.effects[name].key, name, error)
@@ -193,13 +202,19 @@ class ActionsWork:
 
     def _say_failed(self, key: str, name: str, error: Exception) -> None:
         """An absent receiver fails many effects at once; only what an action's author did not expect needs its traceback."""
+        text = f"effect {one_line(key)} failed, and is tried again: {one_line(error)}"
         if isinstance(error, HeadraceError):
-            self._notices.tell(name, f"effect {one_line(key)} failed, and is tried again: {one_line(error)}")
+            self._notices.tell(name, text)
         else:
-            logger.warning("effect %s failed: %s", one_line(key), one_line(error), exc_info=error)
+            self._notices.tell(f"{name}: {type(error).__name__}", text, error)
 
     async def give_up(self, record: Record, error: Exception, attempts: int) -> None:
-        """Ends what no attempt has ended: each open effect is `failed`, or `unknown` once called, and a person is asked."""
+        """Ends what no attempt has ended: each open effect is `failed`, or `unknown` once called, and a person is asked.
+
+        Raises: Rejected, also where that is what ended the attempts: the log has refused, and will again.
+        """
+        if isinstance(error, Rejected):
+            raise error
         try:
             standing = self._decode(record)
         except BadRecord as bad:
@@ -213,7 +228,8 @@ class ActionsWork:
             at = reached(state, name)
             if not at.ended:
                 ended = EffectState.UNKNOWN if at is EffectState.CALLED else EffectState.FAILED
-                state = await self._report(standing, state, name, ended, f"{one_line(error)} (attempt {attempts})")
+                detail = _given_up(state.effects[name], error, attempts)
+                state = await self._report(standing, state, name, ended, detail)
 
     def _decode(self, record: Record) -> Standing:
         value = record.value or b""
@@ -232,7 +248,7 @@ class ActionsWork:
             alert = None if is_cut else msgspec.json.decode(decided.alert, type=alert_type)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise record.bad(f"is no decision: {error}") from None
-        return Standing(decided, record.offset, sha256(value), agent, decision, alert)
+        return Standing(decided, record.offset, record.timestamp_ms, sha256(value), agent, decision, alert)
 
     def _ledger(self, standing: Standing) -> Ledger:
         ledger = self._ledgers.get(standing.record.alert_partition)
@@ -285,13 +301,13 @@ class ActionsWork:
             return await self._report(standing, state, name, EffectState.FAILED, detail)
         at_most_once = state.effects[name].receiver == "at_most_once"
         if at_most_once and reached(state, name) is EffectState.CALLED:
-            detail = "the call broke off; it is not known whether the receiver applied it"
+            detail = "a worker ended about its call; it is not known whether the receiver applied it"
             return await self._report(standing, state, name, EffectState.UNKNOWN, detail)
         withheld = await self._withheld(standing)
         if at_most_once and not withheld:
             called = self._status(state, name, EffectState.CALLED, "")
             state = await self._ledger(standing).claim(state, name, called)
-            withheld = await self._withheld(standing)  # again: the claim may have waited for the broker
+            withheld = await self._withheld_after_claim(standing)
         if withheld:
             return await self._report(standing, state, name, EffectState.WITHHELD, withheld)
         effects = Effects(
@@ -323,10 +339,20 @@ class ActionsWork:
         """Why the effects of a decision may not be made now; empty where they may. Waits while nobody can tell: what an
         operator has switched off may not be known here yet. That is no failed attempt."""
         await self._switches.hold()
-        fallback = standing.agent.fallback
-        return self._switches.withholds(
-            standing.agent.name, standing.decision.action, fallback.action if fallback else None
+        agent, action = standing.agent, standing.decision.action
+        asks_a_person = (
+            agent.fallback is not None
+            and action == agent.fallback.action
+            and standing.decision.severity is Severity.REVIEW
         )
+        return self._switches.withholds(agent.name, action, standing.written_ms, asks_a_person=asks_a_person)
+
+    async def _withheld_after_claim(self, standing: Standing) -> str:
+        """Asks again, since the claim may have waited for the broker. Who waited here until its worker stops would leave
+        a call that nobody made to a next owner who cannot know that: so after a while it is withheld, and said so."""
+        with anyio.move_on_after(AFTER_CLAIM_SECONDS):
+            return await self._withheld(standing)
+        return f"not called: for {AFTER_CLAIM_SECONDS:.0f} s it was not known what is switched off"
 
     async def _call(self, action: Action, decision: Decision, effects: Effects) -> None:
         """Runs a handler. Raises: TimeoutError when it took too long; what it raises."""
@@ -368,3 +394,13 @@ class ActionsWork:
         return msgspec.structs.replace(
             state.effects[name], state=reached_state, at_ms=self._clock.now_ms(), detail=detail
         )
+
+
+def _given_up(status: EffectStatus, error: Exception, attempts: int) -> str:
+    """What a person must know of an effect that no attempt has ended: whether its receiver may have been called."""
+    said = one_line(error) if isinstance(error, Crashed) else f"{one_line(error)} (attempt {attempts})"
+    if status.state is EffectState.INTENDED and status.receiver == "at_most_once":
+        return f"not called: {said}"
+    if isinstance(error, Crashed):
+        return f"not called again, and it may have been called before: {said}"
+    return said

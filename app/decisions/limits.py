@@ -6,13 +6,14 @@ over the partitions; a process may use the shares of all that it owns for any of
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from app.broker.base import Reader
 from app.core.clock import Clock
+from app.core.errors import SetupError
 from app.core.record import TopicPartition
 from app.decisions.policy import MINUTE_MS, Limit
 from app.decisions.record import DECISIONS, Mode
@@ -70,6 +71,17 @@ class _Times:
             del self._entities[entity]
 
 
+def require_parts(limits: Iterable[Limit], where: str, partitions: int) -> None:
+    """Raises: SetupError for a number a minute of which some partition would have no part, and so never the action."""
+    for limit in limits:
+        if limit.a_minute is not None and limit.a_minute < partitions:
+            raise SetupError(
+                f"{where}, policy, limit of {limit.action}",
+                f"a_minute={limit.a_minute} is less than one for each of the topic's {partitions} partitions, which share "
+                f"it; declare {partitions} or more, or a topic with fewer partitions",
+            )
+
+
 class Limits:
     """The counts of one agent in one process, by partition: what goes takes its counts along.
 
@@ -114,11 +126,11 @@ class Limits:
 
     async def assigned(self, reader: Reader, clock: Clock, agent: str, mode: Mode, partition: int) -> None:
         """Counts what earlier owners have decided. Raises: Unavailable, Rejected."""
-        found: Iterable[Past] = ()
-        if self._limits:
-            longest_ms = max(MINUTE_MS, *(limit.within_ms for limit in self._limits))
-            found = await past_decisions(reader, agent, mode, partition, clock.now_ms() - longest_ms)
-        self.begin(partition, found)
+        now_ms = clock.now_ms()
+        since_ms: dict[str, int] = {}
+        for limit in self._limits:
+            since_ms[limit.action] = min(now_ms - limit.counted_ms, since_ms.get(limit.action, now_ms))
+        self.begin(partition, await past_decisions(reader, agent, mode, partition, since_ms) if since_ms else ())
 
     def begin(self, partition: int, decisions: Iterable[Past]) -> None:
         """The partition is owned, and these decisions about it count, in the order of their times."""
@@ -150,13 +162,17 @@ class _Decision(msgspec.Struct):
     hops: _Decided
 
 
-async def past_decisions(reader: Reader, agent: str, mode: Mode, partition: int, since_ms: int) -> list[Past]:
-    """An agent's decisions in a mode about one partition since then, each alert's first, in the order of their times.
+async def past_decisions(
+    reader: Reader, agent: str, mode: Mode, partition: int, since_ms: Mapping[str, int]
+) -> list[Past]:
+    """An agent's decisions in a mode about one partition, each alert's first, in the order of their times.
 
+    since_ms: by action; of others none is kept. Everything is read that all agents have decided about the partition since
+    the earliest of these times: where less were read, an entity could have more than its limit.
     Raises: Unavailable, Rejected.
     """
     place = TopicPartition(DECISIONS, partition)
-    start = (await reader.offsets_for_times({place: since_ms - _CLOCKS_MS}))[place]
+    start = (await reader.offsets_for_times({place: min(since_ms.values()) - _CLOCKS_MS}))[place]
     end = (await reader.end_offsets([place]))[place]
     found: dict[str, Past] = {}
     decoder = msgspec.json.Decoder(_Decision)
@@ -169,7 +185,7 @@ async def past_decisions(reader: Reader, agent: str, mode: Mode, partition: int,
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 continue  # no decision, or one whose person is forgotten: there is nobody to count it for
             past = Past(decided.entity, decided.decision.action, decided.hops.decided_ms)
-            if past.at_ms > since_ms:
+            if past.at_ms > since_ms.get(past.action, past.at_ms):
                 found.setdefault(decided.alert_id, past)
     return sorted(found.values(), key=lambda past: past.at_ms)
 

@@ -17,7 +17,8 @@ import msgspec
 
 from app.broker.base import Producer, Reader
 from app.core.codec import compact_key, encode
-from app.core.errors import Unavailable
+from app.core.errors import SetupError, Unavailable
+from app.core.notices import Notices
 from app.core.record import Record, TopicPartition
 from app.core.text import one_line
 from app.decisions.agent import Agent
@@ -105,6 +106,8 @@ class Switches:
         self._reader = reader
         self._process = process
         self._mode: Mode = mode
+        self._not_live_since: dict[str, int] = {}
+        """When the modes of agents that are not live were written, ms of the broker's clock."""
         self._known = 0
         self._number = 0
         self._sent: dict[int, float] = {}
@@ -113,6 +116,9 @@ class Switches:
         """When the newest heartbeat that came back was offered: what was written until then is known."""
         self._came_back = asyncio.Event()
         self._held = 0
+        self._holding_since: float | None = None
+        """Since when effects are held, loop time, once that was told."""
+        self._notices = Notices(logger, logging.WARNING)
         self._unreadable = 0
         self._watchers: list[Callable[[], None]] = []
 
@@ -145,19 +151,24 @@ class Switches:
         """Whether the agent may not decide that action now."""
         return self.is_off(EVERYTHING, agent, *_names_of(agent, action))
 
-    def withholds(self, agent: str, action: str, fallback: str | None) -> str:
-        """Why the effects of a decided action may not be made now; empty where they may.
+    def withholds(self, agent: str, action: str, written_ms: int, *, asks_a_person: bool) -> str:
+        """Why the effects of a live decision may not be made now; empty where they may.
 
-        fallback: the agent's fallback action. Its effects are made also while the agent is off: they are how a person
-        hears of what the agent would have decided.
+        written_ms: when it was written, by the broker's clock: what was decided live behind a switch to another mode is
+        from a worker that had not read it. asks_a_person: whether it is a fallback that leaves the matter to a person.
+        Its effects are made also while the agent is off: they are how that person hears of it.
         """
         names = [EVERYTHING, *_names_of(agent, action)]
-        if action != fallback:
+        if not asks_a_person:
             names.append(agent)
         for name in names:
             switch = self.switched.get(name)
             if switch is not None and switch.state == "off":
-                return f"{name} was switched off by {switch.who}" + (f": {switch.reason}" if switch.reason else "")
+                return _because(f"{name} was switched off by {switch.who}", switch.reason)
+        since_ms = self._not_live_since.get(agent)
+        if since_ms is not None and written_ms >= since_ms:
+            mode = self.modes[agent]
+            return _because(f"{agent} had been set to {mode.mode} by {mode.who} before this was decided", mode.reason)
         return ""
 
     def mode(self, agent: str) -> Mode:
@@ -175,12 +186,34 @@ class Switches:
         """Returns as soon as the process is steady, at once where it is. Holds nothing on cancellation."""
         if self.steady:
             return
+        began = asyncio.get_running_loop().time()
         self._held += 1
         try:
             while not self.steady:
-                await self._came_back.wait()
+                with anyio.move_on_after(HEARTBEAT_SECONDS) as waiting:
+                    await self._came_back.wait()
+                if waiting.cancelled_caught:
+                    self._tell_holding(began)
         finally:
             self._held -= 1
+
+    def _tell_holding(self, since: float) -> None:
+        """Once for all that is held; what is over within a second, as at every start, is not worth a line."""
+        if self._holding_since is None:
+            self._holding_since = since
+            age_ms = self.statistics().heartbeat_age_ms
+            heard = "yet" if age_ms is None else f"for {age_ms / 1000:.1f} s"
+            logger.warning(
+                "effects are held: no heartbeat on %s has come back %s, so a switch may be unknown here",
+                SWITCHES,
+                heard,
+            )
+
+    def _tell_held(self) -> None:
+        if self._holding_since is not None and self.steady:
+            held_s = asyncio.get_running_loop().time() - self._holding_since
+            self._holding_since = None
+            logger.warning("effects are made again: a heartbeat on %s came back, after %.1f s", SWITCHES, held_s)
 
     @contextmanager
     def watched(self, changed: Callable[[], None]) -> Iterator[None]:
@@ -224,7 +257,7 @@ class Switches:
             try:
                 await self._producer.confirm(SWITCHES, encode(beat), HEARTBEAT_KEY, partition=0)
             except Unavailable as error:
-                logger.warning("no heartbeat on %s: %s", SWITCHES, error)
+                self._notices.tell("heartbeat", f"no heartbeat on {SWITCHES}: {one_line(error)}")
             await asyncio.sleep(max(0.0, now + HEARTBEAT_SECONDS - loop.time()))
 
     def _take(self, records: Iterable[Record]) -> None:
@@ -245,6 +278,7 @@ class Switches:
             sent = self._sent.pop(beat.number, None)
             if sent is not None:
                 self._heard = sent if self._heard is None else max(self._heard, sent)
+                self._tell_held()
                 came_back, self._came_back = self._came_back, asyncio.Event()
                 came_back.set()
 
@@ -259,6 +293,7 @@ class Switches:
         if record.value is None:
             self.switched.pop(key.switch, None)
             self.modes.pop(key.mode, None)
+            self._not_live_since.pop(key.mode, None)
         elif key.switch and not (isinstance(found, Switch) and found.name == key.switch):
             self._unreadable += 1
             logger.error("%s/%s: no switch that can be read: %s is off", PLACE, record.offset, one_line(key.switch))
@@ -268,18 +303,31 @@ class Switches:
         elif key.mode and not (isinstance(found, ModeSwitch) and found.agent == key.mode):
             self._unreadable += 1
             logger.error("%s/%s: no mode that can be read: %s acts no more", PLACE, record.offset, one_line(key.mode))
-            self.modes[key.mode] = ModeSwitch(
+            careful = ModeSwitch(
                 agent=key.mode, mode=CAUTION[0], who="nobody", reason="unreadable", at_ms=record.timestamp_ms
             )
+            self._set_mode(careful, record.timestamp_ms)
         elif isinstance(found, Switch):
             self.switched[found.name] = found
             logger.info("%s is %s, by %s: %s", *_told(found.name, found.state, found.who, found.reason))
         elif isinstance(found, ModeSwitch):
-            self.modes[found.agent] = found
+            self._set_mode(found, record.timestamp_ms)
             logger.info("agent %s is in mode %s, by %s: %s", *_told(found.agent, found.mode, found.who, found.reason))
         else:
             return False
         return True
+
+    def _set_mode(self, switch: ModeSwitch, written_ms: int) -> None:
+        """From one mode that is not live to another, the first one's time counts."""
+        self.modes[switch.agent] = switch
+        if switch.mode == "live":
+            self._not_live_since.pop(switch.agent, None)
+        else:
+            self._not_live_since.setdefault(switch.agent, written_ms)
+
+
+def _because(said: str, reason: str) -> str:
+    return f"{said}: {reason}" if reason else said
 
 
 def _told(*texts: str) -> tuple[str, ...]:
@@ -309,9 +357,28 @@ def switch_names(agents: Mapping[str, Agent[Any]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((EVERYTHING, *agents, *sorted(actions), *of_each)))
 
 
+def require_own_names(agents: Mapping[str, Agent[Any]]) -> None:
+    """Raises: SetupError where one switch would mean two things: an agent or action `all`, an agent called as an action."""
+    actions = {action for agent in agents.values() for action in agent.actions_allowed}
+    of_agents = {f"{name}.{action}" for name, agent in agents.items() for action in agent.actions_allowed}
+    for name, agent in agents.items():
+        if name == EVERYTHING or EVERYTHING in agent.actions_allowed:
+            raise SetupError(f"agent {name}", f"`switch off {EVERYTHING}` means everything; call it otherwise")
+        for shared in ({name} & actions) | (set(agent.actions_allowed) & (of_agents | agents.keys())):
+            raise SetupError(
+                f"agent {name}", f"{shared!r} names an agent and an action, which would share a switch; rename one"
+            )
+
+
 async def write_switch(producer: Producer, switch: Switch | ModeSwitch) -> int:
     """Writes a switch; the offset at which it stands, acknowledged. Raises: Unavailable, Rejected."""
     return (await producer.confirm(SWITCHES, encode(switch), switch.key, partition=0)).offset
+
+
+async def take_back(producer: Producer, name: str) -> int:
+    """Removes what was said of a name, as a switch and as an agent; the last offset. Raises: Unavailable, Rejected."""
+    await producer.confirm(SWITCHES, None, compact_key(mode=name), partition=0)
+    return (await producer.confirm(SWITCHES, None, compact_key(switch=name), partition=0)).offset
 
 
 async def heard(reader: Reader, offset: int, seconds: float) -> dict[str, bool]:

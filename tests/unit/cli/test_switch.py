@@ -11,8 +11,9 @@ from app.cli import switch
 from app.cli.main import run
 from app.core.clock import SystemClock
 from app.core.codec import encode
+from app.core.errors import Unavailable
 from app.decisions.record import SWITCHES
-from app.decisions.switches import HEARTBEAT_KEY, Heartbeat
+from app.decisions.switches import HEARTBEAT_KEY, Heartbeat, ModeSwitch, Switch
 
 
 @pytest.fixture
@@ -87,6 +88,50 @@ def test_switch_says_how_many_workers_know_it(
     monkeypatch.setattr(broker, "append", answered)
     code, _, err = call(capsys, "off", "all")
     assert (0, True, True) == (code, "2 workers know it" in err, "1 did not say so" in err)
+
+
+def test_switch_that_is_written_and_cannot_be_confirmed_says_so(
+    broker: MemoryBroker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker goes behind the acknowledgement: who reads exit code 2 would take it for not written."""
+
+    async def away(*arguments: object) -> dict[str, bool]:
+        raise Unavailable("broker: does not answer")
+
+    monkeypatch.setattr("app.decisions.switches.heard", away)
+    code, out, err = call(capsys, "off", "block")
+    assert (0, "block is off\n") == (code, out)
+    assert "it is written; who knows it could not be heard: broker: does not answer" in err
+    assert 1 == len(err.splitlines())
+    assert "off" == rows(capsys)["block"]["state"]
+    code, out, err = call(capsys, "off", "block", "--json")
+    assert (0, 0, 1) == (code, json.loads(out)["workers"], len(err.splitlines()))
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"), [("shadow", "may decide live, and that is withheld"), ("live", "decide in the mode they know")]
+)
+def test_switch_mode_does_not_promise_that_decisions_are_held(
+    broker: MemoryBroker, capsys: pytest.CaptureFixture[str], mode: str, said: str
+) -> None:
+    """Workers hold effects, never decisions."""
+    _, _, err = call(capsys, "mode", "judge_order", mode)
+    assert (True, False) == (said in err, "hold" in err)
+
+
+def test_switch_of_a_name_that_is_gone_can_be_removed(broker: MemoryBroker, capsys: pytest.CaptureFixture[str]) -> None:
+    """An agent that was renamed leaves its switch and its mode: `on` takes them back; `off` of it stays refused."""
+    switched = Switch(name="old_agent", state="off", who="ada", reason="", at_ms=1)
+    in_shadow = ModeSwitch(agent="old_agent", mode="shadow", who="ada", reason="", at_ms=2)
+    for one in (switched, in_shadow):
+        broker.append(SWITCHES, encode(one), one.key, 0, 0, ())
+    listed = rows(capsys)["old_agent"]
+    assert ("off", "shadow") == (listed["state"], listed["mode"])
+    assert 2 == call(capsys, "off", "old_agent")[0]
+    code, out, _ = call(capsys, "on", "old_agent")
+    assert (0, "old_agent is removed\n") == (code, out)
+    assert "old_agent" not in rows(capsys)
+    assert 2 == call(capsys, "on", "old_agent")[0]
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,14 @@ def test_effect_whose_receiver_is_away_is_one_line_of_the_log(caplog: pytest.Log
     assert line.exc_info is None
 
 
+def test_effect_whose_handler_has_a_mistake_is_told_once_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is tried."""
+    apply_one(with_actions(make_agent()), prepare=failing(*(KeyError("iban") for _ in range(3))))
+    (line,) = [record for record in caplog.records if "is tried again" in record.getMessage()]
+    assert "KeyError" in caplog.text
+    assert line.exc_info is not None
+
+
 def test_effect_that_is_refused_fails_at_once() -> None:
     """A refusal is not repeated."""
     world = apply_one(with_actions(make_agent()), prepare=failing(Rejected("http://pay.test: answered 400")))

@@ -7,13 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.application import App
 from app.broker.memory import Fault
 from app.core.clock import Clock, run_virtual
 from app.core.errors import RecordTooLarge, SetupError
 from app.decisions.decision import Fallback, review
 from app.decisions.limits import Limits, Past, past_decisions
 from app.decisions.policy import Limit, Policy
-from tests.decisions_kit import START_MS, World, answering, large_order, make_agent, until
+from features import fraud, records
+from tests.decisions_kit import (
+    START_MS,
+    LargeOrder,
+    OrderDecision,
+    World,
+    answering,
+    ask_model,
+    large_order,
+    make_agent,
+    until,
+)
 
 
 def owning(partitions: int, owned: Sequence[int], *limits: Limit) -> Limits:
@@ -162,11 +174,54 @@ def test_limit_counts_its_own_mode_only() -> None:
         partition = world.decisions()[0].alert_partition
         reader = world.broker.reader()
         return (
-            await past_decisions(reader, "ask_model", "live", partition, 0),
-            await past_decisions(reader, "ask_model", "shadow", partition, 0),
+            await past_decisions(reader, "ask_model", "live", partition, {"block": 0}),
+            await past_decisions(reader, "ask_model", "shadow", partition, {"block": 0}),
         )
 
     assert ([], [Past("u-1", "block", START_MS)]) == run_virtual(main, START_MS)
+
+
+def test_past_decisions_of_actions_without_a_limit_are_not_kept() -> None:
+    """What cannot be counted takes no memory, nor what is older than its own limit's time."""
+
+    async def main(clock: Clock) -> list[list[Past]]:
+        world = await World.create(clock, answering("approve"))
+        await decide(world, ["o-1", "o-2"])
+        partition, reader = world.decisions()[0].alert_partition, world.broker.reader()
+        return [
+            await past_decisions(reader, "ask_model", "live", partition, since_ms)
+            for since_ms in ({"block": 0}, {"block": 0, "approve": START_MS + 60_000}, {"approve": 0})
+        ]
+
+    assert [0, 0, 2] == [len(found) for found in run_virtual(main, START_MS)]
+
+
+def test_limit_counts_back_no_longer_than_it_must() -> None:
+    """A minute for a number a minute; `within` says nothing where no entity is counted."""
+    limits = Limit("block", a_minute=9, within="24h"), Limit("block", an_entity=1, within="2s")
+    both = Limit("block", an_entity=1, within="2s", a_minute=9)
+    assert [60_000, 2_000, 60_000] == [limit.counted_ms for limit in (*limits, both)]
+
+
+def test_limit_a_minute_without_a_part_for_each_partition_is_refused() -> None:
+    """It would forbid the action in some of them for ever; a mistake is found where the agent is declared."""
+
+    def declare(*limits: Limit) -> App:
+        app = App(features=[records, fraud], alert_partitions=12)
+        agent = app.agent(
+            "processed.alerts",
+            alert=LargeOrder,
+            decides=OrderDecision,
+            fallback=review,
+            policy=Policy(limits=limits),
+        )
+        agent(ask_model)
+        return app
+
+    assert ["ask_model"] == [*declare(Limit("block", a_minute=12), Limit("block", an_entity=1)).agents]
+    said = "agent ask_model, policy, limit of block: a_minute=11 is less than one for each of the topic's 12 partitions"
+    with pytest.raises(SetupError, match=said):
+        declare(Limit("block", a_minute=11))
 
 
 def test_limit_of_a_decision_that_does_not_fit_is_given_back() -> None:

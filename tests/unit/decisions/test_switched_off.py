@@ -3,6 +3,7 @@
 import pytest
 
 from app.decisions.agent import Agent
+from app.decisions.decision import Fallback
 from app.decisions.switches import (
     Switches,
 )
@@ -121,6 +122,21 @@ def test_switched_off_fallback_still_decides_and_asks() -> None:
     in_world(main, "review")
 
 
+@pytest.mark.parametrize("name", ["ask_model", "all"])
+def test_switched_off_agent_whose_fallback_blocks_blocks_nobody(name: str) -> None:
+    """Only a fallback that leaves the matter to a person is acted on in its place; any other is withheld."""
+
+    async def main(world: World) -> None:
+        await write(world, off(name))
+        async with following(world):
+            await decide_and_act(world, with_actions(make_agent(fallback=Fallback("block"))), orders=3)
+        assert (["block"] * 3, []) == (world.decided(), world.receiver.calls)
+        assert {"block_order": "withheld", "notify": "withheld"} == world.states()
+        assert {"effect"} == {asked.kind for asked in world.reviews()}
+
+    in_world(main, "approve")
+
+
 async def decide_then_switch_off(world: World, agent: Agent[OrderDecision], name: str) -> None:
     """A block is decided; before it is applied, something is switched off, and known."""
     world.send(large_order())
@@ -151,7 +167,7 @@ def test_switched_off_between_decision_and_effect_is_withheld(name: str, at_most
 
 def test_effect_without_the_check_before_it_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ablation: without the second look a decided action is taken although it is off by then."""
-    monkeypatch.setattr(Switches, "withholds", lambda *arguments: "")
+    monkeypatch.setattr(Switches, "withholds", lambda *arguments, **more: "")
 
     async def main(world: World) -> None:
         await decide_then_switch_off(world, with_actions(make_agent()), "block")

@@ -1,11 +1,16 @@
 """Switches as a process knows them, modes, and who has heard of what."""
 
 import asyncio
+from typing import Any, ClassVar, Literal
 
+import pytest
+
+from app.application import App
 from app.broker.memory import Fault
 from app.core.codec import compact_key, encode
+from app.core.errors import SetupError
 from app.core.record import TopicPartition
-from app.decisions.decision import review
+from app.decisions.decision import Decision, Severity, review
 from app.decisions.record import SWITCHES
 from app.decisions.switches import (
     PLACE,
@@ -13,7 +18,17 @@ from app.decisions.switches import (
     heard,
     switch_names,
 )
-from tests.decisions_kit import World, large_order, make_agent, until, with_actions
+from features import fraud, records
+from tests.decisions_kit import (
+    LargeOrder,
+    OrderDecision,
+    World,
+    ask_model,
+    large_order,
+    make_agent,
+    until,
+    with_actions,
+)
 from tests.switches_kit import Cut, following, in_mode, in_world, off, write
 
 
@@ -146,3 +161,42 @@ def test_switch_names_are_all_that_is_declared() -> None:
     assert ("all", "judge", "approve", "block", "review", "judge.approve", "judge.review", "judge.block") == names
     assert review.action in names
     assert PLACE == TopicPartition(SWITCHES, 0)
+
+
+async def block(alert: object, context: object) -> object:
+    """An agent with the name of an action."""
+
+
+async def all(alert: object, context: object) -> object:
+    """An agent with the name of everything."""
+
+
+class Everything(Decision, frozen=True, kw_only=True):
+    """Has an action with the name of everything."""
+
+    action: Literal["review", "all"]
+    severities: ClassVar = {"review": Severity.REVIEW, "all": Severity.BLOCK}
+
+
+@pytest.mark.parametrize(
+    ("handler", "decides", "said"),
+    [
+        (block, OrderDecision, "agent block: 'block' names an agent and an action"),
+        (all, OrderDecision, "agent all: `switch off all` means everything"),
+        (ask_model, Everything, "agent ask_model: `switch off all` means everything"),
+    ],
+)
+def test_agent_that_would_share_a_switch_is_refused(handler: Any, decides: Any, said: str) -> None:
+    """One name, one meaning: whoever switches it off must know what stops."""
+    app = App(features=[records, fraud])
+    with pytest.raises(SetupError, match=said):
+        app.agent("processed.alerts", alert=LargeOrder, decides=decides, fallback=review)(handler)
+    assert {} == app.agents
+
+
+def test_agent_called_like_the_action_of_another_is_refused() -> None:
+    """In whichever order they are declared."""
+    app = App(features=[records, fraud])
+    app.agent("processed.alerts", alert=LargeOrder, decides=OrderDecision, fallback=review)(ask_model)
+    with pytest.raises(SetupError, match="'block' names an agent and an action"):
+        app.agent("processed.alerts", alert=LargeOrder, decides=Everything, fallback=review)(block)

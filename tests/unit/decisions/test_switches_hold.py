@@ -193,3 +193,84 @@ def test_frozen_process_is_not_steady_when_it_wakes() -> None:
             assert switches.steady
 
     in_world(main)
+
+
+async def hold_an_hour(world: World) -> None:
+    """An executor with one decision to apply hears nothing for an hour."""
+    agent, reader = with_actions(make_agent()), Cut(world.broker)
+    world.send(large_order())
+    async with following(world, reader=reader):
+        async with world.running(world.agent_work(agent)):
+            await until(lambda: bool(world.decisions()))
+        reader.open.clear()
+        await asyncio.sleep(3)
+        async with world.running(world.actions_work(agent)):
+            await asyncio.sleep(3_600)
+            assert 1 == world.switches.statistics().held
+            reader.open.set()
+            await until(lambda: {"block_order": "done", "notify": "done"} == world.states())
+
+
+def test_holding_is_told_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """One line each, however much is held and however long; why, and for how long."""
+    in_world(hold_an_hour)
+    lines = [line for line in caplog.messages if line.startswith("effects ")]
+    begins = "effects are held: no heartbeat on agent.switches has come back for "
+    assert [True, True] == [lines[0].startswith(begins), "came back, after 360" in lines[1]]
+    assert 2 == len(lines)
+
+
+def test_holding_within_a_second_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    """As at every start, before the first heartbeat has come back."""
+
+    async def main(world: World) -> None:
+        switches, stopping = Switches(world.broker.producer(), world.broker.reader(), process="new"), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(switches.run(stopping))
+            await switches.hold()
+            stopping.set()
+        assert switches.steady
+
+    in_world(main)
+    assert [] == caplog.messages
+
+
+async def claim_for_ten_seconds(world: World, producer: SlowClaims, cut_s: float) -> None:
+    """A claim outlasts the heartbeats, which come back that long after it began; the worker stops half a minute later, and
+    another one follows."""
+    agent, reader = with_actions(make_agent(), at_most_once=True), Cut(world.broker)
+    world.send(large_order())
+    async with following(world, reader=reader):
+        async with world.running(world.agent_work(agent)):
+            await until(lambda: bool(world.decisions()))
+        async with world.running(world.actions_work(agent, producer=producer)):
+            await until(lambda: producer.writes == 2)
+            reader.open.clear()
+            asyncio.get_running_loop().call_later(cut_s, reader.open.set)
+            await asyncio.sleep(30)
+    async with following(world), world.running(world.actions_work(agent)):
+        await until(lambda: {"intended", "called"}.isdisjoint(world.states().values()))
+
+
+def test_claimed_effect_waits_for_the_switches_and_is_made() -> None:
+    """They are known again soon after the claim has come through."""
+
+    async def main(world: World) -> None:
+        await claim_for_ten_seconds(world, SlowClaims(world.broker), 12)
+        assert ({"block_order": "done", "notify": "done"}, []) == (world.states(), world.reviews())
+        assert ["block_order", "notify"] == sorted(key.split(":")[1] for key in world.receiver.called_keys())
+
+    in_world(main)
+
+
+def test_claimed_effect_that_nobody_called_is_not_unknown() -> None:
+    """Where the switches stay unknown and the worker stops, it has said itself that nothing was called."""
+
+    async def main(world: World) -> None:
+        await claim_for_ten_seconds(world, SlowClaims(world.broker), 600)
+        assert ({"block_order": "withheld", "notify": "done"}) == world.states()
+        assert ["notify"] == [key.split(":")[1] for key in world.receiver.called_keys()]
+        said = "effect block_order is withheld: not called: for 5 s it was not known what is switched off"
+        assert [said] == [asked.reason for asked in world.reviews()]
+
+    in_world(main)
