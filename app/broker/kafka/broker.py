@@ -31,7 +31,7 @@ class KafkaBroker:
     ) -> None:
         self.address = address
         self._clock = clock
-        self._cluster = Cluster(address, security)
+        self._cluster = Cluster(address, clock, security)
         self._replication = replication
         self._membership = membership
 

@@ -16,11 +16,14 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from app.broker.addresses import servers_of
 from app.broker.diagnosis import diagnose
-from app.broker.kafka.errors import refused_login, translate
+from app.broker.kafka.errors import NO_ANSWER_CODES, refused_login, translate
+from app.broker.kafka.outage import Outage
 from app.broker.kafka.threads import BlockingCalls
+from app.core.clock import Clock
 from app.core.errors import HeadraceError, Rejected, Unavailable
 from app.core.record import TopicPartition
-from app.core.security import OPEN_BROKER, BrokerSecurity
+from app.core.security import OPEN_BROKER, BrokerSecurity, tls_context
+from app.core.settings import in_one_form
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ logger = logging.getLogger(__name__)
 _UNHEARD = logging.Logger("librdkafka", logging.CRITICAL + 1)
 """Takes the lines that clients would write to stderr by themselves; `error_cb` hears the same."""
 
-ANSWER_SECONDS = 8.0
+ANSWER_SECONDS = 6.0
 """How long a server may take to answer; the contract says unavailable within 10 s, and a command has to start too."""
 
 ASK_AGAIN_SECONDS = 0.05
@@ -37,11 +40,11 @@ ASK_AGAIN_SECONDS = 0.05
 FIRST_ANSWER_SECONDS = 1.0
 """How long the first question waits before it is asked what keeps us out."""
 
-LASTING_CODES = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL})
+LASTING_CODES = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
 """Errors that clients report again and again until somebody has done something."""
 
 TELL_AGAIN_SECONDS = 10.0
-"""How often a cluster that is gone is worth a line of the log."""
+"""How often such an error is worth a line of the log."""
 
 SCHEME = "kafka://"
 
@@ -55,7 +58,7 @@ EARLIEST, LATEST = -2, -1
 class Cluster:
     """Shared by all consumers, producers and readers of one `KafkaBroker`."""
 
-    def __init__(self, address: str, security: BrokerSecurity = OPEN_BROKER) -> None:
+    def __init__(self, address: str, clock: Clock, security: BrokerSecurity = OPEN_BROKER) -> None:
         self.address = address
         self._security = security
         self._servers = servers_of(address, SCHEME)
@@ -64,6 +67,7 @@ class Cluster:
         self._reached = False
         self._refusal: HeadraceError | None = None
         self._tells_again_s: dict[int, float] = {}
+        self._outage = Outage(address, clock, self._look)
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Settings of a client; underscores in names stand for dots."""
@@ -80,19 +84,26 @@ class Cluster:
         }
 
     def _log(self, error: KafkaError) -> None:
-        """Clients report every failed attempt to connect; that a broker is gone is said by the end of all, and that now and
-        then, for all clients. Before a broker was reached at all, whoever asks is told."""
+        """Clients report every failed attempt to connect; that all brokers are gone is `Outage`'s to tell, for all clients.
+        Before a broker was reached at all, whoever asks is told."""
         code, reason = error.code(), error.str()
         if code == KafkaError._AUTHENTICATION:
             self._refusal = refused_login(reason, self._security)
-            reason = str(self._refusal)
-        repeated = code in (KafkaError._TRANSPORT, KafkaError._RESOLVE) or not self._reached
+            reason = in_one_form(self._refusal)
+        if code == KafkaError._ALL_BROKERS_DOWN and self._reached:
+            self._outage.report()
+        repeated = code in NO_ANSWER_CODES or not self._reached
         if code in LASTING_CODES and not repeated:
             now_s = time.monotonic()
             repeated = now_s < self._tells_again_s.get(code, 0.0)
             if not repeated:
                 self._tells_again_s[code] = now_s + TELL_AGAIN_SECONDS
         logger.log(logging.DEBUG if repeated else logging.WARNING, "%s: %s", self.address, reason)
+
+    def _look(self) -> object:
+        """Whether anybody answers, for the outage's thread. Raises: KafkaException."""
+        admin = self._admin
+        return admin.list_topics(timeout=FIRST_ANSWER_SECONDS) if admin is not None else None
 
     async def ask(self, question: Callable[[AdminClient], T]) -> T:
         """What `question(admin)` returns; it blocks on its own thread.
@@ -104,6 +115,8 @@ class Cluster:
     def _ask(self, question: Callable[[AdminClient], T]) -> T:
         try:
             if self._admin is None:
+                if self._security.tls:  # clients say of a wrong file no more than that they cannot be made
+                    tls_context("broker", self._security)
                 self._admin = AdminClient(self.settings())
             if not self._reached:
                 self._reach(self._admin)
@@ -159,6 +172,7 @@ class Cluster:
 
     async def close(self) -> None:
         """Ends the admin client once its calls are done. May be called twice."""
+        self._outage.close()
 
         def drop() -> None:
             self._admin = None

@@ -12,6 +12,7 @@ from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.kafka import cluster as module
 from app.broker.kafka.cluster import LATEST, Cluster, client_words
+from app.core.clock import ManualClock
 from app.core.errors import Rejected, SetupError, Unavailable
 from app.core.record import TopicPartition
 from app.core.security import BrokerSecurity
@@ -48,7 +49,7 @@ class Leaderless:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    cluster = Cluster("kafka://127.0.0.1:1")
+    cluster = Cluster("kafka://127.0.0.1:1", ManualClock())
     yield cluster
     cluster._calls.stop()
     cluster._calls.join()
@@ -85,37 +86,50 @@ async def test_offsets_unknown_topic_is_refused_at_once(cluster: Cluster) -> Non
     assert 1 == admin.asked
 
 
-def test_log_of_an_absent_cluster_is_one_line_for_all_clients(
+def test_log_of_an_absent_cluster_is_left_to_its_outage(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of its clients says every second that all brokers are down; nobody wants to read that."""
-    now_s = 100.0
-    cluster._reached = True
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    """Each of its clients says every second that all brokers are down; nobody wants to read that. Before the first answer
+    whoever asks is told."""
+    reports: list[str] = []
+    monkeypatch.setattr(cluster._outage, "report", lambda: reports.append("down"))
     tell = cluster.settings()["error_cb"]
+    tell(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    assert [] == reports
+    cluster._reached = True
     for _ in range(20):
         tell(KafkaError(KafkaError._ALL_BROKERS_DOWN))
         tell(KafkaError(KafkaError._TRANSPORT))
-    assert 1 == len(caplog.messages)
-    now_s += module.TELL_AGAIN_SECONDS
-    tell(KafkaError(KafkaError._ALL_BROKERS_DOWN))
-    assert 2 == len(caplog.messages)
+    assert (["down"] * 20, []) == (reports, caplog.messages)
+
+
+async def test_ask_with_a_file_that_holds_no_certificate_names_its_setting() -> None:
+    """The client's own error is about options of its library."""
+    cluster = Cluster("kafka://127.0.0.1:1", ManualClock(), BrokerSecurity(tls=True, ca=__file__))
+    with pytest.raises(SetupError, match=r"^broker_ca: .*test_kafka_cluster.py holds no certificate"):
+        await cluster.ask(lambda _: None)
+    await cluster.close()
+
+
+def test_answer_leaves_time_to_start_within_ten_seconds() -> None:
+    """A command needs a second or two before it asks; the contract is ten for the whole."""
+    assert module.ANSWER_SECONDS + module.FIRST_ANSWER_SECONDS <= 7
 
 
 def test_log_of_a_refused_login_names_the_setting_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     """A password that was changed while we run is told by its setting, not ten times a second."""
-    cluster = Cluster("kafka://127.0.0.1:1", BrokerSecurity(user="u", password="s3cret"))
+    cluster = Cluster("kafka://127.0.0.1:1", ManualClock(), BrokerSecurity(user="u", password="s3cret"))
     cluster._reached = True
     for _ in range(20):
         cluster.settings()["error_cb"](KafkaError(KafkaError._AUTHENTICATION, "invalid credentials"))
     (line,) = caplog.messages
-    assert "kafka://127.0.0.1:1: broker_password: the brokers do not know user u" in line
+    assert "kafka://127.0.0.1:1: HEADRACE_BROKER_PASSWORD: the brokers do not know user u" in line
     assert "s3cret" not in line
 
 
 async def test_ask_with_a_refused_login_says_so_instead_of_no_answer() -> None:
     """Whatever client it happened to; the next question begins anew."""
-    cluster = Cluster("kafka://127.0.0.1:1", BrokerSecurity(user="u", password="s3cret"))
+    cluster = Cluster("kafka://127.0.0.1:1", ManualClock(), BrokerSecurity(user="u", password="s3cret"))
     cluster._reached, cluster._admin = True, cast(Any, object())
 
     def question(_: object) -> None:
