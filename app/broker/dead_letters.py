@@ -142,6 +142,11 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
         return max([0, *counts])
 
     @property
+    def is_ours(self) -> bool:
+        """Whether `dead_letter` made it: anybody may write into the topic, and what others wrote names no group."""
+        return bool(self.group)
+
+    @property
     def is_whole(self) -> bool:
         """Whether the original record is here as it was."""
         return self.length is None and "key_length" not in self.more and "headers_left_out" not in self.more

@@ -8,7 +8,7 @@ letter. So nothing is lost or repeated, as long as one replay of a topic runs at
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from app.broker.base import Broker, Confirmation, Producer, Reader
 from app.broker.dead_letters import REPLAY_OF, REPLAYS, Letter, letter_of, noted_offset
@@ -23,15 +23,18 @@ BATCH = 500
 
 
 class Fate(Enum):
-    """What becomes of a letter."""
+    """What becomes of a letter, in words that fit one and many."""
 
     REPLAYED = "replayed"
-    WAITING = "would be replayed"
-    BEFORE = "was replayed before"
-    REPEATED = "is about the same record as another letter"
-    CUT = "was cut: the whole record is not here"
-    NO_RECORD = "was never a record of the topic"
-    REFUSED = "is refused by the topic"
+    WAITING = "to be replayed"
+    BEFORE = "replayed before"
+    REPEATED = "about the same record as another letter"
+    CUT = "cut: the whole record is not here"
+    NO_RECORD = "never in the topic"
+    NO_LETTER = "no letter of ours"
+    UNREADABLE = "nothing that the topic's readers can read: it would fail again"
+    FORGOTTEN = "forgotten since: it must not come back"
+    REFUSED = "refused by the topic"
 
 
 class Outcome(NamedTuple):
@@ -41,6 +44,16 @@ class Outcome(NamedTuple):
     fate: Fate
     place: tuple[str, int, int] | None = None
     detail: str = ""
+
+
+class Bar(Protocol):
+    """What those who read a topic have against letters that would come back."""
+
+    async def look(self) -> None:
+        """Learns what there is now, before letters are judged. Raises: Unavailable, Rejected."""
+
+    def against(self, letter: Letter) -> Fate | None:
+        """The fate of a whole letter that must not be published; None where nothing is against it."""
 
 
 class _Note(NamedTuple):
@@ -56,16 +69,25 @@ _Original = tuple[str, int, int]
 
 
 class DeadReplay:
-    """Replays one dead-letter topic. dead, target: names; both exist. again: also what was replayed before."""
+    """Replays one dead-letter topic. dead, target: names; both exist. again: also what was replayed before. bar: None
+    where every whole letter may go."""
 
     def __init__(
-        self, broker: Broker, dead: str, target: str, chosen: Callable[[Letter], bool], *, again: bool = False
+        self,
+        broker: Broker,
+        dead: str,
+        target: str,
+        chosen: Callable[[Letter], bool],
+        *,
+        again: bool = False,
+        bar: Bar | None = None,
     ) -> None:
         self._broker = broker
         self._dead = dead
         self._target = target
         self._chosen = chosen
         self._again = again
+        self._bar = bar
         self._reader: Reader = broker.reader()
         self._producer: Producer = broker.producer()
         self._partitions: dict[str, int] = {}
@@ -115,6 +137,8 @@ class DeadReplay:
             if found is None:
                 raise SetupError(name, "does not exist")
             self._partitions[name] = found.partitions
+        if self._bar is not None:
+            await self._bar.look()
         async for record in self._records():
             offset = noted_offset(record)
             if offset is not None:
@@ -123,7 +147,7 @@ class DeadReplay:
                     self._notes[record.partition, offset] = _note(record)
                 continue
             letter = letter_of(record)
-            if letter.offset >= 0:
+            if letter.is_ours and letter.offset >= 0:
                 self._letters_of.setdefault(_original(letter), []).append(letter.lies_at[1:])
                 if self._chosen(letter):
                     self._newest[_original(letter)] = letter.lies_at[1:]
@@ -144,6 +168,8 @@ class DeadReplay:
                     yield letter
 
     async def _fate(self, letter: Letter) -> Fate:
+        if not letter.is_ours:
+            return Fate.NO_LETTER
         if letter.offset < 0:
             return Fate.NO_RECORD
         if self._newest.get(_original(letter), letter.lies_at[1:]) != letter.lies_at[1:]:
@@ -155,7 +181,8 @@ class DeadReplay:
                 note = self._notes.get(place)
                 if note is not None and (note.is_published or await self._is_there(place, note)):
                     return Fate.BEFORE
-        return Fate.WAITING
+        against = None if self._bar is None else self._bar.against(letter)
+        return against or Fate.WAITING
 
     async def _is_there(self, place: tuple[int, int], note: _Note) -> bool:
         """Whether a replay that broke off has published the letter."""

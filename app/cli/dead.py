@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 NOT_THERE = 1
 """Exit code of `show` where no letter lies."""
 
+NOT_OURS = "no letter of ours"
+"""In the place of a reason, for what somebody else has written into a dead-letter topic."""
+
 SHOWN_CHARACTERS = 60
 
 commands = typer.Typer(no_args_is_help=True, help="Dead letters: what could not be handled, and why.")
@@ -39,7 +42,7 @@ def list_letters(
     registry = load_app(app).topics
     names = [spec.name for spec in registry.all() if spec.name.endswith(".dead")]
     if topic is not None:
-        names = [registry.named(f"{topic.removesuffix('.dead')}.dead").name]
+        names = [dead_replay.letters_of(registry, topic).name]
     letters = asyncio.run(_read(open_cluster(settings(broker=broker)), names, newest))
     letters.sort(key=lambda letter: letter.written_ms)
     if json:
@@ -53,16 +56,16 @@ def list_letters(
             [
                 (
                     "/".join(map(str, letter.lies_at)),
-                    f"{letter.topic}/{letter.partition}/{letter.offset}" if letter.offset >= 0 else letter.topic,
+                    _record(letter),
                     letter.group,
-                    letter.reason,
+                    letter.reason if letter.is_ours else NOT_OURS,
                     _replayed(letter),
                     shortened(letter.value),
                 )
                 for letter in letters
             ],
         )
-        output.note(f"{len(letters)} dead letters; `dead show LETTER` shows one whole")
+        output.note(f"{output.counted(len(letters), 'dead letter')}; `dead show LETTER` shows one whole")
 
 
 @commands.command()
@@ -101,7 +104,7 @@ def show(
                 for header, text in value.items():
                     output.line(f"header {header}: {text}")
             else:
-                output.line(f"{name:12} {value}")
+                output.line(f"{name:12} {'' if value is None else value}")
 
 
 async def _read(broker: "Broker", names: list[str], newest: int) -> "list[Letter]":
@@ -135,24 +138,31 @@ async def _find(broker: "Broker", topic: str, partition: int, offset: int) -> "L
         await broker.close()
 
 
+def _record(letter: "Letter") -> str:
+    """Where the record of a letter was, as far as it had a place."""
+    if not letter.is_ours:
+        return ""
+    return f"{letter.topic}/{letter.partition}/{letter.offset}" if letter.offset >= 0 else letter.topic
+
+
 def _replayed(letter: "Letter") -> str:
-    before = f"{letter.replays} times before" if letter.replays else ""
+    before = "" if not letter.replays else "once before" if letter.replays == 1 else f"{letter.replays} times before"
     return ", ".join(filter(None, (before, "yes" if letter.replayed else "")))
 
 
 def as_json(letter: "Letter") -> dict[str, Any]:
     """A letter as JSON. Bytes are text where they are UTF-8; else `value_base64` holds them. headers: those that a letter
-    has beside its own, whoever wrote them."""
+    has beside its own, whoever wrote them. Places and times that it never had are null."""
     from base64 import b64encode
 
     shown: dict[str, Any] = {
         "letter": "/".join(map(str, letter.lies_at)),
-        "reason": letter.reason,
+        "reason": letter.reason if letter.is_ours else NOT_OURS,
         "topic": letter.topic,
-        "partition": letter.partition,
-        "offset": letter.offset,
+        "partition": letter.partition if letter.partition >= 0 else None,
+        "offset": letter.offset if letter.offset >= 0 else None,
         "group": letter.group,
-        "timestamp_ms": letter.timestamp_ms,
+        "timestamp_ms": letter.timestamp_ms if letter.timestamp_ms >= 0 else None,
         "written_ms": letter.written_ms,
     }
     if letter.replays or letter.replayed:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from app.broker.base import Broker
     from app.broker.dead_letters import Letter
     from app.broker.dead_replay import Outcome
-    from app.broker.topics import TopicSpec
+    from app.broker.topics import TopicRegistry, TopicSpec
 
 NOT_ALL = 1
 """Exit code where a chosen letter cannot be replayed."""
@@ -40,8 +40,8 @@ def replay(
     """Publish dead letters again: original bytes, key, time and headers, each letter once.
 
     For when what was wrong has been mended: a declaration, an agent. What fails again comes back as a new letter;
-    `dead list` shows how often. Letters that were cut cannot be replayed, nor rows of files: they are named, and the exit
-    code is 1. Records keep their time, so those older than the watermark of their partition are late. Run one replay of
+    `dead list` shows how often. Letters that were cut cannot be replayed, nor rows of files, nor what is no decision, or
+    was forgotten, into `agent.decisions`: they are named, and the exit code is 1. Records keep their time, so those older than the watermark of their partition are late. Run one replay of
     a topic at a time.
 
     Examples: `python -m app dead replay raw.orders --dry-run`;
@@ -59,8 +59,8 @@ def replay(
     if offset is not None and partition is None:
         raise SetupError("--offset", "numbers the letters of one partition; add --partition")
     registry = load_app(app).topics
-    source = registry.named(topic.removesuffix(".dead"))
-    dead, target = registry.named(f"{source.name}.dead"), registry.named(to or source.name)
+    dead = letters_of(registry, topic)
+    target = registry.named(to or dead.name.removesuffix(".dead"))
     since_ms = None if since is None else SystemClock().now_ms() - parse_duration_ms(since, "--since")
 
     def chosen(letter: "Letter") -> bool:
@@ -72,7 +72,7 @@ def replay(
         )
 
     def asks(waiting: int) -> bool:
-        output.note(f"{waiting} letters of {dead.name} go to {target.name}. {_warning(target)}")
+        output.note(f"{output.counted(waiting, 'letter')} of {dead.name} to {target.name}. {_warning(target)}")
         return yes or typer.confirm("Publish them?", err=True)
 
     cluster = open_cluster(settings(broker=broker))
@@ -84,6 +84,18 @@ def replay(
         _sum_up(outcomes)
     if any(_cannot(outcome) for outcome in outcomes):
         raise typer.Exit(NOT_ALL)
+
+
+def letters_of(registry: "TopicRegistry", topic: str) -> "TopicSpec":
+    """The topic with the dead letters of `topic`, which may also be its own name. Raises: SetupError that lists them."""
+    from app.core.errors import SetupError
+
+    source = topic.removesuffix(".dead")
+    dead = {spec.name: spec for spec in registry.all() if spec.name.endswith(".dead")}
+    if f"{source}.dead" not in dead:
+        names = ", ".join(sorted(name.removesuffix(".dead") for name in dead)) or "none"
+        raise SetupError(source, f"no such topic is declared that has dead letters; there are {names}")
+    return dead[f"{source}.dead"]
 
 
 async def _replay(
@@ -98,8 +110,12 @@ async def _replay(
 ) -> "list[Outcome]":
     """Fates without the letters' values, of which there may be many. Raises: typer.Abort where the answer is no."""
     from app.broker.dead_replay import DeadReplay, Fate
+    from app.decisions.letters import DecisionBar
+    from app.decisions.record import DECISIONS
 
-    replaying = DeadReplay(broker, dead, target, chosen, again=again)
+    concerned = DECISIONS in (target, dead.removesuffix(".dead"))
+    bar = DecisionBar(broker) if concerned else None
+    replaying = DeadReplay(broker, dead, target, chosen, again=again, bar=bar)
     try:
         outcomes = [_light(outcome) async for outcome in replaying.survey()]
         waiting = sum(outcome.fate is Fate.WAITING for outcome in outcomes)
@@ -130,7 +146,7 @@ def _warning(target: "TopicSpec") -> str:
 def _cannot(outcome: "Outcome") -> bool:
     from app.broker.dead_replay import Fate
 
-    return outcome.fate in (Fate.CUT, Fate.NO_RECORD, Fate.REFUSED)
+    return outcome.fate in (Fate.CUT, Fate.NO_RECORD, Fate.UNREADABLE, Fate.FORGOTTEN, Fate.REFUSED)
 
 
 def _as_json(outcome: "Outcome") -> dict[str, Any]:
@@ -143,10 +159,14 @@ def _as_json(outcome: "Outcome") -> dict[str, Any]:
 def _sum_up(outcomes: "list[Outcome]") -> None:
     from collections import Counter
 
+    from app.broker.dead_replay import Fate
+
     for outcome in [outcome for outcome in outcomes if _cannot(outcome)][:NAMED]:
         detail = f": {outcome.detail}" if outcome.detail else ""
-        output.note(f"{'/'.join(map(str, outcome.letter.lies_at))} {outcome.fate.value}{detail}")
-    for fate, number in Counter(outcome.fate for outcome in outcomes).items():
-        output.line(f"{number} {fate.name.lower()}: {fate.value}")
+        output.note(f"{'/'.join(map(str, outcome.letter.lies_at))}: {outcome.fate.value}{detail}")
+    numbers = Counter(outcome.fate for outcome in outcomes)
+    for fate in Fate:
+        if numbers[fate]:
+            output.line(f"{output.counted(numbers[fate], 'record')}: {fate.value}")
     if not outcomes:
         output.note("no such letters")

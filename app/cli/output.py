@@ -36,6 +36,11 @@ def note(text: str) -> None:
     sys.stderr.write(f"{escape_unsafe(text)}\n")
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 letter`, `1,000 letters`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def error(text: str) -> None:
     """What is wrong and what to do, in one line."""
     note(f"error: {' '.join(text.split())}")

@@ -122,6 +122,18 @@ async def test_replay_cut_letters_and_rows_of_files_are_not_published() -> None:
     assert [] == source(broker, 0)
 
 
+async def test_replay_foreign_record_is_no_letter_and_hides_none() -> None:
+    """Anybody may write into the topic, also something that names the place of a record."""
+    broker = await new_broker()
+    await bury(broker, 17)
+    broker.append("raw.orders.dead", b"hello", b"k", 1, 0, ())
+    broker.append(
+        "raw.orders.dead", b"hello", b"k", 1, 0, (("topic", b"raw.orders"), ("partition", b"1"), ("offset", b"17"))
+    )
+    assert [Fate.NO_LETTER, Fate.NO_LETTER, Fate.REPLAYED] == fates(await replay(broker))
+    assert [b"\xff17"] == [record.value for record in source(broker)]
+
+
 async def test_replay_record_that_the_topic_refuses_is_said_and_the_others_go() -> None:
     """A time too far ahead is refused by the broker; the letter stays one that can be tried again."""
     broker = await new_broker()

@@ -77,8 +77,47 @@ def test_dead_replay_asks_and_takes_no_for_an_answer(
     with pytest.raises(SystemExit):
         run(["dead", "replay", "shop.orders", "-A", "topics_shop:app"])
     said = call.said()
-    assert "3 replayed: replayed\n" in said.out
-    assert "shop.orders.dead/2/3 was cut: the whole record is not here\n" in said.err
+    assert "3 records: replayed\n1 record: cut: the whole record is not here\n" == said.out
+    assert "shop.orders.dead/2/3: cut: the whole record is not here\n" in said.err
+
+
+def test_dead_replay_foreign_record_is_named_and_no_failure(call: Call, broker: MemoryBroker) -> None:
+    """It is no letter, and nothing that could be done about it; the list says so, too."""
+    broker.append("shop.orders.dead", b"hello", None, 3, 0, ())
+    code, rows, _ = call("dead", "replay", "shop.orders", "--partition", "3", "--yes")
+    assert (0, ["no_letter"]) == (code, [row["outcome"] for row in rows])
+    (listed,) = [row for row in call("dead", "list", "shop.orders")[1] if row["value"] == "hello"]
+    assert ("no letter of ours", None, None, None) == tuple(
+        listed[name] for name in ("reason", "partition", "offset", "timestamp_ms")
+    )
+
+
+def test_dead_list_counts_in_words(call: Call, broker: MemoryBroker) -> None:
+    """One is one, and what failed again says how often."""
+    del broker.logs[TopicPartition("shop.orders.dead", 2)][1:]
+    with pytest.raises(SystemExit):
+        run(["dead", "list", "-A", "topics_shop:app"])
+    assert "1 dead letter; `dead show LETTER` shows one whole\n" == call.said().err
+    with pytest.raises(SystemExit):
+        run(["dead", "replay", "shop.orders", "--yes", "-A", "topics_shop:app"])
+    said = call.said()
+    assert said.err.startswith("1 letter of shop.orders.dead to shop.orders. ")
+    assert "1 record: replayed\n" == said.out
+    letters = DeadLetters(broker.producer(), "headrace.streams")
+    asyncio.run(letters.write(broker.logs[ORDERS][0], "amount still"))
+    with pytest.raises(SystemExit):
+        run(["dead", "list", "-A", "topics_shop:app"])
+    assert "once before" in call.said().out
+
+
+def test_dead_list_unknown_topic_names_those_that_have_letters(call: Call) -> None:
+    """As it was written, and no more than one may mean."""
+    code, _, said = call("dead", "list", "shop.nope.dead")
+    assert 2 == code
+    assert said.startswith("error: shop.nope: no such topic is declared that has dead letters; there are ")
+    assert "shop.orders" in said
+    assert ".dead" not in said
+    assert ".late" not in said
 
 
 @pytest.mark.parametrize(
