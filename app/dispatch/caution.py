@@ -44,13 +44,13 @@ class Caution:
         self._uncommitted = 0
 
     @property
-    def _is_careful(self) -> bool:
-        """Beyond the window nothing can have been running when the epoch before ended."""
+    def is_careful(self) -> bool:
+        """Whether an earlier owner may have been running what comes. Beyond the window nothing can have been running when the epoch before ended."""
         return self._tracker.unclean and self._received <= WINDOW
 
     def receive(self, offset: int, *, is_first_of_key: bool) -> None:
         """Takes notice of an unfinished record, in order. After an unclean end it may become a suspect."""
-        if not self._is_careful:
+        if not self.is_careful:
             return
         is_fresh = self._tracker.crashes(offset) == 0
         self._received += 1
@@ -89,7 +89,7 @@ class Caution:
         self._waiting.clear()
 
     def _may_run_ahead(self, offset: int) -> bool:
-        if self._is_careful:
+        if self.is_careful:
             if len(self._others) >= self._ahead:
                 return False
             self._others.add(offset)
@@ -117,7 +117,7 @@ class Caution:
         if self._on_trial == offset:
             self._on_trial = None
             self._barrier = self._tracker.changes  # or its neighbour's crash would be laid to its charge
-        if self._is_careful and is_done:
+        if self.is_careful and is_done:
             self._uncommitted += 1
             if self._uncommitted >= self._ahead:
                 self._barrier = self._tracker.changes

@@ -57,7 +57,7 @@ class Dispatcher:
         self._random = random
         self._consumer = broker.consumer(work.group, work.topics, self)
         self._runner = Runner(work, config, random, self._on_progress, self._on_hold, self._on_failure)
-        self._commits = Commits(self._consumer, config.commit_interval_ms, self._runner.was_committed)
+        self._commits = Commits(self._consumer, config.commit_interval_ms, self._runner.were_committed)
         self._partitions: dict[TopicPartition, Partition] = {}
         self._ended: list[Partition] = []  # whose tasks have not all unwound yet
         self._begun_anew: dict[Partition, int] = {}  # whose log is another one now, and its first offset
@@ -257,6 +257,8 @@ class Dispatcher:
                         del self._refused[partition]
                         logger.warning("%s: a commit was refused, yet the partition is still ours", assignment.place)
                         self._begin(assignment, start)
+                        # What an earlier owner may have been running is still to be found out.
+                        self._partitions[assignment.place].tracker.unclean = partition.caution.is_careful
 
     async def _follow_new_logs(self) -> None:
         """Begins partitions again whose topic was deleted and made again, from the first record of the new log."""

@@ -64,8 +64,8 @@ class Lanes(Generic[T]):
         """How many lanes there are."""
         return sum(map(len, self._lanes.values()))
 
-    def add(self, owner: Hashable, key: bytes | None, item: T) -> bool:
-        """Puts the item at the end of its lane; True when it is the head."""
+    def add(self, owner: Hashable, key: bytes | None, item: T) -> Lane[T] | None:
+        """Puts the item at the end of its lane; returns the lane when the item is its head."""
         lanes = self._lanes.get(owner)
         if lanes is None:
             lanes = self._lanes[owner] = {}
@@ -75,17 +75,21 @@ class Lanes(Generic[T]):
             lane = lanes[name] = Lane(owner, name)
             self._ready.append(lane)
         lane._items.append(item)
-        return len(lane._items) == 1
+        return lane if len(lane._items) == 1 else None
 
     def take(self) -> Lane[T] | None:
         """The lane whose turn it is, running from now on; None when no lane can run."""
         while self._ready:
             lane = self._ready.popleft()
-            if lane._state is not _State.GONE:
-                assert lane._state is _State.READY
+            if lane._state is _State.READY:  # or it is gone, or was taken out of turn
                 lane._state = _State.RUNNING
                 return lane
         return None
+
+    def take_out_of_turn(self, lane: Lane[T]) -> None:
+        """The lane, which is ready, is running from now on."""
+        assert lane._state is _State.READY
+        lane._state = _State.RUNNING
 
     def finish(self, lane: Lane[T]) -> None:
         """The head has reached its end: the next item's turn comes after that of the other lanes."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -16,6 +17,9 @@ from app.dispatch.partitions import Partition
 from app.dispatch.work import Crashed, DispatchConfig, Work
 
 logger = logging.getLogger(__name__)
+
+_TRIAL = 2
+"""The step of `Caution.step` at which nothing else of the partition runs."""
 
 
 @dataclass(slots=True)
@@ -72,7 +76,7 @@ class Runner:
         self._on_hold = on_hold
         self._on_failure = on_failure
         self._lanes: Lanes[_Item] = Lanes()
-        self._holding: set[Partition] = set()  # those with lanes aside
+        self._holding: dict[Partition, None] = {}  # those with lanes aside; whoever got a permit last is the last
         self._running = 0
         self._started = False
 
@@ -117,13 +121,29 @@ class Runner:
             return
         partition.waiting += 1
         partition.unfinished_bytes += len(record.value or b"")
-        is_head = self._lanes.add(partition, key, _Item(record, error))
-        partition.caution.receive(record.offset, is_first_of_key=is_head)
+        lane = self._lanes.add(partition, key, _Item(record, error))
+        partition.caution.receive(record.offset, is_first_of_key=lane is not None)
+        if lane is not None:
+            self._is_ready(partition, lane)
+
+    def _is_ready(self, partition: Partition, lane: Lane[_Item]) -> None:
+        """Who is to be tried waits for no other partition's turn: all of its own wait for it."""
+        if partition.caution.step(lane.head.record.offset) == _TRIAL:
+            self._lanes.take_out_of_turn(lane)
+            self._put_aside(partition, lane)
+
+    def _put_aside(self, partition: Partition, lane: Lane[_Item]) -> None:
+        partition.aside[partition.caution.step(lane.head.record.offset)].append(lane)
+        self._holding.setdefault(partition)
 
     def start(self) -> None:
-        """Starts handlers while there are permits and lanes whose turn it is."""
-        for holding in list(self._holding):
-            self._start_aside(holding)
+        """Starts handlers while there are permits: trials, then what else was put aside, one of each partition after the
+        other, then lanes whose turn it is."""
+        for holding in [*self._holding]:
+            if self._started and self._running < self._concurrency:
+                self._start_one(holding, holding.aside[_TRIAL:])
+        while self._start_round():
+            pass
         while self._has_permit:
             lane = self._lanes.take()
             if lane is None:
@@ -133,26 +153,31 @@ class Runner:
             if self._may_start(partition, lane.head):
                 self._run(partition, lane)
             else:
-                partition.aside[partition.caution.step(lane.head.record.offset)].append(lane)
-                self._holding.add(partition)
+                self._put_aside(partition, lane)
 
     @property
     def _has_permit(self) -> bool:
-        return self._started and self._running < self._concurrency
+        """Whether there is one for who is not tried. A trial that waits only for a commit finds its permit free."""
+        trials = sum(bool(holding.aside[_TRIAL]) and not holding.tasks for holding in self._holding)
+        return self._started and self._running + trials < self._concurrency
 
-    def _start_aside(self, partition: Partition) -> None:
-        """Starts what was put aside and may run by now. Few are looked at: they may start in their order only."""
-        for waiting in reversed(partition.aside):
-            at = 0
-            while self._has_permit and at < min(len(waiting), SUSPECTS_AT_ONCE):
+    def _start_round(self) -> bool:
+        """One more of each partition with lanes aside. Whether anything was started."""
+        started = [self._start_one(holding, holding.aside) for holding in [*self._holding] if self._has_permit]
+        return any(started)
+
+    def _start_one(self, partition: Partition, aside: Iterable[deque[Lane[_Item]]]) -> bool:
+        """Starts one of what was put aside and may run by now. Few are looked at: they may start in their order only."""
+        for waiting in reversed([*aside]):
+            for at in range(min(len(waiting), SUSPECTS_AT_ONCE)):
                 lane = waiting[at]
                 if self._may_start(partition, lane.head):
-                    del waiting[at]
+                    del waiting[at], self._holding[partition]
                     self._run(partition, lane)
-                else:
-                    at += 1
-        if not any(partition.aside):
-            self._holding.discard(partition)
+                    if any(partition.aside):
+                        self._holding[partition] = None
+                    return True
+        return False
 
     def _may_start(self, partition: Partition, item: _Item) -> bool:
         offset, caution, committed = item.record.offset, partition.caution, partition.committed_changes
@@ -173,11 +198,11 @@ class Runner:
         # Not in the task's own `finally`: a task that is cancelled before its first step runs none of it.
         task.add_done_callback(partial(self._release, partition))
 
-    def was_committed(self, partition: Partition) -> None:
+    def were_committed(self, partitions: Iterable[Partition]) -> None:
         """A commit may be what some records have waited for."""
-        partition.caution.was_committed()
-        if partition in self._holding:
-            self.start()
+        for partition in partitions:
+            partition.caution.was_committed()
+        self.start()
 
     def stop(self) -> None:
         """Nothing is started from here on."""
@@ -191,7 +216,7 @@ class Runner:
         partition.held.clear()
         for lanes in partition.aside:
             lanes.clear()
-        self._holding.discard(partition)
+        self._holding.pop(partition, None)
         for timer in partition.timers:
             timer.cancel()
         partition.timers.clear()
@@ -227,6 +252,8 @@ class Runner:
                 partition.caution.stopped(item.record.offset, is_done=True)
             if not lane.gone:
                 self._lanes.finish(lane)
+                if not lane.gone:
+                    self._is_ready(partition, lane)
             self._on_progress(partition)
         elif not lane.gone:
             partition.caution.stopped(item.record.offset, is_done=False)
@@ -262,6 +289,7 @@ class Runner:
         def wake() -> None:
             partition.timers.discard(timer)
             self._lanes.unpark(lane)
+            self._is_ready(partition, lane)
             self.start()
 
         timer = self._loop.call_later(delay_ms / 1000, wake)

@@ -24,7 +24,7 @@ from tests.dispatching import GROUP, START_MS, Stage, WatchedConsumer, staged, u
 from tests.examples import examples
 
 SEEDS = range(examples(60))
-ABLATION_SEEDS = range(40)
+ABLATION_SEEDS = range(200)
 PARTITIONS = 2
 RECORDS = 40
 """Of a partition. All of them can be suspects at once, so that every crash of a culprit counts."""

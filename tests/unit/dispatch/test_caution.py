@@ -1,6 +1,7 @@
 """After an unclean end: who is under suspicion, who runs on trial, who is given up, and what goes on meanwhile."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -131,6 +132,52 @@ def test_caution_trial_that_fails_waits_for_its_retry_without_holding_the_partit
         assert CommittedOffset(2) == stage.broker.committed()
 
     on_stage(play)
+
+
+def test_caution_partitions_share_the_permits_after_an_unclean_end() -> None:
+    """No partition waits until another's backlog is gone, however few permits there are."""
+
+    async def play(stage: Stage) -> None:
+        begun: Counter[int] = Counter()
+
+        async def handle(record: Record, attempt: int) -> None:
+            begun[record.partition] += 1
+            await asyncio.sleep(6)
+
+        stage.work.handler = handle
+        for partition in range(6):
+            commit_for(stage, {}, set(), partition)
+            stage.send(*[f"u-{partition}-{number}" for number in range(200)], partition=partition)
+        async with stage.running(DispatchConfig(concurrency=16, drain_ms=100)):
+            await asyncio.sleep(120)
+        assert max(begun.values()) <= 1.5 * min(begun[partition] for partition in range(6))
+
+    on_stage(play, partitions=6)
+
+
+def test_caution_trials_find_their_permits_beside_busy_partitions() -> None:
+    """Eight trials and what is behind them need a deadline each and one until a permit is free, not more."""
+
+    async def play(stage: Stage) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        begun: list[float] = []
+
+        async def handle(record: Record, attempt: int) -> None:
+            if record.partition == 5:
+                begun.append(loop.time() - began_s)
+            await asyncio.sleep(6)
+
+        stage.work.handler = handle
+        for partition in range(5):
+            commit_for(stage, {}, set(), partition)
+            stage.send(*[f"u-{partition}-{number}" for number in range(300)], partition=partition)
+        commit_for(stage, dict.fromkeys(range(8), Mark.TWO_CRASHES), set(), 5)
+        stage.send(*[f"tried-{number // 2}" for number in range(8)], partition=5)
+        async with stage.running(DispatchConfig(concurrency=4, drain_ms=100)):
+            await until(lambda: len(begun) == 8, within_seconds=9 * 6)
+
+    on_stage(play, partitions=6)
 
 
 @pytest.mark.parametrize("mark", [Mark.ONE_CRASH, Mark.TWO_CRASHES])

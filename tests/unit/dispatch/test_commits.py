@@ -6,13 +6,14 @@ from collections.abc import Mapping
 import pytest
 
 from app.broker.base import Assignment, CommittedOffset
-from app.broker.memory import Fault, MemoryConsumer
+from app.broker.memory import Fault, MemoryConsumer, _Group
 from app.core.errors import Fenced, Rejected
-from app.core.record import Record
+from app.core.record import Record, TopicPartition
 from app.dispatch import consumer, offsets, partitions
+from app.dispatch.marks import Mark, decode_marks, encode_marks
 from app.dispatch.offsets import OffsetTracker
 from app.dispatch.work import DispatchConfig
-from tests.dispatching import TOPIC, Stage, on_stage, taking, until
+from tests.dispatching import GROUP, TOPIC, Stage, on_stage, taking, until
 
 
 def test_commits_follow_a_completion_within_half_a_second() -> None:
@@ -167,6 +168,30 @@ def test_commits_refused_though_still_ours_begins_again() -> None:
             await until(stage.all_ended)
             await until(lambda: stage.broker.position() == 3)
         assert [0, 0] == [assignment.partition for assignment in stage.history.assigned]
+
+    on_stage(play)
+
+
+def test_commits_refused_though_still_ours_keeps_the_care_it_had_inherited() -> None:
+    """What an owner before may have been running is still unknown when the partition begins again."""
+
+    async def play(stage: Stage) -> None:
+        group = stage.broker.groups.setdefault(GROUP, _Group())
+        group.committed[TopicPartition(TOPIC, 0)] = CommittedOffset(0, encode_marks(0, {}, is_open=True))
+        stage.send("u-1", "u-2")
+        async with stage.running():
+            await until(stage.all_ended)
+            await asyncio.sleep(5)
+            stage.broker.plan(Fault("commit", "fail", error=Fenced("a stale epoch")))
+            stage.send("u-3")
+            await until(stage.all_ended)
+            stage.work.handler = taking(60)
+            stage.send("u-4")
+            await asyncio.sleep(30)
+            known = decode_marks(*(stage.broker.committed() or CommittedOffset(0)))
+            assert known is not None
+            assert {3: Mark.ONE_CRASH} == known.marks
+            await until(stage.all_ended)
 
     on_stage(play)
 

@@ -128,3 +128,20 @@ def test_lanes_finished_lane_leaves_nothing_behind() -> None:
         lanes.finish(take(lanes))
     assert 0 == len(lanes)
     assert lanes.take() is None
+
+
+def test_lanes_taken_out_of_turn_is_not_taken_again() -> None:
+    """Its place in the queue is nobody's until it is ready again."""
+    lanes: Lanes[str] = Lanes()
+    lanes.add("p0", b"a", "a1")
+    urgent = lanes.add("p0", b"b", "b1")
+    assert urgent is not None
+    assert lanes.add("p0", b"b", "b2") is None
+    lanes.take_out_of_turn(urgent)
+    first = lanes.take()
+    assert first is not None
+    assert "a1" == first.head
+    assert lanes.take() is None
+    lanes.finish(urgent)
+    assert urgent is lanes.take()
+    assert lanes.take() is None
