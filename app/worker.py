@@ -168,8 +168,6 @@ class Worker:
                 await self._store.start()
             if any(part.name == "switches" for part in parts):
                 await self.switches.load()
-                if off := self.switches.statistics().off:
-                    logger.warning("switched off: %s", ", ".join(off))
             self._app.connect(Publisher(self._producer, self._app.topics))
             async with asyncio.TaskGroup() as tasks:
                 for part in parts:

@@ -103,6 +103,8 @@ def mode(
 def list_switches(app: AppOption = DEFAULT_APP, broker: BrokerOption = None, json: output.JsonOption = False) -> None:
     """List what can be switched off, what is, and in which mode each agent is.
 
+    A switch that is on does nothing while another one that covers it is off: `on (all is off)`.
+
     Example: `python -m app switch list --json`
     """
     import asyncio
@@ -121,8 +123,8 @@ def list_switches(app: AppOption = DEFAULT_APP, broker: BrokerOption = None, jso
         [
             (
                 row["switch"],
-                row["state"],
-                row.get("mode"),
+                row["state"] if row["state"] == row["effective"] else f"{row['state']} ({row['because']} is off)",
+                row["mode"],
                 row["at_ms"] and f"{instant(row['at_ms']):%Y-%m-%d %H:%M:%S}Z",
                 row["who"],
                 row["reason"],
@@ -133,17 +135,25 @@ def list_switches(app: AppOption = DEFAULT_APP, broker: BrokerOption = None, jso
 
 
 def _rows(app: "App", switches: "Switches") -> list[dict[str, Any]]:
-    """One a name; those of an agent's mode stand beside it. The last one of both says who, when and why."""
-    from app.decisions.switches import switch_names
+    """One a name; those of an agent's mode stand beside it. The last one of both says who, when and why.
+
+    effective: whether it is off, by itself or because of another one, which `because` names.
+    """
+    from app.decisions.switches import covering, switch_names
 
     names = switch_names(app.agents)
     rows = []
     for name in (*names, *sorted((switches.switched.keys() | switches.modes.keys()) - set(names))):
         switch, mode = switches.switched.get(name), switches.modes.get(name)
         last = max((one for one in (switch, mode) if one is not None), key=lambda one: one.at_ms, default=None)
-        row: dict[str, Any] = {"switch": name, "state": switch.state if switch else "on"}
-        if name in app.agents or mode:
-            row["mode"] = mode.mode if mode else "live"
+        because = next((other for other in covering(name, app.agents) if switches.is_off(other)), None)
+        row: dict[str, Any] = {
+            "switch": name,
+            "state": switch.state if switch else "on",
+            "effective": "off" if because or switches.is_off(name) else "on",
+            "because": because,
+            "mode": mode.mode if mode else "live" if name in app.agents else None,
+        }
         row |= {"at_ms": last and last.at_ms, "who": last and last.who, "reason": last and last.reason}
         rows.append(row)
     return rows

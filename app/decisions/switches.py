@@ -18,6 +18,7 @@ import msgspec
 from app.broker.base import Producer, Reader
 from app.core.codec import compact_key, encode
 from app.core.errors import SetupError, Unavailable
+from app.core.instants import instant
 from app.core.notices import Notices
 from app.core.record import Record, TopicPartition
 from app.core.text import one_line
@@ -120,14 +121,25 @@ class Switches:
         """Since when effects are held, loop time, once that was told."""
         self._notices = Notices(logger, logging.WARNING)
         self._unreadable = 0
+        self._loaded = False
+        """False while what is read was told in its time, by those who ran then."""
         self._watchers: list[Callable[[], None]] = []
 
     async def load(self) -> None:
-        """Reads the whole topic. Raises: Unavailable, Rejected."""
+        """Reads the whole topic, and tells what is off or not live now. Raises: Unavailable, Rejected."""
         end = (await self._reader.end_offsets([PLACE]))[PLACE]
         async for batch in self._reader.read(PLACE, self._known, end):
             self._take(batch)
         self._known = max(self._known, end)
+        self._loaded = True
+        for switch in self.switched.values():
+            if switch.state == "off":
+                said = f"{switch.name} is off since {_since(switch)}, by {switch.who}"
+                logger.warning("%s", one_line(_because(said, switch.reason), 400))
+        for mode in self.modes.values():
+            if mode.mode != "live":
+                said = f"agent {mode.agent} is in mode {mode.mode} since {_since(mode)}, by {mode.who}"
+                logger.warning("%s", one_line(_because(said, mode.reason), 400))
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Follows the topic and writes heartbeats until `stopping` is set. Outages are waited out.
@@ -296,26 +308,34 @@ class Switches:
             self._not_live_since.pop(key.mode, None)
         elif key.switch and not (isinstance(found, Switch) and found.name == key.switch):
             self._unreadable += 1
-            logger.error("%s/%s: no switch that can be read: %s is off", PLACE, record.offset, one_line(key.switch))
+            self._tell(
+                logging.ERROR, f"{PLACE}/{record.offset}: no switch that can be read: {one_line(key.switch)} is off"
+            )
             self.switched[key.switch] = Switch(
                 name=key.switch, state="off", who="nobody", reason="unreadable", at_ms=record.timestamp_ms
             )
         elif key.mode and not (isinstance(found, ModeSwitch) and found.agent == key.mode):
             self._unreadable += 1
-            logger.error("%s/%s: no mode that can be read: %s acts no more", PLACE, record.offset, one_line(key.mode))
+            self._tell(
+                logging.ERROR, f"{PLACE}/{record.offset}: no mode that can be read: {one_line(key.mode)} acts no more"
+            )
             careful = ModeSwitch(
                 agent=key.mode, mode=CAUTION[0], who="nobody", reason="unreadable", at_ms=record.timestamp_ms
             )
             self._set_mode(careful, record.timestamp_ms)
         elif isinstance(found, Switch):
             self.switched[found.name] = found
-            logger.info("%s is %s, by %s: %s", *_told(found.name, found.state, found.who, found.reason))
+            self._tell(logging.INFO, _because(f"{found.name} is {found.state}, by {found.who}", found.reason))
         elif isinstance(found, ModeSwitch):
             self._set_mode(found, record.timestamp_ms)
-            logger.info("agent %s is in mode %s, by %s: %s", *_told(found.agent, found.mode, found.who, found.reason))
+            said = f"agent {found.agent} is in mode {found.mode}, by {found.who}"
+            self._tell(logging.INFO, _because(said, found.reason))
         else:
             return False
         return True
+
+    def _tell(self, level: int, text: str) -> None:
+        logger.log(level if self._loaded else logging.DEBUG, "%s", one_line(text, 400))
 
     def _set_mode(self, switch: ModeSwitch, written_ms: int) -> None:
         """From one mode that is not live to another, the first one's time counts."""
@@ -330,8 +350,11 @@ def _because(said: str, reason: str) -> str:
     return f"{said}: {reason}" if reason else said
 
 
-def _told(*texts: str) -> tuple[str, ...]:
-    return tuple(one_line(text) for text in texts)
+def _since(switch: Switch | ModeSwitch) -> str:
+    try:
+        return f"{instant(switch.at_ms):%Y-%m-%d %H:%M:%S} UTC"
+    except OverflowError:  # whoever writes to the topic may write any number
+        return f"{switch.at_ms} ms"
 
 
 def _names_of(agent: str, action: str) -> tuple[str, str]:
@@ -355,6 +378,14 @@ def switch_names(agents: Mapping[str, Agent[Any]]) -> tuple[str, ...]:
     actions = {action for agent in agents.values() for action in agent.actions_allowed}
     of_each = [f"{name}.{action}" for name, agent in agents.items() for action in agent.actions_allowed]
     return tuple(dict.fromkeys((EVERYTHING, *agents, *sorted(actions), *of_each)))
+
+
+def covering(name: str, agents: Mapping[str, Agent[Any]]) -> tuple[str, ...]:
+    """The other switches that turn this one off with them, widest first."""
+    if name == EVERYTHING:
+        return ()
+    agent, _, action = name.partition(".")
+    return (EVERYTHING, agent, action) if action and agent in agents else (EVERYTHING,)
 
 
 def require_own_names(agents: Mapping[str, Agent[Any]]) -> None:

@@ -79,7 +79,9 @@ class Cluster:
         """
         _never_create_topics(client)
         try:
-            return await self._within(_start(client), START_SECONDS)
+            started = await self._within(_start(client), START_SECONDS)
+            _complaints.shown = True
+            return started
         except Unavailable:
             raise await self._why_not() from None
 
@@ -188,22 +190,25 @@ READING = {
 
 
 class _Seldom(logging.Handler):
-    """The library repeats its complaints several times a second while a broker is away."""
+    """The library repeats its complaints several times a second while a broker is away. Before a client has started at
+    all, whoever starts it is told."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
+        self.shown = False
         self._again_s = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
         now_s = time.monotonic()
-        if now_s >= self._again_s:
+        if self.shown and now_s >= self._again_s:
             self._again_s = now_s + TELL_AGAIN_SECONDS
             logger.warning("%s", record.getMessage())
 
 
 _library_log = logging.getLogger("aiokafka")
 _library_log.propagate = False
-_library_log.addHandler(_Seldom())
+_complaints = _Seldom()
+_library_log.addHandler(_complaints)
 
 
 def client_places(places: Iterable[TopicPartition]) -> list[ClientPartition]:

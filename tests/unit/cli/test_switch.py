@@ -63,6 +63,26 @@ def test_switch_off_is_listed_with_who_and_why(broker: MemoryBroker, capsys: pyt
     assert "judge_order.block" in out
 
 
+def test_switch_that_another_one_covers_is_listed_as_off(
+    broker: MemoryBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who looks in an emergency must not read `on` where nothing happens; every row has the same fields."""
+
+    def effective(*names: str) -> list[tuple[object, object, object]]:
+        found = rows(capsys)
+        assert 1 == len({tuple(row) for row in found.values()})
+        return [(found[name]["state"], found[name]["effective"], found[name]["because"]) for name in names]
+
+    call(capsys, "off", "block")
+    assert [("off", "off", None), ("on", "off", "block")] == effective("block", "judge_order.block")
+    assert [("on", "on", None)] * 2 == effective("judge_order", "judge_order.approve")
+    call(capsys, "off", "judge_order")
+    assert [("on", "off", "judge_order"), ("on", "on", None)] == effective("judge_order.approve", "approve")
+    call(capsys, "off", "all")
+    assert [("off", "off", None), ("on", "off", "all")] == effective("all", "approve")
+    assert "on (all is off)" in call(capsys, "list")[1]
+
+
 def test_switch_mode_is_listed_beside_the_agent(broker: MemoryBroker, capsys: pytest.CaptureFixture[str]) -> None:
     """The mode stands in the agent's row."""
     code, out, _ = call(capsys, "mode", "judge_order", "shadow", "--json")

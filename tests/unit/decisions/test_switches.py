@@ -1,6 +1,7 @@
 """Switches as a process knows them, modes, and who has heard of what."""
 
 import asyncio
+import logging
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -43,6 +44,27 @@ def test_switches_are_read_before_anything_starts_and_followed() -> None:
             await until(lambda: switches.statistics().off == ("judge",), 0.1)
             world.broker.append(SWITCHES, None, off("judge").key, 0, 0, ())
             await until(lambda: switches.statistics().off == (), 0.1)
+
+    in_world(main)
+
+
+def test_switches_read_at_the_start_are_told_as_they_stand_now(caplog: pytest.LogCaptureFixture) -> None:
+    """History is not told as if it happened now; what happens from then on is, with no colon where nobody said why."""
+    caplog.set_level(logging.INFO)
+
+    async def main(world: World) -> None:
+        await write(world, off("block"), off("review", reason="odd"), off("block", "on"), in_mode("judge", "shadow"))
+        await write(world, in_mode("other", "dry-run"), in_mode("other", "live"))
+        async with following(world):
+            assert [
+                "review is off since 2023-11-14 22:13:20 UTC, by ada: odd",
+                "agent judge is in mode shadow since 2023-11-14 22:13:20 UTC, by ada",
+            ] == caplog.messages
+            assert {"WARNING"} == {record.levelname for record in caplog.records}
+            caplog.clear()
+            await write(world, off("block"), in_mode("judge", "live"))
+            await asyncio.sleep(1)
+        assert ["block is off, by ada", "agent judge is in mode live, by ada"] == caplog.messages
 
     in_world(main)
 
