@@ -10,6 +10,7 @@ import msgspec
 from app.broker.base import Reader
 from app.core.record import TopicPartition
 from app.decisions.record import DECISIONS, Hops
+from tests.faults.ablations_model import REFUSED_S
 from tests.faults.application import DEADLINE_VARIABLE, PARTITIONS
 from tests.faults.checker import check
 from tests.faults.history import Call, Published
@@ -271,15 +272,19 @@ def _wrong_of_all(figures: Mapping[str, Any], ended: Sequence[Ended], share: flo
 
 
 def _wrong_refusals(calls: Mapping[str, Sequence[Call]], fault: str, share: float) -> list[str]:
-    """After the first one no call begins; a worker that has begun nothing yet makes one in all."""
+    """After one that was refused no call begins until it is time to try again. Where all are, a worker that begins with
+    one call at a time has none in flight meanwhile."""
     found = []
+    in_flight_ms = 0 if share == 1 else IN_FLIGHT_MS
     for worker, made in calls.items():
-        refused = min((call.end_ms for call in made if call.fault == fault), default=None)
-        after = sum(refused is not None and call.start_ms > refused + IN_FLIGHT_MS for call in made)
-        if after:
-            found.append(f"{worker} made {after} calls after the first that was refused")
-        if share == 1 and len(made) != 1:
-            found.append(f"{worker} made {len(made)} calls, all refused")
+        told_ms, vain = 0, 0
+        for call in sorted(made, key=lambda one: one.start_ms):
+            vain += told_ms + in_flight_ms < call.start_ms < told_ms + REFUSED_S * 1000
+            vain += share == 1 and 0 < call.start_ms <= told_ms
+            if call.fault == fault and call.start_ms > told_ms + in_flight_ms:
+                told_ms = call.end_ms
+        if vain:
+            found.append(f"{worker} made {vain} calls in vain after the first that was refused")
     return found
 
 
@@ -333,7 +338,7 @@ ROWS = (
         "A spend limit or a wrong key costs one call a process, and what was in flight; one line says so, every alert ends in "
         "its fallback at once, and the calls that try it again find when it is put right.",
         model_refuses,
-        full={"faults": REFUSALS, "shares": (1.0, 0.3), "alerts": 150, "deadline_s": 5.0},
+        full={"faults": REFUSALS, "shares": (1.0, 0.3), "alerts": 150, "deadline_s": 4.0},
         small={"faults": ("spend-limit",), "shares": (1.0,), "alerts": 40, "deadline_s": 2.0},
         ablations=(
             Ablation(
