@@ -301,7 +301,7 @@ class ActionsWork:
             return await self._report(standing, state, name, EffectState.FAILED, detail)
         at_most_once = state.effects[name].receiver == "at_most_once"
         if at_most_once and reached(state, name) is EffectState.CALLED:
-            detail = "a worker ended about its call; it is not known whether the receiver applied it"
+            detail = "the worker that claimed its call has ended; it is not known whether the receiver applied it"
             return await self._report(standing, state, name, EffectState.UNKNOWN, detail)
         withheld = await self._withheld(standing)
         if at_most_once and not withheld:
