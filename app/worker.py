@@ -113,6 +113,9 @@ class Worker:
         self.materializer: Materializer | None = None
         self.agents: dict[str, AgentWork] = {}
         self.actions: ActionsWork | None = None
+        self._dispatchers: dict[str, Dispatcher] = {}
+        """The last one of each group."""
+        self._abandoned_before = 0
         if ("features" in parts) != ("agents" in parts) and store.address.startswith("memory://"):
             raise SetupError("store", "memory:// is seen by one process only; features and agents must both run in it")
         self._require_fitting_times()
@@ -184,10 +187,21 @@ class Worker:
         finally:
             self._app.connect(None)
             await self._close()
+        left = self._abandoned() - self._abandoned_before
+        logger.info(
+            "stopped; %s", f"the next worker handles {left} that are not finished" if left else "nothing is left over"
+        )
 
     async def _stop_in_order(self, parts: Sequence[_Part], stopping: asyncio.Event) -> None:
         """Those that decide and act first, since they need what the others give; all within the grace."""
         await stopping.wait()
+        self._abandoned_before = self._abandoned()
+        running = sum(one.statistics().in_flight for one in self._dispatchers.values())
+        logger.info(
+            "stopping: %s, for up to %.0f s; a second SIGTERM or Ctrl-C ends at once",
+            "1 handler runs" if running == 1 else f"{running} handlers run",
+            self._settings.drain_ms / 1000,
+        )
         limit_s = max(self._settings.drain_ms, self._settings.grace_ms - MARGIN_S * 1000) / 1000
         with anyio.move_on_after(limit_s):
             for supplies in (False, True):
@@ -337,7 +351,12 @@ class Worker:
         return run
 
     def _dispatcher(self, work: AgentWork | ActionsWork, config: DispatchConfig) -> Run:
-        return Dispatcher(self._broker, work, config, self._random).run
+        dispatcher = self._dispatchers[work.group] = Dispatcher(self._broker, work, config, self._random)
+        return dispatcher.run
+
+    def _abandoned(self) -> int:
+        """Records that were begun or waited, and went to another owner unfinished."""
+        return sum(one.statistics().abandoned for one in self._dispatchers.values())
 
     async def _supervise(self, part: _Part) -> None:
         """Runs a part until it is to stop; after an outage makes it anew."""
@@ -362,6 +381,12 @@ class Worker:
                     await part.stopping.wait()
         finally:
             part.ended.set()
+
+
+def parts_in(mode: str) -> tuple[str, ...]:
+    """What a worker runs that was not told: everything, or, where it decides beside the live workers, agents alone. Streams and
+    features know no mode: those of such a worker would take partitions of the live ones, and serve what its code computes."""
+    return PARTS if mode == "live" else ("agents",)
 
 
 def _acting(parts: Sequence[str], settings: Settings) -> Sequence[str]:

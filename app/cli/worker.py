@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from app.application import App
     from app.core.settings import Settings
 
+SIGNALLED = 128
+"""Plus the number of the signal: the exit code of a process that a signal has ended, as shells say it."""
+
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="`rules` answers offline; otherwise a model's name. [default: claude-sonnet-4-6]"),
@@ -29,7 +32,10 @@ def worker(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="PART", help="Just this part: streams, features, agents, actions. May be repeated."
+            "--only",
+            metavar="PART",
+            help="Just this part: streams, features, agents, actions. May be repeated. [default: all; "
+            "agents in another mode than live]",
         ),
     ] = None,
     mode: Annotated[
@@ -42,19 +48,24 @@ def worker(
     """Run the application: streams, features, agents and actions in one process, or some of them.
 
     Start as many workers as you like: partitions are shared among them. The first SIGTERM or Ctrl-C lets running
-    decisions finish, commits and leaves; the second one ends at once.
+    decisions finish, commits and leaves; the second one ends at once, with exit code 143 or 130.
+
+    In another mode than live it runs agents alone: they read the features that the live workers keep.
 
     Examples: `python -m app worker --model rules`; `python -m app worker --only agents --only actions`;
-    `python -m app worker --only agents --mode shadow`
+    `python -m app worker --mode shadow`
     """
     import anyio
 
-    from app.worker import PARTS
+    from app.worker import parts_in
 
     loaded = load_app(app)
     values = settings(broker=broker, store=store, model=model, mode=mode)
     output.set_up_logs(values.log_level)
-    anyio.run(_work, loaded, values, tuple(only or PARTS), backend_options={"use_uvloop": has_uvloop()})
+    parts = tuple(only or parts_in(values.mode))
+    forced_by = anyio.run(_work, loaded, values, parts, backend_options={"use_uvloop": has_uvloop()})
+    if forced_by is not None:
+        raise typer.Exit(SIGNALLED + forced_by)
 
 
 def has_uvloop() -> bool:
@@ -64,7 +75,8 @@ def has_uvloop() -> bool:
     return find_spec("uvloop") is not None
 
 
-async def _work(app: "App", settings: "Settings", parts: tuple[str, ...]) -> None:
+async def _work(app: "App", settings: "Settings", parts: tuple[str, ...]) -> int | None:
+    """Runs the worker until a signal. The number of the second one, which has ended it at once; None where none came."""
     import asyncio
     import os
 
@@ -81,24 +93,27 @@ async def _work(app: "App", settings: "Settings", parts: tuple[str, ...]) -> Non
         model = open_model(settings, app.rules, os.environ) if "agents" in parts and app.agents else None
         worker = Worker(app, settings, broker=broker, store=store, model=model, clock=clock, parts=parts)
         stopping = asyncio.Event()
+        forced: list[int] = []
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_heed_signals, stopping, tasks.cancel_scope)
+            tasks.start_soon(_heed_signals, stopping, tasks.cancel_scope, forced)
             await worker.run(stopping)
             tasks.cancel_scope.cancel()
+        return forced[0] if forced else None
     finally:
         await store.close()
         await broker.close()
 
 
-async def _heed_signals(stopping: "asyncio.Event", scope: "anyio.CancelScope") -> None:
-    """The first SIGTERM or Ctrl-C stops in order, the second at once."""
+async def _heed_signals(stopping: "asyncio.Event", scope: "anyio.CancelScope", forced: list[int]) -> None:
+    """The first SIGTERM or Ctrl-C stops in order, the second at once; it and those behind it are put into `forced`."""
     import signal
 
     import anyio
 
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
+        async for number in signals:
             if stopping.is_set():
+                forced.append(number)
                 output.note("ends at once; what is not committed is handled again by the next worker")
                 scope.cancel()
             stopping.set()

@@ -16,8 +16,9 @@ from app.broker.topics import TopicSpec
 from app.core.clock import Clock, run_virtual
 from app.core.errors import BadRecord, SetupError, Unavailable
 from app.core.instants import instant
-from app.core.record import TopicPartition
+from app.core.record import Record, TopicPartition
 from app.core.settings import Settings
+from app.decisions.handling import AgentWork
 from app.models.rules import RulesModel
 from app.serving.memory import MemoryStore
 from app.worker import PARTS, Worker
@@ -88,6 +89,38 @@ def test_worker_published_event_becomes_a_decision() -> None:
             await app.publish(order(clock, "o-2", "1"))
 
     run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize(
+    ("answer_s", "stopping_says", "stopped_says"),
+    [
+        (5, "stopping: 1 handler runs, for up to 25 s", "stopped; nothing is left over"),
+        (1_000, "stopping: 1 handler runs, for up to 25 s", "stopped; the next worker handles 1 that are not finished"),
+    ],
+)
+def test_worker_says_that_it_stops_and_what_it_hands_over(
+    answer_s: float, stopping_says: str, stopped_says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits for its end knows for what, and how long at most."""
+    caplog.set_level("INFO")
+
+    async def slow(self: AgentWork, record: Record, attempt: int) -> None:
+        await asyncio.sleep(answer_s)
+
+    async def main(clock: Clock) -> None:
+        made, stopping, ready = await process(clock), asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(made.worker.run(stopping, ready))
+            await ready.wait()
+            await app.publish(order(clock, "o-1", "12000.00"))
+            await asyncio.sleep(2)
+            stopping.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AgentWork, "handle", slow)
+        run_virtual(main, START_MS)
+    said = [line for line in caplog.messages if line.startswith("stop")]
+    assert [True, True] == [said[0].startswith(stopping_says), said[1] == stopped_says]
 
 
 def test_worker_publish_that_the_broker_refuses_is_an_error_for_that_event() -> None:
