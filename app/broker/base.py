@@ -45,7 +45,11 @@ class CommittedOffset(NamedTuple):
 
 
 class Confirmation(NamedTuple):
-    """Where the broker put a record that it acknowledged."""
+    """Where the broker put a record that it acknowledged.
+
+    offset: -1 where it did not say. When the answer to a first attempt is lost, the second one may be told only that the
+    record is there. Whoever needs the offset must be able to do without, or look for the record.
+    """
 
     partition: int
     offset: int

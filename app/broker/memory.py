@@ -372,7 +372,7 @@ class MemoryProducer:
         fault = await meet(self._broker.faults.take("confirm"))
         confirmation = self._append(topic, value, key, partition, timestamp_ms, headers)
         lose_answer(fault)
-        return confirmation
+        return confirmation._replace(offset=-1) if fault is not None and fault.action == "hide" else confirmation
 
     async def flush(self) -> list[DeliveryFailure]:
         lose_answer(await meet(self._broker.faults.take("flush")))

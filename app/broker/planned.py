@@ -11,16 +11,19 @@ from app.core.errors import HeadraceError, Unavailable
 @dataclass(frozen=True)
 class Fault:
     """What one coming call does instead. fail: nothing happens and `error` is raised. delay: it happens after
-    `seconds`. drop: it happens, but the answer is lost and `error` is raised. full: `try_send` finds the queue full."""
+    `seconds`. drop: it happens, but the answer is lost and `error` is raised. full: `try_send` finds the queue full. hide: `confirm` does
+    not say the offset."""
 
     call: Literal["try_send", "send", "send_many", "confirm", "flush", "poll", "commit", "committed"]
-    action: Literal["fail", "delay", "drop", "full"]
+    action: Literal["fail", "delay", "drop", "full", "hide"]
     error: HeadraceError = field(default_factory=lambda: Unavailable("memory broker: planned fault"))
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.action == ("delay" if self.call == "try_send" else "full"):
             raise ValueError(f"{self.call} cannot meet {self.action!r}")
+        if self.action == "hide" and self.call != "confirm":
+            raise ValueError(f"{self.call} says no offset")
 
 
 class PlannedFaults:

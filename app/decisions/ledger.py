@@ -93,8 +93,9 @@ class Ledger:
         whose acknowledgement was lost."""
         self._following = asyncio.Lock()
         self._foreign: dict[Pair, list[tuple[int, EffectRecord]]] = {}
+        """What others have written, of pairs that have not ended."""
         self._behind: set[Pair] = set()
-        """Whose last record in the log says less than is known."""
+        """Whose last record in the log says less than is known, or may."""
         self._writing: set[Pair] = set()
 
     def get(self, alert_id: str, agent: str) -> EffectRecord | None:
@@ -111,13 +112,13 @@ class Ledger:
         start = (await self._reader.offsets_for_times({self.place: since_ms}))[self.place]
         end = (await self._reader.end_offsets([self.place]))[self.place]
         async for pair, entry, record in self._read(max(start, end - RESTORE_OFFSETS), end):
+            self._note(pair, entry)
             if entry is not None:
                 known, standing = self.get(*pair), self.standing_offset(*pair)
                 if known is not None:
                     self._keep(merged(known, entry), record.timestamp_ms)
                 elif standing is None or entry.decision_offset < standing:
                     self._keep(entry, record.timestamp_ms)
-            self._note(pair, entry)
         self._next = end
         await self._write_again()
 
@@ -126,10 +127,7 @@ class Ledger:
 
         As a rule it asks only where the log ends. Raises: Unavailable, Rejected; what is left is for the next time.
         """
-        end = (await self._reader.end_offsets([self.place]))[self.place]
-        if end > self._next:
-            self._unread.append((self._next, end))
-            self._next = end
+        self._pass((await self._reader.end_offsets([self.place]))[self.place])
         await self._follow()
         return await self._write_again()
 
@@ -155,10 +153,12 @@ class Ledger:
         Raises: Fenced when another writer has begun this effect, and then its state is known here, or may have; else as
         `enter`.
         """
-        began_ms = self._clock.now_ms()
+        began_ms, before = self._clock.now_ms(), self._next
         assert status.state.rank > entry.effects[name].state.rank, f"{name}: {entry.effects[name]} to {status}"
         claimed = self._further(entry, name, status)
         offset = await self._write(claimed)
+        if offset < 0:
+            offset = await self._find(claimed, before)
         await self._follow()
         pair = (entry.alert_id, entry.agent)
         others = [other for at, other in self._foreign.get(pair, ()) if at < offset]
@@ -186,28 +186,60 @@ class Ledger:
         confirmation = await self._producer.confirm(
             EFFECTS, encode(entry), effect_key(entry.alert_id, entry.agent), partition=self.place.partition
         )
-        if confirmation.offset > self._next:
-            self._unread.append((self._next, confirmation.offset))
-        self._next = max(self._next, confirmation.offset + 1)
+        if confirmation.offset >= 0:  # else it is found with what lies before the next one
+            self._pass(confirmation.offset)
+            self._next = max(self._next, confirmation.offset + 1)
         return confirmation.offset
+
+    def _pass(self, offset: int) -> None:
+        """What lies before it, and is no known record of ours, is to be read."""
+        if offset > self._next:
+            self._unread.append((self._next, offset))
+            self._next = offset
+
+    async def _find(self, claimed: EffectRecord, start: int) -> int:
+        """Where an acknowledged claim stands of which the broker did not say it; the last place, if it landed twice.
+
+        Raises: Fenced when it is nowhere; Unavailable, Rejected.
+        """
+        end = (await self._reader.end_offsets([self.place]))[self.place]
+        places = [record.offset async for _, entry, record in self._read(start, end) if entry == claimed]
+        if not places:
+            raise Fenced(f"{claimed.alert_id}: who was the first to begin its effect is not to be found out")
+        self._pass(places[-1])
+        return places[-1]
 
     async def _follow(self) -> None:
         """Learns what others have written between our own records. As a rule there is nothing to read."""
         async with self._following:
             while self._unread:
                 async for pair, entry, record in self._read(*self._unread[0]):
-                    if entry is not None and entry.writer != self.writer:
-                        self._foreign.setdefault(pair, []).append((record.offset, entry))
                     self._note(pair, entry)
+                    if entry is not None and entry.writer != self.writer:
+                        self._learn(pair, entry, record)
                 del self._unread[0]
 
+    def _learn(self, pair: Pair, entry: EffectRecord, record: Record) -> None:
+        """Keeps what another has written for a claim that may come; what has ended is remembered as after a restore."""
+        if pair in self._open or pair in self._writing:
+            self._foreign.setdefault(pair, []).append((record.offset, entry))
+        elif self._ended.get(self.place.partition, pair) is None:
+            others = self._foreign.setdefault(pair, [])
+            others.append((record.offset, entry))
+            said = reduce(merged, (other for _, other in others))
+            if has_ended(said):
+                self._keep(said, record.timestamp_ms)
+
     def _note(self, pair: Pair, entry: EffectRecord | None) -> None:
-        """What is said last of a pair: less than is known, or not. None: it was forgotten."""
+        """What is said last of a pair: less than is known, or not. None: it was forgotten.
+
+        How the effects of a pair have ended is not remembered, so whatever another says of it later may be less.
+        """
         known, ended_offset = self._open.get(pair), self._ended.get(self.place.partition, pair)
         if entry is not None and known is not None:
             is_behind = falls_short(entry, known)
         elif entry is not None and ended_offset is not None:
-            is_behind = entry.decision_offset > ended_offset or not has_ended(entry)
+            is_behind = entry.writer != self.writer or entry.decision_offset > ended_offset or not has_ended(entry)
         else:
             is_behind = False
         (self._behind.add if is_behind else self._behind.discard)(pair)
@@ -219,15 +251,16 @@ class Ledger:
             if pair in self._writing:  # it lands before or after what was found; the next time shows it
                 continue
             entry = self._open.get(pair) or ended.get(pair)
-            if entry is not None:  # else it has ended meanwhile, and was written so
+            if entry is not None:  # else the last word on it is as good, or it has ended meanwhile and was written so
                 await self._put(msgspec.structs.replace(entry, writer=self.writer))
                 written += 1
             self._behind.discard(pair)
         return written
 
     async def _furthest(self, pairs: set[Pair]) -> dict[Pair, EffectRecord]:
-        """What the log of the last day says of pairs whose entries are not kept here."""
+        """What the log of the last day says of pairs whose entries are not kept here, where its last word is less."""
         found: dict[Pair, EffectRecord] = {}
+        last: dict[Pair, EffectRecord] = {}
         if pairs:
             times = {self.place: self._clock.now_ms() - HORIZON_MS}
             start = (await self._reader.offsets_for_times(times))[self.place]
@@ -236,7 +269,8 @@ class Ledger:
                     found.pop(pair, None)
                 elif pair in pairs:
                     found[pair] = merged(found[pair], entry) if pair in found else entry
-        return found
+                    last[pair] = entry
+        return {pair: entry for pair, entry in found.items() if falls_short(last[pair], entry)}
 
     async def _read(self, start: int, stop: int) -> AsyncIterator[tuple[Pair, EffectRecord | None, Record]]:
         foreign = 0

@@ -1,6 +1,6 @@
 """The ledger of effects: acknowledged, forward only, bounded."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 import pytest
@@ -47,6 +47,17 @@ class CountingReader(MemoryReader):
         self.reads.append((start, stop))
         async for batch in super().read(place, start, stop):
             yield batch
+
+
+class CutReader(MemoryReader):
+    """Sees the log only as it was."""
+
+    def __init__(self, world: World, end: int) -> None:
+        super().__init__(world.broker)
+        self._end = end
+
+    async def end_offsets(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, self._end)
 
 
 def ledger_of(world: World, writer: str = "first", reader: MemoryReader | None = None) -> Ledger:
@@ -137,6 +148,49 @@ def test_mend_writes_again_what_lies_before_an_older_state(known: EffectState) -
     run_virtual(main, START_MS)
 
 
+def test_mend_writes_again_how_an_effect_has_ended_where_another_says_less() -> None:
+    """Done is not forgotten for a frozen owner's failed, neither by the owner nor by the next one; a further end stands."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        owner, frozen = ledger_of(world), ledger_of(world, "frozen")
+        await owner.enter(entry("a:1", EffectState.DONE))
+        await frozen.enter(entry("a:1", EffectState.FAILED, writer="frozen"))
+        assert [1, 0] == [await owner.mend(), await owner.mend()]
+        assert EffectState.DONE is last_state(world)
+        await frozen.enter(entry("a:1", EffectState.FAILED, writer="frozen"))
+        await ledger_of(world, "second").restore(0)
+        assert (EffectState.DONE, 5) == (last_state(world), len(world.records("agent.effects")))
+        await owner.enter(entry("a:2", EffectState.FAILED))
+        await frozen.enter(entry("a:2", EffectState.DONE, writer="frozen"))
+        assert [0, 0] == [await owner.mend(), await owner.mend()]
+
+    run_virtual(main, START_MS)
+
+
+def test_follow_keeps_of_others_only_what_has_not_ended() -> None:
+    """What has ended is remembered as by a restore; what is open may be claimed, and is kept until it ends."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        owner, other = ledger_of(world), ledger_of(world, "other")
+        for number in range(100):
+            await other.enter(entry(f"a:{number}", EffectState.FAILED, writer="other"))
+        called = await other.claim(entry("b:1", writer="other"), "stop", status(EffectState.CALLED))
+        await owner.mend()
+        assert [("b:1", "judge")] == list(owner._foreign)
+        assert 0 == owner.standing_offset("a:1", "judge")
+        await owner.enter(entry("b:1"))
+        with pytest.raises(Fenced):
+            await owner.claim(entry("b:1"), "stop", status(EffectState.CALLED))
+        await other.advance(called, "stop", status(EffectState.DONE))
+        await owner.advance(called, "stop", status(EffectState.UNKNOWN))
+        await owner.mend()
+        assert [] == list(owner._foreign)
+
+    run_virtual(main, START_MS)
+
+
 def test_mend_brings_back_nothing_that_was_forgotten() -> None:
     """A tombstone is the last word on what stood before it."""
 
@@ -178,6 +232,44 @@ def test_claim_of_the_second_is_fenced_and_learns_the_first() -> None:
         with pytest.raises(Fenced):
             await second.claim(entry("a:1", writer="second"), "stop", status(EffectState.CALLED))
         assert (0, None) == (second.standing_offset("a:1", "judge"), second.get("a:1", "judge"))
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_claim_without_an_offset_looks_where_it_stands(is_first: bool) -> None:
+    """A broker that had taken the claim before says no offset: its place among others' is read in the log."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        first, second = ledger_of(world), ledger_of(world, "second")
+        await first.enter(entry("a:1"))
+        await second.restore(0)
+        if not is_first:
+            await first.claim(entry("a:1"), "stop", status(EffectState.CALLED))
+        world.broker.plan(Fault("confirm", "hide"))
+        if is_first:
+            await second.claim(entry("a:1"), "stop", status(EffectState.CALLED))
+        with pytest.raises(Fenced, match="another worker"):
+            await (first if is_first else second).claim(entry("a:1"), "stop", status(EffectState.CALLED))
+
+    run_virtual(main, START_MS)
+
+
+def test_claim_that_is_not_found_is_fenced() -> None:
+    """Nobody can tell then who was first."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        ledger = ledger_of(world)
+        await ledger.enter(entry("a:1"))
+        end = len(world.broker.log(ledger.place))
+        world.broker.plan(Fault("confirm", "hide"))
+        reader = CutReader(world, end)
+        ledger = ledger_of(world, reader=reader)
+        await ledger.restore(0)
+        with pytest.raises(Fenced, match="not to be found out"):
+            await ledger.claim(entry("a:1"), "stop", status(EffectState.CALLED))
 
     run_virtual(main, START_MS)
 
