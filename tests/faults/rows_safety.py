@@ -36,14 +36,15 @@ async def _found(arguments: Sequence[str], ablate: Sequence[str]) -> Found:
         *(sys.executable, "-m", "tests.faults.safety_process", *arguments, *seams),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
-        output, _ = await process.communicate()
+        output, log = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
     if process.returncode != 0:
-        raise RuntimeError(f"exit {process.returncode}")
+        raise RuntimeError(f"exit {process.returncode}: {log.decode()[-500:]}")
     return msgspec.json.decode(output, type=Found)
 
 
