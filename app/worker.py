@@ -295,7 +295,7 @@ class Worker:
                 mode=mode,
             )
             self.agents[agent.name] = work
-            retry = RetryPolicy(max_attempts=agent.max_attempts)
+            retry = RetryPolicy(max_attempts=agent.max_attempts, within_ms=agent.deadline_ms)
             return self._dispatcher(
                 work, DispatchConfig(concurrency=agent.concurrency, retry=retry, drain_ms=self._settings.drain_ms)
             )

@@ -298,9 +298,11 @@ class World:
     async def running(self, *works: Work, max_attempts: int = 3) -> AsyncIterator[None]:
         """The works under dispatchers of their own; stopped and drained at the end."""
         stopping = asyncio.Event()
-        config = DispatchConfig(retry=RetryPolicy(max_attempts=max_attempts), drain_ms=25_000)
         async with asyncio.TaskGroup() as tasks:
             for work in works:
+                within_ms = work.agent.deadline_ms if isinstance(work, AgentWork) else None
+                retry = RetryPolicy(max_attempts=max_attempts, within_ms=within_ms)
+                config = DispatchConfig(retry=retry, drain_ms=25_000)
                 tasks.create_task(Dispatcher(self.broker, work, config, Random(7)).run(stopping))
             try:
                 yield

@@ -1,13 +1,14 @@
 """Order per key: a lane for each exact key, of which only the head runs.
 
-Lanes that can run wait in one queue and take turns, so none starves: a lane whose head ended goes to the back, and so
-does one whose retry is due. A lane whose head waits for its retry is parked: in no queue, holding no permit, and what is
-behind it in the lane waits with it, but nothing else does.
+Lanes that can run wait in one queue and take turns, so none starves: a lane whose head ended goes to the back. A lane
+whose head waits for its retry is parked: in no queue, holding no permit, and what is behind it in the lane waits with it,
+but nothing else does. When the retry is due its turn comes before that of all heads that have not begun: what has begun
+has a deadline. Retries are bounded by number or time, so they starve nobody either.
 
 A record without a key has a lane of its own: there is no order to keep.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from enum import Enum
 from typing import Generic, TypeVar
@@ -53,6 +54,7 @@ class Lanes(Generic[T]):
     def __init__(self) -> None:
         self._lanes: dict[Hashable, dict[Hashable, Lane[T]]] = {}
         self._ready: deque[Lane[T]] = deque()
+        self._due: OrderedDict[Lane[T], None] = OrderedDict()
         self._parked = 0
 
     @property
@@ -79,6 +81,10 @@ class Lanes(Generic[T]):
 
     def take(self) -> Lane[T] | None:
         """The lane whose turn it is, running from now on; None when no lane can run."""
+        if self._due:
+            lane, _ = self._due.popitem(last=False)
+            lane._state = _State.RUNNING
+            return lane
         while self._ready:
             lane = self._ready.popleft()
             if lane._state is _State.READY:  # or it is gone, or was taken out of turn
@@ -90,6 +96,7 @@ class Lanes(Generic[T]):
         """The lane, which is ready, is running from now on."""
         assert lane._state is _State.READY
         lane._state = _State.RUNNING
+        self._due.pop(lane, None)
 
     def finish(self, lane: Lane[T]) -> None:
         """The head has reached its end: the next item's turn comes after that of the other lanes."""
@@ -112,11 +119,19 @@ class Lanes(Generic[T]):
         self._parked += 1
 
     def unpark(self, lane: Lane[T]) -> None:
-        """The head's retry is due: its turn comes after that of the lanes that are ready now."""
+        """The head's retry is due: its turn comes after that of the other retries that are due now."""
         assert lane._state is _State.PARKED
         lane._state = _State.READY
         self._parked -= 1
-        self._ready.append(lane)
+        self._due[lane] = None
+
+    def take_due(self, lane: Lane[T]) -> bool:
+        """Takes this lane out of its turn, running from now on; False where it does not wait with a retry that is due."""
+        if lane not in self._due:
+            return False
+        del self._due[lane]
+        lane._state = _State.RUNNING
+        return True
 
     def drop(self, owner: Hashable) -> None:
         """Forgets all lanes of the owner. Heads that run still run, but their end is nobody's."""
@@ -124,3 +139,4 @@ class Lanes(Generic[T]):
             self._parked -= lane._state is _State.PARKED
             lane._state = _State.GONE
             lane._items.clear()
+            self._due.pop(lane, None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -24,11 +25,18 @@ _TRIAL = 2
 
 @dataclass(slots=True)
 class _Item:
-    """One record on its way to its end. error: why it is given up; from then on `give_up` is what is called."""
+    """One record on its way to its end.
+
+    error: why it is given up; from then on `give_up` is what is called. attempts: begun, but for those that were refused
+    before anything was tried. failure: of the last attempt. ends_at: loop time in seconds after which it is not tried.
+    """
 
     record: Record
     error: Exception | None = None
     attempts: int = 0
+    refusals: int = 0
+    failure: Exception | None = None
+    ends_at: float = math.inf
     give_up_failures: int = 0
 
 
@@ -50,6 +58,8 @@ class Counts:
 
 class Runner:
     """Handlers as tasks. A permit is held only while a handler runs.
+
+    A record whose time is up while its retry waits for a permit is given up without one: that runs no handler.
 
     The tasks are in no task group: that would wait without bound for a handler that swallows its cancellation. They are
     in `Partition.tasks`, and whoever ends a partition waits for them, for as long as it will.
@@ -259,20 +269,22 @@ class Runner:
             partition.caution.stopped(item.record.offset, is_done=False)
             partition.waiting += 1
             self._lanes.park(lane)
-            self._wake_later(partition, lane, delay_ms)
+            self._wake_later(partition, lane, item, delay_ms)
             self._on_progress(partition)  # a withdrawn announcement is to be committed, or a kill is laid to its charge
 
     async def _bring_to_end(self, item: _Item) -> float | None:
         """One attempt. None when the record has reached its end, else ms to wait before the next one."""
         if item.error is None:
             item.attempts += 1
+            if item.failure is None and self._retry.within_ms is not None:
+                item.ends_at = self._loop.time() + self._retry.within_ms / 1000
             error = await _failure(self._work.handle(item.record, item.attempts))
             if error is None:
                 return None
-            if not isinstance(error, (RecordError, Rejected)) and item.attempts < self._retry.max_attempts:
-                self.counts.retries += 1
-                asked_ms = error.retry_after_ms if isinstance(error, HeadraceError) else None
-                return self._retry.delay_ms(item.attempts, self._random, asked_ms)
+            delay_ms = self._delay_of_retry_ms(item, error)
+            if delay_ms is not None:
+                item.failure = error
+                return delay_ms
             item.error = error
         error = await _failure(self._work.give_up(item.record, item.error, item.attempts))
         if error is None:
@@ -285,14 +297,57 @@ class Runner:
         logger.warning("%s: giving up failed (%s), tried again: %s", place, item.give_up_failures, one_line(error))
         return self._retry.delay_ms(item.give_up_failures, self._random)
 
-    def _wake_later(self, partition: Partition, lane: Lane[_Item], delay_ms: float) -> None:
+    def _delay_of_retry_ms(self, item: _Item, error: Exception) -> float | None:
+        """None where it is not tried again."""
+        if isinstance(error, (RecordError, Rejected)):
+            return None
+        asked_ms, was_tried = None, True
+        if isinstance(error, HeadraceError):
+            asked_ms, was_tried = error.retry_after_ms, error.was_tried or self._retry.within_ms is None
+        left_ms = (item.ends_at - self._loop.time()) * 1000
+        if (was_tried and item.attempts >= self._retry.max_attempts) or self._retry.is_too_late(asked_ms, left_ms):
+            return None
+        if not was_tried:
+            item.attempts -= 1
+            item.refusals += 1
+        self.counts.retries += 1
+        return self._retry.delay_ms(item.attempts + item.refusals, self._random, asked_ms, left_ms)
+
+    def _wake_later(self, partition: Partition, lane: Lane[_Item], item: _Item, delay_ms: float) -> None:
         def wake() -> None:
-            partition.timers.discard(timer)
             self._lanes.unpark(lane)
             self._is_ready(partition, lane)
             self.start()
+            if item.error is None and item.ends_at < math.inf:
+                self._call_at(partition, item.ends_at, lambda: self._end_in_time(partition, lane, item))
 
-        timer = self._loop.call_later(delay_ms / 1000, wake)
+        self._call_at(partition, self._loop.time() + delay_ms / 1000, wake)
+
+    def _end_in_time(self, partition: Partition, lane: Lane[_Item], item: _Item) -> None:
+        """Gives up a record that still waits for its retry to begin."""
+        if not self._started or lane.gone or lane.head is not item:
+            return
+        if self._lanes.take_due(lane) or self._take_aside(partition, lane):
+            item.error = item.failure
+            self._run(partition, lane)
+
+    def _take_aside(self, partition: Partition, lane: Lane[_Item]) -> bool:
+        for waiting in partition.aside:
+            if lane in waiting:
+                waiting.remove(lane)
+                if not any(partition.aside):
+                    del self._holding[partition]
+                return True
+        return False
+
+    def _call_at(self, partition: Partition, when: float, call: Callable[[], None]) -> None:
+        """Unless the partition goes before."""
+
+        def due() -> None:
+            partition.timers.discard(timer)
+            call()
+
+        timer = self._loop.call_at(when, due)
         partition.timers.add(timer)
 
 

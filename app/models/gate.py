@@ -25,7 +25,7 @@ from app.models.base import (
     ModelRequest,
     Usage,
 )
-from app.models.breaker import REFUSED_OPEN_S, Breaker, BreakerState, Ticket
+from app.models.breaker import FIRST_OPEN_S, REFUSED_OPEN_S, Breaker, BreakerState, Ticket
 from app.models.buckets import LONGEST_REFILL_S, NOTHING, Amounts, Buckets, longest_refill_s
 from app.models.budget import NO_USAGE, Budget, Budgets, BudgetStatistics, Reservation, Spent
 from app.models.line import Line, Place
@@ -383,7 +383,9 @@ class ModelGate:
             self._line.dismiss(self._breaker_open)
 
     def _breaker_open(self) -> ModelFailure:
-        wait_s = self._breaker.wait_s(asyncio.get_running_loop().time())
+        wait_s = (
+            self._breaker.wait_s(asyncio.get_running_loop().time()) or FIRST_OPEN_S
+        )  # until somebody else has tried
         until = "while one call tries it" if self._breaker.state is BreakerState.HALF_OPEN else f"for {wait_s:.1f} s"
         return ModelFailure(
             FailureCode.BREAKER_OPEN,

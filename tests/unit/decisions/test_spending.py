@@ -171,11 +171,12 @@ def under_total_failure(text: Callable[[ModelRequest], str], seconds: float) -> 
     ids=["server error", "overloaded", "rate limited", "refused", "hang"],
 )
 def test_agent_under_total_failure_of_its_model_ends_every_alert_in_time(text: Any, seconds: float) -> None:
-    """Each ends in the fallback by its deadline of 20 s and a second, at 1.3 calls an alert or fewer."""
+    """Each ends in the fallback by its deadline, 20 s from the beginning of its handler, and a second, at 1.3 calls an
+    alert or fewer."""
     calls, decisions = under_total_failure(text, seconds)
     assert calls <= 260
     assert {"review"} == {action_of(record.decision) for record in decisions}
-    took_ms = [record.hops.decided_ms - record.hops.alert_ms for record in decisions]
+    took_ms = [record.hops.decided_ms - record.hops.agent_ms for record in decisions]
     assert max(took_ms) <= 21_000
 
 

@@ -70,41 +70,34 @@ def test_lanes_parked_lane_holds_only_its_own_key() -> None:
     assert ["a1"] == heads(lanes, 5)
 
 
-def test_lanes_retries_that_never_succeed_starve_nobody() -> None:
-    """Lanes that fail for ever take turns with fresh ones, also when all their retries are due at once."""
+def test_lanes_due_retries_go_first_in_their_order() -> None:
+    """What has begun has a deadline, what has not begun has none yet."""
     lanes: Lanes[str] = Lanes()
-    failing = []
-    for number in range(50):
-        lanes.add("p0", f"failing-{number}".encode(), "fails")
-        failing.append(take(lanes))
-        lanes.park(failing[-1])
-    lanes.add("p0", b"fresh-1", "fresh-1")
-    for lane in failing:
+    begun = []
+    for item in ("first", "second", "third"):
+        lanes.add("p0", item.encode(), item)
+        begun.append(take(lanes))
+        lanes.park(begun[-1])
+    lanes.add("p0", b"fresh", "fresh")
+    for lane in begun:
         lanes.unpark(lane)
-    lanes.add("p0", b"fresh-2", "fresh-2")
-    order = []
-    for _ in range(52):
-        lane = take(lanes)
-        order.append(lane.head)
-        if lane.head == "fails":
-            lanes.park(lane)
-            lanes.unpark(lane)
-        else:
-            lanes.finish(lane)
-    assert ["fresh-1", *["fails"] * 50, "fresh-2"] == order
+    assert lanes.take_due(begun[1])
+    assert not lanes.take_due(begun[1])
+    assert ["first", "third", "fresh"] == heads(lanes, 5)
 
 
 def test_lanes_drop_forgets_owner_and_nobody_else() -> None:
     """Of a partition that went nothing starts any more: ready, parked and waiting records alike."""
     lanes: Lanes[str] = Lanes()
-    for key, item in ((b"a", "a1"), (b"a", "a2"), (b"b", "b1"), (b"c", "c1")):
+    for key, item in ((b"a", "a1"), (b"a", "a2"), (b"b", "b1"), (b"c", "c1"), (b"e", "e1")):
         lanes.add("p0", key, item)
     lanes.add("p1", b"d", "d1")
-    running, parked = take(lanes), take(lanes)
+    running, parked, due = take(lanes), take(lanes), take(lanes)
     lanes.park(parked)
+    lanes.park(due)
+    lanes.unpark(due)
     lanes.drop("p0")
-    assert running.gone
-    assert parked.gone
+    assert [True] * 3 == [lane.gone for lane in (running, parked, due)]
     assert 0 == lanes.parked
     assert ["d1"] == heads(lanes, 5)
 

@@ -32,6 +32,26 @@ def test_retry_policy_full_jitter_spreads_delays() -> None:
     assert delays_ms[900] > 800
 
 
+def test_retry_policy_what_was_asked_the_same_is_spread() -> None:
+    """Everybody was told to come in a second: none comes before, and they do not come together."""
+    policy = RetryPolicy(first_delay_ms=1_000, longest_delay_ms=1_000)
+    random = Random(5)
+    delays_ms = sorted(policy.delay_ms(1, random, 1_000) for _ in range(1_000))
+    assert delays_ms[0] >= 1_000
+    assert delays_ms[100] < 1_200
+    assert delays_ms[900] > 1_800
+
+
+@given(failures=integers(1, 100), asked_ms=integers(0, 100_000), left_ms=integers(0, 100_000))
+def test_retry_policy_any_wait_leaves_time_for_an_attempt(failures: int, asked_ms: int, left_ms: int) -> None:
+    """Or it is not waited for."""
+    policy = RetryPolicy()
+    if not policy.is_too_late(asked_ms, left_ms):
+        delay_ms = policy.delay_ms(failures, Random(failures), asked_ms, left_ms)
+        assert delay_ms <= left_ms - (left_ms - min(asked_ms, LONGEST_ASKED_MS)) / 2
+        assert delay_ms >= min(asked_ms, LONGEST_ASKED_MS)
+
+
 def test_retry_policy_waits_as_long_as_a_server_asks() -> None:
     """Never shorter than was asked, unless that is out of all proportion, and never shorter than without asking."""
     policy = RetryPolicy(first_delay_ms=100, longest_delay_ms=1_000, jitter=0)
@@ -41,7 +61,7 @@ def test_retry_policy_waits_as_long_as_a_server_asks() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("max_attempts", 0), ("first_delay_ms", 0), ("first_delay_ms", 40_000), ("jitter", 1.5)],
+    [("max_attempts", 0), ("first_delay_ms", 0), ("first_delay_ms", 40_000), ("jitter", 1.5), ("within_ms", 0)],
 )
 def test_retry_policy_impossible_setting_is_named(setting: str, value: float) -> None:
     """A wrong bound is refused at the start, by name."""
