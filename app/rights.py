@@ -6,9 +6,9 @@ several parts needs the rights of all of them. Right to read or write is right t
 
 from collections.abc import Iterable
 from shlex import quote
-from typing import NamedTuple
 
 from app.application import STREAMS_GROUP, App
+from app.broker.base import Right
 from app.core.errors import SetupError
 from app.decisions.actions import GROUP as ACTIONS_GROUP
 from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, SWITCHES
@@ -24,14 +24,6 @@ ROLES = {
     "actions": "`worker --only actions`",
     "operator": "a person at the command line: `topics`, `dead`, `switch`, `decisions`, `streams reset`",
 }
-
-
-class Right(NamedTuple):
-    """kind: `topic` or `group`. operation: as Kafka spells it."""
-
-    kind: str
-    name: str
-    operation: str
 
 
 STORE_COMMANDS = {

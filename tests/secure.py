@@ -22,8 +22,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from app.broker.base import Right
 from app.local.secure import ADMIN, HOST
-from app.rights import Right
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_SECONDS = 30.0

@@ -260,6 +260,14 @@ class Reader(Protocol):
     async def close(self) -> None: ...
 
 
+class Right(NamedTuple):
+    """What a user of a cluster may do. kind: `topic` or `group`. operation: as Kafka spells it."""
+
+    kind: str
+    name: str
+    operation: str
+
+
 class Admin(Protocol):
     """Topics: create, describe, delete."""
 

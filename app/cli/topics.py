@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, open_cluster, settings
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
-    from app.broker.base import Broker, TopicDescription
+    from app.broker.base import Broker, Right, TopicDescription
     from app.broker.topics import TopicRegistry, TopicSpec
+    from app.core.settings import Settings
 
 NOT_AS_PLANNED = 1
 """Exit code of `plan` where a topic has too few partitions."""
@@ -159,17 +160,32 @@ def rights(
         typer.Option("--role", help="publisher, streams, features, agents, actions or operator. [default: all]"),
     ] = None,
     user: Annotated[str | None, typer.Option("--user", help="Who gets them. [default: the name of the role]")] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Give them, in Kafka and in Redis, instead of printing them.")
+    ] = False,
+    broker: BrokerOption = None,
+    store: StoreOption = None,
     json: output.JsonOption = False,
 ) -> None:
     """Print the least rights each role needs, as lines for a shell: Kafka's own tool for topics and groups, `redis-cli` for
     the store. A worker that runs several parts needs those of each.
 
-    Example: `python -m app topics rights --role agents --user headrace-agents`
+    `--apply` gives them as the user of the settings, who must be allowed to: Kafka's users may not be there yet, and keep
+    what else they may do; Redis' users keep their passwords, and may do nothing else.
+
+    Examples: `python -m app topics rights --role agents --user headrace-agents`; `python -m app topics rights --apply`
     """
+    import asyncio
+
     from app.rights import ROLES, commands_of, rights_of, store_rights_of
 
-    loaded, mode = load_app(app), settings().mode
-    for each in [role] if role else ROLES:
+    loaded, values = load_app(app), settings(broker=broker, store=store)
+    mode, roles = values.mode, [role] if role else list(ROLES)
+    if apply:
+        asked = [(user or each, rights_of(loaded, each, mode), store_rights_of(loaded, each)) for each in roles]
+        asyncio.run(_apply(values, asked))
+        return
+    for each in roles:
         found = rights_of(loaded, each, mode)
         if json:
             for right in found:
@@ -181,6 +197,36 @@ def rights(
         store = store_rights_of(loaded, each)
         if store is not None:
             output.line(f"redis-cli ACL SETUSER {quote(user or each)} on '#SHA256-OF-PASSWORD' {quote_each(store)}")
+
+
+async def _apply(values: "Settings", asked: "list[tuple[str, list[Right], str | None]]") -> None:
+    """Gives each user rights in Kafka, and in Redis where there are any. Says what is done as soon as it is."""
+    from app.broker.kafka.admin import KafkaAdmin
+    from app.core.clock import SystemClock
+    from app.core.errors import SetupError
+    from app.serving.redis import RedisStore
+
+    cluster = open_cluster(values)
+    admin = cluster.admin()
+    try:
+        if not isinstance(admin, KafkaAdmin):
+            raise SetupError("broker", "rights are given through kafka://, whichever way they are used later")
+        for user, rights, _ in asked:
+            await admin.grant(user, rights)
+            output.line(f"{user}: {len(rights)} rights in Kafka")
+    finally:
+        await admin.close()
+        await cluster.close()
+    if not any(words for _, _, words in asked) or values.store.startswith("memory://"):
+        return
+    store = RedisStore(values.store, SystemClock(), values.store_security)
+    try:
+        for user, _, words in asked:
+            if words is not None:
+                await store.grant(user, words)
+                output.line(f"{user}: {len(words.split())} words of ACL SETUSER in Redis")
+    finally:
+        await store.close()
 
 
 def quote_each(words: str) -> str:

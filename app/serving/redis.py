@@ -201,6 +201,12 @@ class RedisStore:
             # Again: a materializer that saw it gone may have begun anew, and then lost what it wrote to the scan.
             await self._client.delete(_progress_key(view))
 
+    async def grant(self, user: str, words: str) -> None:
+        """Sets what a user of Redis may do, and on which keys, in the words of `ACL SETUSER`; his password stays. One that
+        is not there yet is made, and can log in when somebody gives him a password. Raises: Unavailable, Rejected."""
+        with self._translated():
+            await self._client.execute_command("ACL", "SETUSER", user, *words.split())  # type: ignore[no-untyped-call]
+
     async def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -292,7 +298,7 @@ def translated(error: Exception, address: str, since_ms: int) -> HeadraceError:
         return refusal
     meaning = next(MEANINGS[kind] for kind in type(error).__mro__ if kind in MEANINGS)
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, exceptions.AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH")):
+    if _is_of_login(error) or text.startswith(("WRONGPASS", "NOAUTH")):
         return SetupError("store_password", f"redis at {address} does not know the user with this password: {text}")
     if isinstance(error, exceptions.NoPermissionError) or text.startswith("NOPERM"):
         return Rejected(f"redis at {address} refuses: {text} (docs/security.md has the rights that are needed)")
@@ -302,6 +308,13 @@ def translated(error: Exception, address: str, since_ms: int) -> HeadraceError:
         return Rejected(f"redis at {address} refuses: {text}")
     since = datetime.fromtimestamp(since_ms / 1000, UTC).strftime("%H:%M:%S")
     return Unavailable(f"redis at {address} does not answer since {since} UTC: {text}")
+
+
+def _is_of_login(error: BaseException | None) -> bool:
+    """Over a unix socket redis-py wraps a refused login into an error of the connection."""
+    while error is not None and not isinstance(error, exceptions.AuthenticationError):
+        error = error.__cause__
+    return error is not None
 
 
 ADDRESS_FORM = "write redis://[[user]:password@]host[:port][/database] or unix:///path, special characters as %XX"

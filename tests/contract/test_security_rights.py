@@ -13,10 +13,11 @@ import pytest
 from redis import Redis
 
 from app.application import App
+from app.broker.base import Right
 from app.cli.loading import DEFAULT_APP, load_app
 from app.local.secure import ADMIN
-from app.rights import ROLES, STORE_COMMANDS, Right, rights_of, store_rights_of
-from tests.secure import PATIENCE_SECONDS, Ended, Running, Secured
+from app.rights import ROLES, STORE_COMMANDS, rights_of
+from tests.secure import PATIENCE_SECONDS, ROOT, SETTLE_SECONDS, Ended, Running, Secured
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
@@ -32,19 +33,21 @@ def app() -> App:
 
 
 @pytest.fixture(scope="module")
-def granted(secured: Secured, app: App) -> Iterator[Secured]:
-    """Every role has its rights, in Kafka and in Redis."""
-    for role in ROLES:
-        secured.grant(role, rights_of(app, role))
+def granted(secured: Secured, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """Every role has its rights, in Kafka and in Redis, by the command that the documentation names."""
+    command = "topics rights --apply"
+    assert f"python -m app {command}\n" in (ROOT / "docs" / "security.md").read_text()
+    given = Running(command.split(), secured.variables, tmp_path_factory.mktemp("apply")).ended()
+    assert (0, "") == (given.code, given.err)
+    assert len(ROLES) + len(STORE_COMMANDS) == len(given.out.splitlines())
+    time.sleep(SETTLE_SECONDS)
+    yield secured
     with Redis.from_url(
         secured.variables["HEADRACE_STORE"],
         ssl_ca_certs=secured.variables["HEADRACE_STORE_CA"],
         username=ADMIN,
         password=(secured.redis / f"{ADMIN}.password").read_text(),
     ) as redis:
-        for role in STORE_COMMANDS:
-            redis.execute_command("ACL", "SETUSER", role, *(store_rights_of(app, role) or "").split())
-        yield secured
         for role in STORE_COMMANDS:
             redis.execute_command("ACL", "SETUSER", role, "resetkeys", "-@all")
 

@@ -5,9 +5,10 @@ import shlex
 import pytest
 
 from app.application import App
+from app.broker.base import Right
 from app.cli.loading import DEFAULT_APP, load_app
 from app.core.errors import SetupError
-from app.rights import ROLES, STORE_COMMANDS, Right, commands_of, rights_of, store_rights_of
+from app.rights import ROLES, STORE_COMMANDS, commands_of, rights_of, store_rights_of
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,23 @@
-"""Topics on a Kafka cluster: create, describe, list, delete."""
+"""Topics on a Kafka cluster: create, describe, list, delete; and who may use them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
     NewTopic,
+    ResourcePatternType,
     ResourceType,
 )
 
-from app.broker.base import TopicDescription
+from app.broker.base import Right, TopicDescription
 from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster, require_visible, result_of
 from app.broker.kafka.errors import UNKNOWN_TOPIC_CODES, translate
 from app.broker.replication import copies_on
@@ -87,8 +91,40 @@ class KafkaAdmin:
 
         await self._cluster.ask(call)
 
+    async def grant(self, user: str, rights: Iterable[Right]) -> None:
+        """Gives rights to a user, besides those that he has. May be repeated.
+
+        Raises: Rejected where we may not, or the cluster asks for no rights at all; Unavailable.
+        """
+        bindings = [_binding(user, right) for right in rights]
+
+        def call(admin: AdminClient) -> None:
+            for answer in admin.create_acls(bindings, request_timeout=ANSWER_SECONDS).values():
+                result_of(answer, self._cluster.address, "Alter")
+
+        await self._cluster.ask(call)
+
     async def close(self) -> None:
         """Nothing to end: the admin client is the cluster's."""
+
+
+def _binding(user: str, right: Right) -> AclBinding:
+    """Of the user by his name, from any host."""
+    kind, operation = _KINDS[right.kind], _OPERATIONS[right.operation]
+    allowed = AclPermissionType.ALLOW
+    return AclBinding(kind, right.name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation, allowed)
+
+
+_KINDS = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP}
+_OPERATIONS = {
+    "Read": AclOperation.READ,
+    "Write": AclOperation.WRITE,
+    "Create": AclOperation.CREATE,
+    "Delete": AclOperation.DELETE,
+    "Describe": AclOperation.DESCRIBE,
+    "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
+    "AlterConfigs": AclOperation.ALTER_CONFIGS,
+}
 
 
 def _brokers(admin: AdminClient) -> int:

@@ -46,6 +46,15 @@ def test_translation_says_what_the_caller_can_do(error: Exception, kind: type[He
     assert text in str(found)
 
 
+def test_translation_of_a_refused_login_finds_it_below_a_lost_connection() -> None:
+    """So redis-py tells it over a unix socket."""
+    error = exceptions.ConnectionError("invalid username-password pair")
+    error.__cause__ = exceptions.AuthenticationError("invalid username-password pair")
+    found = translated(error, "there", NOON_MS)
+    assert isinstance(found, SetupError)
+    assert "store_password" == found.setting
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
