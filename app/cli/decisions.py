@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from app.broker.base import Admin, Reader
     from app.core.settings import Settings
     from app.decisions.forget import Plan, Remains
-    from app.decisions.history import Wanted
+    from app.decisions.history import Found, Wanted
+    from app.decisions.record import EffectRecord
     from app.decisions.replay import Replayed, Summary
     from app.models.gate import ModelGate
 
@@ -56,23 +57,41 @@ def list_decisions(
         str | None, typer.Option("--reason", help="Only those with this reason code, such as `features_stale`.")
     ] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="Only `live`, `shadow` or `dry-run`.")] = None,
+    effects: Annotated[
+        str | None,
+        typer.Option(
+            "--effects",
+            metavar="STATE",
+            help="Only those with an effect that is `open` (not begun, or not at its end), `failed`, `unknown`, "
+            "`withheld`, `logged` or `done`; `none` where the action has no effects, `repeated` where another decision "
+            "about the alert stands.",
+        ),
+    ] = None,
     since: SinceOption = None,
     until: UntilOption = None,
     limit: LimitOption = 50,
     json: output.JsonOption = False,
 ) -> None:
-    """List decisions, newest first.
+    """List decisions, newest first, and how far their effects are.
 
-    Examples: `python -m app decisions list --since 1h --action block`; `python -m app decisions list --reason deadline
+    What is stuck right now: `--effects open`. What a person must look at: `--effects failed`, `unknown` and `withheld`.
+    A narrow terminal shows fewer columns.
+
+    Examples: `python -m app decisions list --since 1h --action block`; `python -m app decisions list --effects open
     --limit 1000 --json`
     """
     import asyncio
 
+    from app.core.errors import SetupError
+    from app.decisions.progress import STATES
+
+    if effects is not None and effects not in STATES:
+        raise SetupError("--effects", f"{effects!r} is none; there are {', '.join(STATES)}")
     wanted = _wanted(agent=agent, entity=entity, action=action, reason=reason, mode=mode, since=since, until=until)
-    rows, unreadable = asyncio.run(_list(settings(broker=broker), wanted, limit, json))
+    rows, unreadable = asyncio.run(_list(settings(broker=broker), wanted, effects, limit, json))
     if rows:
-        output.table(view.COLUMNS, rows)
-        output.note(f"{view.counted(len(rows), 'decision')}; `decisions show PLACE` shows one whole")
+        output.table(view.COLUMNS, rows, whole=view.WHOLE_COLUMNS, spare=view.SPARE_COLUMNS)
+        output.note(f"{output.counted(len(rows), 'decision')}; `decisions show PLACE` shows one whole")
     elif not json:
         output.note("no decisions")
     _note_unreadable(unreadable)
@@ -83,18 +102,29 @@ def show(
     what: Annotated[
         str, typer.Argument(metavar="ALERT_ID|PARTITION/OFFSET", help="As `decisions list` names alert and place.")
     ],
+    app: AppOption = DEFAULT_APP,
     broker: BrokerOption = None,
     json: output.JsonOption = False,
 ) -> None:
     """Show decisions whole: the alert, what the agent saw and was answered, what policy changed, and what came of it.
 
-    Of an alert all decisions are shown, and which one stands.
+    Of an alert all decisions are shown, and which one stands. The application is asked which effects there will be where
+    they have not begun.
 
     Examples: `python -m app decisions show 3/17`; `python -m app decisions show high_value_order:u-17:o-1 --json`
     """
     import asyncio
 
-    if not asyncio.run(_show(settings(broker=broker), what, json)):
+    shown = asyncio.run(_look_up(settings(broker=broker), what))
+    for number, one in enumerate(shown):
+        intended = _intended(app, one.found) if one.has_not_begun else None
+        if json:
+            output.json_line(view.whole(*one, intended))
+        else:
+            if number:
+                output.line("")
+            view.show(*one, intended)
+    if not shown:
         output.error(f"{what}: no decision lies there (any more); `decisions list` names alerts and places")
         raise typer.Exit(NO)
 
@@ -283,17 +313,20 @@ async def _open_log(values: "Settings") -> "AsyncIterator[_Log]":
         await broker.close()
 
 
-async def _list(values: "Settings", wanted: "Wanted", limit: int, json: bool) -> tuple[list[tuple[Any, ...]], int]:
+async def _list(
+    values: "Settings", wanted: "Wanted", state: str | None, limit: int, json: bool
+) -> tuple[list[tuple[Any, ...]], int]:
     """Rows for a person (for a script each is written as it is found), and how many records nobody can read."""
     from contextlib import aclosing
 
-    from app.decisions.history import PassedOver, newest
+    from app.decisions.history import PassedOver
+    from app.decisions.progress import newest_with_effects
 
     passed_over = PassedOver()
     rows: list[tuple[Any, ...]] = []
     async with (
         _open_log(values) as log,
-        aclosing(newest(log.reader, log.partitions, wanted, limit, passed_over)) as found,
+        aclosing(newest_with_effects(log.reader, log.partitions, wanted, state, limit, passed_over)) as found,
     ):
         async for one in found:
             if json:
@@ -303,34 +336,55 @@ async def _list(values: "Settings", wanted: "Wanted", limit: int, json: bool) ->
     return rows, passed_over.unreadable
 
 
-async def _show(values: "Settings", what: str, json: bool) -> bool:
+class _Shown(NamedTuple):
+    """A decision, the one that stands about its alert and agent, and what is known of that one's effects."""
+
+    found: "Found"
+    stands: "Found | None"
+    effects: "EffectRecord | None"
+
+    @property
+    def has_not_begun(self) -> bool:
+        return self.effects is None and self.stands is not None and self.stands.place == self.found.place
+
+
+async def _look_up(values: "Settings", what: str) -> list[_Shown]:
+    """The decisions at a place or about an alert. Raises: SetupError where nothing can lie there."""
+    from app.core.errors import SetupError
     from app.decisions.history import PassedOver, about_alert, at_place, effects_of, standing
 
     async with _open_log(values) as log:
-        place = re.fullmatch(r"(\d+)/(\d+)", what)
+        place = re.fullmatch(r"(\d{1,9})/(\d{1,18})", what)
         chosen = None
         alert_id = what
         if place is not None:
             if int(place[1]) >= log.partitions:
-                return False
+                raise SetupError(what, f"partition {place[1]} does not exist; there are 0 to {log.partitions - 1}")
             chosen = await at_place(log.reader, int(place[1]), int(place[2]), PassedOver())
             if chosen is None:
-                return False
+                return []
             alert_id = chosen.record.alert_id
         decisions = await about_alert(log.reader, log.partitions, alert_id, PassedOver())
+        if place is None and not decisions and re.match(r"\d+/", what):
+            raise SetupError(what, "is neither the id of an alert nor PARTITION/OFFSET, such as 3/17")
         places = {one.record.agent: one.partition for one in decisions}
         entered = {name: await effects_of(log.reader, number, alert_id, name) for name, number in places.items()}
-    stands = {name: standing(decisions, name, entered[name]) for name in places}
-    for number, one in enumerate([chosen] if chosen is not None else decisions):
-        name = one.record.agent
-        effects, standing_one = entered.get(name), stands.get(name)
-        if json:
-            output.json_line(view.whole(one, standing_one, effects))
-        else:
-            if number:
-                output.line("")
-            view.show(one, standing_one, effects)
-    return bool(decisions)
+    return [
+        _Shown(one, standing(decisions, one.record.agent, entered.get(one.record.agent)), entered.get(one.record.agent))
+        for one in ([chosen] if chosen is not None else decisions)
+    ]
+
+
+def _intended(app_name: str, found: "Found") -> list[str] | None:
+    """The effects that the application declares for what was decided; None where it does not know the agent, or cannot be
+    loaded here: the record can be read without it."""
+    from app.core.errors import SetupError
+
+    try:
+        agent = load_app(app_name).agents.get(found.record.agent)
+    except SetupError:
+        return None
+    return None if agent is None else [action.name for action in agent.actions(str(found.decision.get("action")))]
 
 
 async def _replay(
@@ -428,11 +482,13 @@ async def _verify(values: "Settings", partition: int | None, json: bool) -> bool
     if json:
         output.json_line({"decisions": decisions, "chains": chains, "forgotten": forgotten, "broken_count": broken})
     else:
-        found = f"{view.counted(decisions, 'decision')} in {view.counted(chains, 'chain')}, {forgotten} forgotten"
+        found = f"{output.counted(decisions, 'decision')} in {output.counted(chains, 'chain')}, {forgotten} forgotten"
         output.line(f"{found}: {f'{broken} broken' if broken else 'nothing is broken'}")
     return not broken
 
 
 def _note_unreadable(count: int) -> None:
     if count:
-        output.note(f"{view.counted(count, 'record')} passed over that nobody can read; `decisions verify` names them")
+        output.note(
+            f"{output.counted(count, 'record')} passed over that nobody can read; `decisions verify` names them"
+        )

@@ -1,5 +1,6 @@
 """How decisions are shown: as a row, whole, beside their replay; for people and as JSON."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from app.cli import output
@@ -7,16 +8,22 @@ from app.cli import output
 if TYPE_CHECKING:
     from app.decisions.forget import Plan, Remains
     from app.decisions.history import Found
+    from app.decisions.progress import Progressed
     from app.decisions.record import DecisionRecord, EffectRecord, ModelUse
     from app.decisions.replay import Replayed, Summary
     from app.serving.base import Features
 
-COLUMNS = ("place", "written", "agent", "alert", "entity", "action", "risk", "why", "mode")
+COLUMNS = ("place", "written", "agent", "alert", "entity", "action", "effects", "risk", "why", "mode")
+WHOLE_COLUMNS = tuple(name for name in COLUMNS if name != "why")
+SPARE_COLUMNS = ("mode", "risk", "entity", "agent", "why", "written")
+"""In which order they are left out where a terminal is narrow."""
+
 REPLAYED_COLUMNS = ("place", "agent", "alert", "action", "differences", "shown otherwise")
 
 
-def listed(found: "Found") -> dict[str, Any]:
+def listed(one: "Progressed") -> dict[str, Any]:
     """A decision in short, as JSON."""
+    found, states = one
     record, decision = found.record, found.decision
     return {
         "place": found.place,
@@ -29,32 +36,37 @@ def listed(found: "Found") -> dict[str, Any]:
         "risk_level": decision.get("risk_level"),
         "reason": decision.get("reason"),
         "reasons": record.reasons,
+        "effects": states,
         "model": record.models[-1].model if record.models else None,
         "attempt": record.attempt,
     }
 
 
-def row(found: "Found") -> tuple[Any, ...]:
+def row(one: "Progressed") -> tuple[Any, ...]:
     """A decision as a row of `COLUMNS`."""
     from app.core.text import one_line
 
+    found, states = one
     record, decision = found.record, found.decision
     why = ", ".join(record.reasons) or one_line(decision.get("reason", ""), 60)
     return (
         found.place,
-        moment(found.written_ms),
+        moment(found.written_ms) if not sys.stdout.isatty() else short_moment(found.written_ms),
         record.agent,
         record.alert_id,
         record.entity,
         decision.get("action"),
+        ", ".join(states),
         decision.get("risk_level"),
         why,
         record.mode,
     )
 
 
-def whole(found: "Found", stands: "Found | None", effects: "EffectRecord | None") -> dict[str, Any]:
-    """Everything on record about one decision, as JSON."""
+def whole(
+    found: "Found", stands: "Found | None", effects: "EffectRecord | None", intended: list[str] | None
+) -> dict[str, Any]:
+    """Everything on record about one decision, as JSON. intended: see `show`."""
     return {
         "place": found.place,
         "written_ms": found.written_ms,
@@ -63,11 +75,13 @@ def whole(found: "Found", stands: "Found | None", effects: "EffectRecord | None"
         "standing": stands.place if stands is not None else None,
         "record": found.record,
         "effects": effects,
+        "not_begun": intended,
     }
 
 
-def show(found: "Found", stands: "Found | None", effects: "EffectRecord | None") -> None:
-    """Everything on record about one decision, for a person."""
+def show(found: "Found", stands: "Found | None", effects: "EffectRecord | None", intended: list[str] | None) -> None:
+    """Everything on record about one decision, for a person. intended: what will be done, as far as that is known, where
+    the decision stands and its effects are not on record yet."""
     record, decision = found.record, found.decision
     is_standing = stands is not None and stands.place == found.place
     _say("decision", f"{found.place}, written {moment(found.written_ms)}, {record.mode}, attempt {record.attempt}")
@@ -95,7 +109,15 @@ def show(found: "Found", stands: "Found | None", effects: "EffectRecord | None")
         _show_features(features)
     for use in record.models:
         _show_model(use)
-    _show_effects(effects if is_standing else None)
+    if not is_standing:
+        nobody = record.mode != "live"
+        _say(
+            "effects", f"none: nobody acts on what is {record.mode}" if nobody else "none: this decision does not stand"
+        )
+    elif effects is None:
+        _say("effects", _not_begun(intended))
+    else:
+        _show_effects(effects)
     _show_hops(record)
     _say("chain", f"{record.writer} {record.number}, sha256 {found.sha256}")
 
@@ -127,10 +149,13 @@ def _show_model(use: "ModelUse") -> None:
         _say("answer", f"{use.answer.text}{kept}")
 
 
-def _show_effects(effects: "EffectRecord | None") -> None:
-    if effects is None:
-        _say("effects", "none are on record")
-        return
+def _not_begun(intended: list[str] | None) -> str:
+    if intended is None:
+        return "not begun yet; the application that -A names does not say which there are"
+    return f"not begun yet: {', '.join(intended) or 'none are declared for this action'}"
+
+
+def _show_effects(effects: "EffectRecord") -> None:
     if not effects.effects:
         _say("effects", "none are declared for this action")
     for name, status in effects.effects.items():
@@ -205,7 +230,7 @@ def sum_up(summary: "Summary", model: str | None, prices: str) -> None:
             f"{model}: {summary.calls:,} calls, {sum(tokens):,} tokens in, {summary.output_tokens:,} out, {cost}"
         )
     output.line(
-        f"{counted(summary.replayed, 'decision')}: {summary.identical:,} identical, {summary.different:,} different"
+        f"{output.counted(summary.replayed, 'decision')}: {summary.identical:,} identical, {summary.different:,} different"
     )
 
 
@@ -257,13 +282,15 @@ def say_forgotten(
         when = (
             f"within {format_duration(bound)}, once something is written behind it" if bound else "at an unknown time"
         )
-        output.line(f"{verb} {counted(plan.count(topic), 'record')} of {topic}; compaction makes it final {when}")
+        output.line(
+            f"{verb} {output.counted(plan.count(topic), 'record')} of {topic}; compaction makes it final {when}"
+        )
     if not plan.writes:
         output.line(f"no records about {plan.entity} are left to remove")
     if removed:
-        output.line(f"removed from the feature store: {counted(stores, 'view')}")
+        output.line(f"removed from the feature store: {output.counted(stores, 'view')}")
     if plan.awaiting:
-        output.line(f"replaced before, and waiting for compaction: {counted(plan.awaiting, 'decision')}")
+        output.line(f"replaced before, and waiting for compaction: {output.counted(plan.awaiting, 'decision')}")
     for one in remains:
         kept = (
             f"for {format_duration(one.retention_ms)} after each was written"
@@ -284,8 +311,11 @@ def moment(time_ms: int) -> str:
     return instant(time_ms).strftime("%Y-%m-%dT%H:%M:%S.") + f"{time_ms % 1000:03d}Z"
 
 
-def counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def short_moment(time_ms: int) -> str:
+    """`11-25 08:00:00`, UTC."""
+    from app.core.instants import instant
+
+    return instant(time_ms).strftime("%m-%d %H:%M:%S")
 
 
 def _say(name: str, text: str) -> None:

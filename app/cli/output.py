@@ -5,14 +5,23 @@ wrote, is shown as an escape.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.core.codec import encode
 from app.core.text import escape_unsafe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PIPED_COLUMNS = 200
+"""So wide are tables where no terminal is."""
+
+LEAST_COLUMNS = 20
+"""So wide stays a column of words beside others that are not broken."""
 
 TALKATIVE = ("httpx2", "httpcore2", "anthropic", "asyncio")
 """Libraries whose lines below a warning are not ours to show: addresses with passwords and tokens, whole requests."""
@@ -46,20 +55,58 @@ def error(text: str) -> None:
     note(f"error: {' '.join(text.split())}")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows for a person; where the terminal is too narrow, cells wrap rather than lose text."""
-    from rich import box
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    whole: Collection[str] = (),
+    spare: Sequence[str] = (),
+) -> None:
+    """Rows for a person; where the terminal is too narrow, cells wrap rather than lose text.
+
+    whole: columns whose cells are never broken, such as ids that one copies; at worst the lines are longer than the
+    terminal is wide. spare: columns that are left out before that, in this order.
+    """
     from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else PIPED_COLUMNS)
+    cells = [dict(zip(columns, row, strict=True)) for row in rows]
+    shown, left_out = list(columns), []
+    drawn, needed = _drawn(shown, cells, whole)
+    for column in spare if sys.stdout.isatty() else ():
+        if needed <= console.width:
+            break
+        shown.remove(column)
+        left_out.append(column)
+        drawn, needed = _drawn(shown, cells, whole)
+    console.width = max(console.width, needed)
+    console.print(drawn)
+    if left_out:
+        note(f"left out, as the terminal is narrow: {', '.join(left_out)}; --json has everything")
+
+
+def _drawn(columns: Sequence[str], rows: Sequence[dict[str, Any]], whole: Collection[str]) -> "tuple[Table, int]":
+    """The table, and how wide it must be for the whole columns."""
+    from rich import box
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in columns:
-        drawn.add_column(column, overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text("" if cell is None else escape_unsafe(str(cell))) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(drawn)
+    shown = [["" if row[column] is None else escape_unsafe(str(row[column])) for column in columns] for row in rows]
+    for number, column in enumerate(columns):
+        longest = max(map(cell_len, [column, *(cells[number] for cells in shown)]))
+        is_whole = column in whole
+        least = longest if is_whole else min(longest, LEAST_COLUMNS)
+        drawn.add_column(column, overflow="fold", no_wrap=is_whole, min_width=least if whole else None)
+    for cells in shown:
+        drawn.add_row(*map(Text, cells))
+    if not whole:
+        return drawn, 0
+    console = Console(width=sys.maxsize)
+    return drawn, Measurement.get(console, console.options, drawn).minimum
 
 
 @contextmanager

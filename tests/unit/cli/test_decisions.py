@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from app.cli.main import run
 from app.core.clock import Clock, SystemClock, run_virtual
 from app.core.errors import SetupError
 from app.core.record import TopicPartition
-from app.decisions.record import DECISIONS
+from app.decisions.record import DECISIONS, EFFECTS
 from app.serving import stores
 from app.serving.memory import MemoryStore
 from tests.decisions_kit import START_MS, World, answering, large_order, make_agent, until, with_actions
@@ -99,6 +100,31 @@ def test_decisions_list_json_is_one_object_a_decision(call: Call) -> None:
     assert (0, "", "no decisions\n") == call("list", "--entity", "u-9")
 
 
+def test_decisions_list_says_how_far_effects_are(call: Call, world: World) -> None:
+    """What is stuck is found by one option; a script gets all states."""
+    del world.broker.logs[TopicPartition(EFFECTS, 1)][-4:]
+    states: dict[str, list[str]] = {}
+    for state in ("open", "done"):
+        code, out, _ = call("list", "--effects", state, "--json")
+        assert 0 == code
+        states |= {one["place"]: one["effects"] for one in map(json.loads, out.splitlines())}
+    assert states
+    assert any("open" in found for found in states.values())
+    assert "open" in call("list")[1]
+    assert (0, "", "no decisions\n") == call("list", "--effects", "withheld")
+
+
+def test_decisions_list_on_a_narrow_terminal_breaks_no_id(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer columns and a short time; whatever one would copy is in one piece, a decision a line."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, err = call("list")
+    first = next(line for line in out.splitlines() if "1/1" in line)
+    assert all(text in first for text in ("11-14 22:13:", "large_order:u-1:o-2", "block", "done"))
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines())) <= 80
+    assert "left out, as the terminal is narrow: mode, risk" in err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -107,6 +133,9 @@ def test_decisions_list_json_is_one_object_a_decision(call: Call) -> None:
         (("replay", "--model-url", "http://127.0.0.1:1", *APP_OPTION), "--model-url: says where a model is"),
         (("forget", "u-1", "--json", *APP_OPTION), "--json: does not ask; add --yes or --dry-run"),
         (("verify", "--partition", "7"), "--partition: there are 0 to 1"),
+        (("list", "--effects", "stuck"), "--effects: 'stuck' is none; there are failed, unknown, withheld, open"),
+        (("show", "99/1"), "99/1: partition 99 does not exist; there are 0 to 1"),
+        (("show", "3/x"), "3/x: is neither the id of an alert nor PARTITION/OFFSET, such as 3/17"),
     ],
 )
 def test_decisions_wrong_option_is_one_line(call: Call, words: tuple[str, ...], said: str) -> None:
@@ -143,6 +172,34 @@ def test_decisions_show_has_all_that_the_agent_saw(call: Call) -> None:
         assert said in out
 
 
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        (APP_OPTION, "effects   not begun yet: block_order, notify\n"),
+        (
+            ("-A", "nowhere:app"),
+            "effects   not begun yet; the application that -A names does not say which there are\n",
+        ),
+    ],
+)
+def test_decisions_show_says_what_has_not_begun(call: Call, world: World, app: tuple[str, ...], said: str) -> None:
+    """The application knows which effects there will be; without it the rest is shown all the same."""
+    del world.broker.logs[TopicPartition(EFFECTS, 1)][:]
+    code, out, _ = call("show", PLACE, *app)
+    assert 0 == code
+    assert said in out
+    one = json.loads(call("show", PLACE, "--json", *app)[1])
+    assert (["block_order", "notify"] if app is APP_OPTION else None) == one["not_begun"]
+
+
+def test_decisions_show_of_what_nobody_acts_on_says_so(call: Call, world: World) -> None:
+    """A shadow has no effects, and is not waited for."""
+    first = world.broker.logs[TopicPartition(DECISIONS, 1)][0]
+    value = (first.value or b"").replace(b'"mode":"live"', b'"mode":"shadow"')
+    world.broker.append(DECISIONS, value, b"k", 1, 0, ())
+    assert "effects   none: nobody acts on what is shadow\n" in call("show", "1/2")[1]
+
+
 def test_decisions_show_json_of_an_alert_has_each_of_its_decisions(call: Call) -> None:
     """By alert id, with the state of its effects."""
     code, out, _ = call("show", "large_order:u-1:o-2", "--json")
@@ -152,7 +209,7 @@ def test_decisions_show_json_of_an_alert_has_each_of_its_decisions(call: Call) -
     assert "fake-1" == one["record"]["models"][0]["model"]
 
 
-@pytest.mark.parametrize("what", ["nobody:knows:it", "1/99", "77/0"])
+@pytest.mark.parametrize("what", ["nobody:knows:it", "1/99"])
 def test_decisions_show_of_nothing_is_no(call: Call, what: str) -> None:
     """Exit code 1 and one line."""
     code, out, err = call("show", what)

@@ -36,6 +36,35 @@ def test_table_shows_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "x" * 150 in shown
 
 
+LONG = ("3/17", "high_value_order:u-17:o-1", "because " * 20)
+
+
+def test_table_piped_has_all_columns_and_whole_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody resizes a pipe: lines are as long as they must be."""
+    row = {f"id{number}": "x" * 30 + str(number) for number in range(9)}
+    output.table(tuple(row), [tuple(row.values())], whole=tuple(row), spare=("id0",))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(all(cell in line for cell in row.values()) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"), [("120", ("id", "alert", "why")), ("50", ("id", "alert")), ("9", ("id",))]
+)
+def test_table_narrow_terminal_leaves_out_what_is_spare(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str, shown: tuple[str, ...]
+) -> None:
+    """In the given order, and only as many as it takes; words wrap, ids do not."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", columns)
+    output.table(("id", "alert", "why"), [LONG], whole=("id", "alert"), spare=("why", "alert"))
+    said = capsys.readouterr()
+    header = next(line for line in said.out.splitlines() if "id" in line)
+    assert list(shown) == [name for name in ("id", "alert", "why") if name in header]
+    assert LONG[0] in said.out
+    assert ("alert" in shown) == (LONG[1] in said.out)
+    assert (len(shown) < 3) == ("left out" in said.err)
+
+
 def test_note_stays_off_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     """A pipe sees data only."""
     output.note("waiting")
