@@ -19,7 +19,7 @@ from app.core.record import Record
 from app.decisions.decision import D, Decision, Reason
 from app.decisions.policy import concerns_about
 from app.decisions.record import Hops, ModelUse, kept_answer, sha256
-from app.models.base import FailureCode, Model, ModelAnswer, ModelFailure, ModelRequest, parse_answer
+from app.models.base import UNTRIED, FailureCode, Model, ModelAnswer, ModelFailure, ModelRequest, parse_answer
 from app.models.prompt import render_context
 from app.serving.base import Features
 from app.serving.features import OWN_EVENT_WAIT_MS, Origin
@@ -76,6 +76,9 @@ class _Question:
     ended: bool = False
 
 
+_UNTRIED = frozenset(code.value for code in UNTRIED)
+
+
 @dataclass
 class Context:
     """One run of a handler. `deadline` is the loop's time, in seconds."""
@@ -95,6 +98,15 @@ class Context:
     enriched_ms: int = 0
     _open: list[_Question] = field(default_factory=list)
     """Each speaks against approving, whatever the handler made of its failure."""
+
+    def __post_init__(self) -> None:
+        self._earlier = len(self.models)
+
+    def carried_models(self) -> list[ModelUse]:
+        """What the next attempt has on record. One in which every call was refused unseen tells no more than the next
+        one will, and there may be many of them."""
+        own = self.models[self._earlier :]
+        return self.models[: self._earlier] if all(use.failure in _UNTRIED for use in own) else self.models
 
     @property
     def remaining_ms(self) -> int:

@@ -240,7 +240,7 @@ class AgentWork:
             reader=self._features,
             started_ms=earlier.started_ms if earlier else self._clock.now_ms(),
             partition=record.partition,
-            models=earlier.models if earlier else [],
+            models=earlier.carried_models() if earlier else [],
         )
         self._contexts[place] = context
         return context

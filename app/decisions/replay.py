@@ -16,7 +16,7 @@ import msgspec
 
 from app.core.clock import ManualClock
 from app.core.codec import encode
-from app.core.errors import Rejected, Unavailable
+from app.core.errors import HeadraceError, Rejected, Unavailable
 from app.core.record import Record
 from app.core.text import one_line
 from app.decisions.agent import Agent
@@ -28,7 +28,7 @@ from app.decisions.outcome import Failure, Outcome, answer_of, conclude, failure
 from app.decisions.policy import Barred, change_between
 from app.decisions.record import DecisionRecord, ModelUse, sha256
 from app.dispatch.retries import RetryPolicy
-from app.models.base import FailureCode, Model, ModelAnswer, ModelFailure, ModelRequest, StopReason
+from app.models.base import UNTRIED, FailureCode, Model, ModelAnswer, ModelFailure, ModelRequest, StopReason
 from app.serving.base import Features
 from app.serving.features import Origin
 from app.streams.graph import Alert
@@ -156,12 +156,13 @@ class Replayer:
             try:
                 return await answer_of(agent, alert, context), context
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is tried again, as in a worker
-                if attempt >= attempts:
+                was_tried = not isinstance(error, HeadraceError) or error.was_tried
+                if was_tried and attempt >= attempts:
                     return failure_of(error, attempt), context
                 if self._other is not None:
                     asked_ms = getattr(error, "retry_after_ms", None)
                     await asyncio.sleep(retry.delay_ms(attempt, self._random, asked_ms) / 1000)
-            attempt += 1
+            attempt += was_tried
             context = _again(context)
 
 
@@ -180,7 +181,8 @@ class _RecordedModel:
         answer = _answer_in(use)
         if answer is not None and use.failure in ("", *_JUDGED_AGAIN):
             return answer
-        raise ModelFailure(FailureCode(use.failure), "as recorded", answer=answer)
+        code = FailureCode(use.failure)
+        raise ModelFailure(code, "as recorded", answer=answer, was_tried=code not in UNTRIED)
 
     async def close(self) -> None:
         """Nothing is open."""

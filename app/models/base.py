@@ -74,6 +74,10 @@ _RETRIABLE = frozenset(
 )
 
 
+UNTRIED = frozenset({FailureCode.GATE_CLOSED, FailureCode.BREAKER_OPEN})
+"""No call was made: such a refusal uses up no attempt."""
+
+
 class StopReason(Enum):
     """Why the model stopped writing. Only COMPLETE may be a decision."""
 
@@ -155,6 +159,7 @@ class ModelAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelFailure(HeadraceError):
     """No usable answer. `answer` is what came back, where something did: its text is evidence, its tokens were paid.
+    message: what there is to say beside the code.
 
     retry_after_ms: how long the model's side asks to wait; None where it does not say. unknown: the call may have been
     carried out and paid, though nothing of it came back. rates: what the response says about limits. was_tried: False
@@ -174,6 +179,7 @@ class ModelFailure(HeadraceError):
     ) -> None:
         super().__init__(f"{code.value}: {message}")
         self.code = code
+        self.message = message
         self.retry_after_ms = retry_after_ms
         self.answer = answer
         self.unknown = unknown
