@@ -119,6 +119,7 @@ class ActionsWork:
         self._notices = Notices(logger, logging.WARNING)
         self._ledgers: dict[int, Ledger] = {}
         self._ended: Remembered[Pair, int] = Remembered()
+        self._passed_over: set[str] = set()
         self._handler_seconds = receivers.timeout_ms / 1000 + HANDLER_SECONDS
 
     def passes_over(self, record: Record) -> bool:
@@ -143,7 +144,8 @@ class ActionsWork:
         """The ledger of a partition: a day back, and farther where an unfinished decision is older."""
         now_ms = self._clock.now_ms()
         writer = f"{GROUP}/{assignment.partition}/{assignment.epoch}/{now_ms}"
-        ledger = Ledger(self._producer, self._reader, self._clock, assignment.partition, writer, self._ended)
+        clients = self._producer, self._reader, self._clock
+        ledger = Ledger(*clients, assignment.partition, writer, self._ended, self._passed_over)
         oldest_ms = await written_ms(self._reader, self._clock, assignment.place, first_unfinished)
         await ledger.restore(min(now_ms - HORIZON_MS, oldest_ms - LOOK_BACK_MS))
         return ledger

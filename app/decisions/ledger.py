@@ -68,7 +68,8 @@ class _Key(msgspec.Struct):
 
 class Ledger:
     """Standing decisions of one partition in one epoch. ended: of those whose effects have ended only the decision's
-    offset is remembered, in one memory for all partitions of the process."""
+    offset is remembered, in one memory for all partitions of the process. passed_over: what is told of records that are no
+    states of effects, so that each is told once a process, however often the partition comes back."""
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class Ledger:
         partition: int,
         writer: str,
         ended: Remembered[Pair, int],
+        passed_over: set[str],
     ) -> None:
         self._producer = producer
         self._reader = reader
@@ -86,6 +88,7 @@ class Ledger:
         self.writer = writer
         self._open: dict[Pair, EffectRecord] = {}
         self._ended = ended
+        self._passed_over = passed_over
         self._next = 0
         """The offset after the last one that was restored or written here."""
         self._unread: list[tuple[int, int]] = []
@@ -287,8 +290,10 @@ class Ledger:
                     first = first or f"offset {record.offset}: {one_line(error)}"
                     continue
                 yield (told.alert_id, intern(told.agent)), entry, record
-        if foreign:
-            logger.error("%s: %s records are no states of effects: passed over, first %s", self.place, foreign, first)
+        line = f"{self.place}: {foreign} records are no states of effects: passed over, first {first}"
+        if foreign and line not in self._passed_over:
+            self._passed_over.add(line)
+            logger.warning("%s", line)
 
     def _keep(self, entry: EffectRecord, at_ms: int) -> None:
         pair = entry.alert_id, intern(entry.agent)

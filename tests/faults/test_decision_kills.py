@@ -186,7 +186,7 @@ def test_restart_without_restored_ledger_is_caught() -> None:
     def forgets(work: ActionsWork) -> ActionsWork:
         async def empty(assignment: Assignment, first_unfinished: int) -> Ledger:
             producer, reader, clock = work._producer, work._reader, work._clock
-            return Ledger(producer, reader, clock, assignment.partition, "forgetful", Remembered())
+            return Ledger(producer, reader, clock, assignment.partition, "forgetful", Remembered(), set())
 
         return without(work, _restored=empty)  # type: ignore[no-any-return]
 

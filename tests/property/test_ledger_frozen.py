@@ -67,7 +67,7 @@ class Owner:
         self.gate = Gate()
         self.number = number
         producer = GatedProducer(broker, self.gate, hides_offsets=number % 3 == 1)
-        self.ledger = Ledger(producer, broker.reader(), clock, 0, f"w{number}", Remembered(capacity=100))
+        self.ledger = Ledger(producer, broker.reader(), clock, 0, f"w{number}", Remembered(capacity=100), set())
         self._calls = calls
         self.task = asyncio.create_task(self._run())
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 import msgspec
 import pytest
 
+from app.broker.base import Assignment
 from app.broker.memory import Fault, MemoryReader
 from app.core.clock import Clock, run_virtual
 from app.core.errors import Fenced, Unavailable
@@ -13,7 +14,7 @@ from app.decisions import ledger as ledger_module
 from app.decisions.ledger import Ledger, has_ended
 from app.decisions.record import EffectRecord, EffectState, EffectStatus, effect_key
 from app.decisions.remembered import Remembered
-from tests.decisions_kit import START_MS, World
+from tests.decisions_kit import START_MS, World, make_agent
 
 
 def len_or_none(value: bytes | None) -> str:
@@ -62,7 +63,13 @@ class CutReader(MemoryReader):
 
 def ledger_of(world: World, writer: str = "first", reader: MemoryReader | None = None) -> Ledger:
     return Ledger(
-        world.broker.producer(), reader or world.broker.reader(), world.clock, 0, writer, Remembered(capacity=100)
+        world.broker.producer(),
+        reader or world.broker.reader(),
+        world.clock,
+        0,
+        writer,
+        Remembered(capacity=100),
+        set(),
     )
 
 
@@ -318,7 +325,7 @@ def test_ended_entries_share_one_bounded_memory() -> None:
         world = await World.create(clock)
         ended: Remembered[tuple[str, str], int] = Remembered(capacity=1)
         producer, reader = world.broker.producer(), world.broker.reader()
-        one, other = (Ledger(producer, reader, clock, number, "first", ended) for number in range(2))
+        one, other = (Ledger(producer, reader, clock, number, "first", ended, set()) for number in range(2))
         await one.enter(entry("a:open"))
         await one.enter(entry("a:old", EffectState.DONE))
         await other.enter(entry("a:new", EffectState.DONE))
@@ -354,6 +361,21 @@ def test_restore_foreign_record_is_passed_over(value: bytes | None) -> None:
         ledger = ledger_of(world)
         await ledger.restore(0)
         assert 0 == ledger.standing_offset("a:1", "judge")
+
+    run_virtual(main, START_MS)
+
+
+def test_foreign_record_is_told_once_a_process(caplog: pytest.LogCaptureFixture) -> None:
+    """A partition that comes and goes reads the same old record each time; that is no news, and nothing is to be done."""
+
+    async def main(clock: Clock) -> None:
+        world = await World.create(clock)
+        world.broker.append("agent.effects", b"{}", b"x", 0, 0, ())
+        actions = world.actions_work(make_agent())
+        for epoch in range(3):
+            await actions.assigned(Assignment("agent.decisions", 0, epoch), 0)
+        (line,) = [record for record in caplog.records if "no states of effects" in record.getMessage()]
+        assert "WARNING" == line.levelname
 
     run_virtual(main, START_MS)
 
