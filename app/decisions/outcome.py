@@ -56,7 +56,7 @@ async def answer_of(agent: Agent[Any], alert: Alert, context: Context) -> Decisi
     except ModelFailure as failure:
         if failure.retriable and (failure.retry_after_ms or 0) < context.remaining_ms:
             raise
-        return Failure(failure.code.value, one_line(failure))
+        return Failure(failure.code.value, one_line(failure.message))
     except Unavailable:
         raise
     except HeadraceError as error:
@@ -110,7 +110,7 @@ def failure_of(error: Exception, attempts: int) -> Failure:
     detail = f"{one_line(error)} (attempt {attempts})"
     match error:
         case ModelFailure():
-            return Failure(error.code.value, detail)
+            return Failure(error.code.value, f"{one_line(error.message)} (attempt {attempts})")
         case Unavailable():
             return Failure(Reason.UNAVAILABLE, detail)
         case Crashed():

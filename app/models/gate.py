@@ -377,7 +377,7 @@ class ModelGate:
             logger.error(
                 "%s REFUSES ALL CALLS: %s. Alerts fall back until this is put right; one call every %d s tries it",
                 self.model.name,
-                one_line(failure),
+                one_line(failure).removesuffix("."),
                 REFUSED_OPEN_S,
             )
             self._line.dismiss(self._breaker_open)

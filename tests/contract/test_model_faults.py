@@ -162,6 +162,7 @@ async def test_gate_refused_account_is_told_once_and_loudly(caplog: pytest.LogCa
             assert 1 == len(api.requests)
     (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "REFUSES ALL CALLS: spend_limit" in line.getMessage()
+    assert "monthly threshold. Alerts fall back" in line.getMessage()
     assert "one call every 300 s tries it" in line.getMessage()
 
 
