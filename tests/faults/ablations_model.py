@@ -15,6 +15,8 @@ from app.streams.graph import Alert
 REFUSED_S = 6.0
 """Longer than the deadlines of those rows: nobody waits for the next try."""
 
+LONG_ATTEMPT_MS = 6_000
+
 
 def refusals_last_seconds() -> None:
     """No ablation: what no retry mends is tried again after 6 s instead of five minutes, so that a row sees it."""
@@ -32,12 +34,13 @@ def refusals_count_as_answers() -> None:
 
 
 def deadlines_are_not_kept() -> None:
-    """Lets handlers and model calls run on."""
+    """Lets handlers run on, and a model call for six seconds."""
     make: Any = AgentWork._context
 
     def endless(self: AgentWork, record: Record, alert: Alert) -> Context:
         context: Context = make(self, record, alert)
         context.deadline += 3_600
+        self._gate._attempt_ms = LONG_ATTEMPT_MS
         return context
 
     AgentWork._context = endless  # type: ignore[method-assign]
