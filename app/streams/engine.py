@@ -22,7 +22,7 @@ from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.graph import Pipeline, Source
-from app.streams.mending import Tail, mend_tail, read_tails
+from app.streams.mending import Tail, gone, mend_tail, read_tails
 from app.streams.outputs import late_reference
 from app.streams.restore import mark_of, require_marks_fit, restore
 from app.streams.tables import PartitionState
@@ -55,11 +55,13 @@ class EngineStatistics(msgspec.Struct):
 
 
 class _Commit(NamedTuple):
-    """One partition's commit: nothing of it changes any more, while the state goes on."""
+    """One partition's commit: nothing of it changes any more, while the state goes on. tails: may be mended once it has
+    shown that the partition is still ours."""
 
     state: PartitionState
     assignment: Assignment
     offset: CommittedOffset
+    tails: Sequence[Tail]
 
 
 class Engine:
@@ -81,7 +83,12 @@ class Engine:
         self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
         self._committing: asyncio.Task[None] | None = None
         self._next_check_s = asyncio.get_running_loop().time() + CHECK_S
-        self._reading_tails: asyncio.Task[list[Tail]] | None = None
+        self._looking: asyncio.Task[list[Tail]] | None = None
+        self._counted = asyncio.Event()
+        """No question for the ends of the tables is out: the tables may be written."""
+        self._counted.set()
+        self._ours: list[Tail] = []
+        """Found, and of partitions that were ours after that."""
         self._notices = Notices(logger, logging.INFO)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -97,9 +104,10 @@ class Engine:
                 while not stopping.is_set():
                     await self._step(tasks)
                 watching.cancel()
-                if self._reading_tails is not None:
-                    self._reading_tails.cancel()
-                    self._reading_tails = None
+                if self._looking is not None:
+                    self._looking.cancel()
+                    self._looking = None
+                    self._counted.set()  # it may not even have begun
             await self._commit_last()
         except BaseExceptionGroup as group:
             if len(group.exceptions) > 1:
@@ -107,7 +115,7 @@ class Engine:
             raise group.exceptions[0] from None
         finally:
             self._states.clear()  # so that leaving the group now commits nothing
-            self._committing = self._reading_tails = None
+            self._committing = self._looking = None
             await self._leave()
 
     async def _commit_last(self) -> None:
@@ -132,15 +140,18 @@ class Engine:
         touched = self._process(records)
         for state in touched:
             await self._send_outputs(state)
-        if self._lag(touched) < POLL_RECORDS:  # caught up: a change is served at once; behind: with the commit
+        # Caught up: a change is served at once; behind: with the commit.
+        if self._lag(touched) < POLL_RECORDS and self._counted.is_set():
             for state in touched:
                 await self._send_tiles(state)
                 if not state.progress_told:  # or a new view would seem stale until the first commit
                     await self._send_progress(state)
         if asyncio.get_running_loop().time() >= self._next_commit_s:
             commit = await self._write_tables(list(self._states.values()))
-            if asyncio.get_running_loop().time() >= self._next_check_s:
-                await self._check_tables(tasks)
+            is_idle = self._looking is None and not any(one.tails for one in commit)
+            if is_idle and asyncio.get_running_loop().time() >= self._next_check_s:
+                self._counted.clear()
+                self._looking = tasks.create_task(self._look_for_tails())
                 self._next_check_s = asyncio.get_running_loop().time() + CHECK_S
             self._committing = tasks.create_task(self._commit(commit))  # the streams go on while the broker answers
             self._next_commit_s = asyncio.get_running_loop().time() + COMMIT_INTERVAL_S
@@ -218,10 +229,13 @@ class Engine:
         if self._committing is not None:  # the commit before this one comes before it
             await self._committing
             self._committing = None
+        await self._counted.wait()  # as a rule it was answered long ago
         self._mend_tails()
+        tails = self._found_tails()
         if not states:
             return []
-        moved = [state for state in states if state.position != state.committed]
+        found = {tail.state.place for tail in tails}
+        moved = [state for state in states if state.position != state.committed or state.place in found]
         for state in states:
             await self._send_tombstones(state)  # those that mending found; others went out with their commit
             await self._send_tiles(state)
@@ -238,6 +252,7 @@ class Engine:
                 state,
                 self._assignments[state.place],
                 CommittedOffset(state.position, mark_of(self._topics[state.place.topic], state)),
+                [tail for tail in tails if tail.state is state],
             )
             for state in moved
         ]
@@ -248,38 +263,55 @@ class Engine:
             await self._consumer.commit({commit.assignment: commit.offset for commit in commits})
         except Fenced:  # one of them is lost: the next poll says which, the others are committed a second later
             return
+        await self._counted.wait()
         for commit in commits:
             commit.state.committed = commit.offset.offset
+            self._ours += commit.tails
             await self._send_tombstones(commit.state)
 
-    async def _check_tables(self, tasks: asyncio.TaskGroup) -> None:
-        """Finds out whether others have written into the tables. Right after a flush: nothing of ours is under way.
+    async def _look_for_tails(self) -> list[Tail]:
+        """Finds out whether others have written into the tables, and what. Begins right after a flush, and until the ends
+        are known nothing of ours is sent there; the streams go on meanwhile.
 
-        Without an answer, or while what was found is still being read, the next check does it.
+        Without an answer, and for what could not be read, the next look does it. Raises: SetupError when a table holds
+        less than was written.
         """
-        if self._reading_tails is not None:
-            return
-        found = {}
-        for state in self._states.values():
-            for table in self._topics[state.place.topic].tables.values():
-                found[state.slices[table.name].table] = table, state
-        tails = []
-        with anyio.move_on_after(ENDS_S), contextlib.suppress(Unavailable):
-            for place, end in (await self._reader.end_offsets(list(found))).items():
-                table, state = found[place]
+        tables = {
+            state.slices[table.name].table: (table, state)
+            for state in self._states.values()
+            for table in self._topics[state.place.topic].tables.values()
+        }
+        ends: dict[TopicPartition, int] = {}
+        try:
+            with anyio.move_on_after(ENDS_S), contextlib.suppress(Unavailable):
+                ends = await self._reader.end_offsets(list(tables))
+            tails = []
+            for place, end in ends.items():
+                table, state = tables[place]
                 slices = state.slices[table.name]
+                if end < slices.table_position:
+                    written = f"ends at {end}, before {slices.table_position} that these streams have written"
+                    raise gone(place, table.name, written)
                 if end == slices.table_position:
                     slices.checked = end
                 else:
                     tails.append(Tail(table, state, end, end - slices.table_position))
-        if tails:
-            self._reading_tails = tasks.create_task(read_tails(tails, self._reader))
+        finally:
+            self._counted.set()
+        return await read_tails(tails, self._reader) if tails else []
+
+    def _found_tails(self) -> list[Tail]:
+        """What a look has found that has ended."""
+        if self._looking is None or not self._looking.done():
+            return []
+        tails, self._looking = self._looking.result(), None
+        return tails
 
     def _mend_tails(self) -> None:
         """What was found is written again by the commit that begins now, which then says so in its marks."""
-        if self._reading_tails is None or not self._reading_tails.done():
-            return
-        for tail in self._reading_tails.result():
+        for tail in self._ours:
+            if self._states.get(tail.state.place) is not tail.state:
+                continue
             mended = mend_tail(tail)
             self.statistics.mended += mended
             place = tail.state.slices[tail.table.name].table
@@ -288,7 +320,7 @@ class Engine:
                 "%s: %d records of another writer; %d newer values of ours are written again",
                 *(place, tail.foreign, mended),
             )
-        self._reading_tails = None
+        self._ours.clear()
 
     async def _watch_ends(self) -> None:
         while True:

@@ -5,6 +5,9 @@ No restore is deceived, since it takes the highest version; but compaction keeps
 `min.compaction.lag.ms` is over. So the owner writes its own again long before that. What lies behind the tombstone of
 a closed window gets another tombstone.
 
+Only who still owns the partition may do so, or two would write against each other for ever: so an owner commits, which
+proves it, before it mends.
+
 A table's end tells whether there is anything to look for: an owner knows how many records it has written since it read
 the table back. Only where there are more is its tail read.
 """
@@ -14,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.broker.base import Reader
-from app.core.errors import Unavailable
-from app.core.record import Record
+from app.core.errors import SetupError, Unavailable
+from app.core.record import Record, TopicPartition
 from app.streams.compiled import TableCodec
 from app.streams.gate import DECODE_ERRORS
 from app.streams.tables import ClosedSlice, Entry, PartitionState
@@ -93,6 +96,14 @@ def mend(state: PartitionState, name: str, last: Last) -> int:
         elif version is not None and slices.emits_rows and start_ms + slices.size_ms <= over_ms:
             slices.closed.append(ClosedSlice(state.position - 1, start_ms, {key: [version, False]}, slices.checked))
     return mended
+
+
+def gone(place: TopicPartition, name: str, what: str) -> SetupError:
+    """A table holds less than was written there: its topic was made anew, or retention has removed records."""
+    return SetupError(
+        place.topic,
+        f"partition {place.partition} {what}: state is gone; stop the workers and type: python -m app streams reset {name}",
+    )
 
 
 def parse_change(table: TableCodec, record: Record) -> tuple[tuple[int, str], Entry | None]:

@@ -13,7 +13,7 @@ from app.broker.base import MAX_METADATA_CHARACTERS, CommittedOffset, Reader
 from app.core.errors import SetupError
 from app.core.record import Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec
-from app.streams.mending import NOT_AN_ENTRY, PROGRESS, Last, mend, parse_change
+from app.streams.mending import NOT_AN_ENTRY, PROGRESS, Last, gone, mend, parse_change
 from app.streams.tables import Entry, PartitionState, Slices
 from app.streams.windows import NEVER_MS
 
@@ -121,11 +121,8 @@ async def _restore_table(
             raise _changed(table, known.fingerprint)
         slices.since_ms = known.since_ms
         if known.end > end or (slices.emits_rows and known.position < start):
-            raise SetupError(
-                slices.table.topic,
-                f"partition {slices.table.partition} holds offsets {start} to {end}, a restore needs "
-                f"{known.position} to {known.end}: state is gone; stop the workers and type: python -m app streams reset {table.name}",
-            )
+            needed = f"holds offsets {start} to {end}, a restore needs {known.position} to {known.end}"
+            raise gone(slices.table, table.name, needed)
         start = max(start, known.position)
     newest, last = await _newest_entries(table, reader.read(slices.table, start, end))
     over_ms = state.reached_ms - state.out_of_orderness_ms

@@ -1,11 +1,14 @@
 """What lies behind an owner's newer values is found by a table's end alone, and written again."""
 
 import asyncio
+from collections.abc import Iterable, Mapping
 
 import pytest
 
-from app.broker.memory import MemoryBroker
+from app.broker.base import Assignment, CommittedOffset
+from app.broker.memory import MemoryBroker, MemoryConsumer, MemoryReader
 from app.core.clock import Clock, run_virtual
+from app.core.errors import Fenced, SetupError
 from app.core.record import TopicPartition
 from app.streams import engine as engine_module
 from app.streams.engine import Engine
@@ -86,6 +89,76 @@ def test_engine_value_behind_a_tombstone_gets_another_one() -> None:
         publish(broker, 2, START_MS + 3 * MINUTE_MS)
         await run_with(broker, clock, [(key(), OLD)])
         assert [OLD, None] == [record.value for record in broker.logs[TABLE] if record.key == key()][-2:]
+
+    run_virtual(main, START_MS)
+
+
+def test_engine_that_owns_nothing_any_more_mends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expelled, and not told since nothing moves: its commit is refused, so it does not write against the real owner."""
+
+    async def refuse(self: MemoryConsumer, offsets: Mapping[Assignment, CommittedOffset]) -> None:
+        if offsets and len(self._broker.logs[TABLE]) > 3:
+            raise Fenced("another's")
+        await commit(self, offsets)
+
+    async def main(clock: Clock) -> None:
+        broker = await new_broker({"rate": rate()})
+        publish(broker, 1, START_MS)
+        publish(broker, 2, START_MS + 1)
+        engine = await run_with(broker, clock, [(key(), OLD), (key(), OLD)])
+        assert (0, OLD) == (engine.statistics.mended, broker.logs[TABLE][-1].value)
+
+    commit = MemoryConsumer.commit
+    monkeypatch.setattr(MemoryConsumer, "commit", refuse)
+    run_virtual(main, START_MS)
+
+
+def test_engine_goes_on_while_the_ends_of_its_tables_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that answers slowly halts no stream, and what it says is not confused with what is written meanwhile."""
+
+    async def ask(self: MemoryReader, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        places = list(places)
+        if TABLE in places:
+            await asyncio.sleep(0.9)
+        return await end_offsets(self, places)
+
+    async def main(clock: Clock) -> None:
+        pipelines = {"rate": rate(), "user_view": view()}
+        broker = await new_broker(pipelines)
+        stopping = asyncio.Event()
+        engine = Engine(broker, [order_events.source], pipelines, clock, GROUP)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(engine.run(stopping))
+            await asyncio.sleep(3)
+            behind = []
+            for number in range(200):
+                publish(broker, number, START_MS + number * 100)
+                await asyncio.sleep(0.1)
+                behind.append(number + 1 - engine.statistics.events)
+            stopping.set()
+        assert max(behind) <= 2
+
+    end_offsets = MemoryReader.end_offsets
+    monkeypatch.setattr(MemoryReader, "end_offsets", ask)
+    monkeypatch.setattr(engine_module, "read_tails", None)
+    monkeypatch.setattr(engine_module, "CHECK_S", 2.0)
+    run_virtual(main, START_MS)
+
+
+def test_engine_whose_table_was_made_anew_says_so() -> None:
+    """As a restore does: what was written is gone."""
+
+    async def main(clock: Clock) -> None:
+        broker = await new_broker({"rate": rate()})
+        publish(broker, 1, START_MS)
+        engine = Engine(broker, [order_events.source], {"rate": rate()}, clock, GROUP)
+        running = asyncio.create_task(engine.run(asyncio.Event()))
+        await asyncio.sleep(3)
+        spec = broker.specs[TABLE.topic]
+        await broker.admin().delete([TABLE.topic])
+        await broker.admin().create([spec])
+        with pytest.raises(SetupError, match="state is gone"):
+            await asyncio.wait_for(running, 2 * engine_module.CHECK_S)
 
     run_virtual(main, START_MS)
 
