@@ -1,6 +1,7 @@
 """`decisions list|show|replay|forget|verify`: what was decided and why, decided again, taken back, and checked."""
 
 import re
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -319,10 +320,12 @@ async def _list(
     """Rows for a person (for a script each is written as it is found), and how many records nobody can read."""
     from contextlib import aclosing
 
+    from app.core.clock import SystemClock
     from app.decisions.history import PassedOver
     from app.decisions.progress import newest_with_effects
 
     passed_over = PassedOver()
+    now_ms = SystemClock().now_ms() if sys.stdout.isatty() else None
     rows: list[tuple[Any, ...]] = []
     async with (
         _open_log(values) as log,
@@ -332,7 +335,7 @@ async def _list(
             if json:
                 output.json_line(view.listed(one))
             else:
-                rows.append(view.row(one))
+                rows.append(view.row(one, now_ms))
     return rows, passed_over.unreadable
 
 

@@ -1,6 +1,5 @@
 """How decisions are shown: as a row, whole, beside their replay; for people and as JSON."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from app.cli import output
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from app.serving.base import Features
 
 COLUMNS = ("place", "written", "agent", "alert", "entity", "action", "effects", "risk", "why", "mode")
-WHOLE_COLUMNS = tuple(name for name in COLUMNS if name != "why")
+WHOLE_COLUMNS = tuple(name for name in COLUMNS if name not in ("effects", "why"))
 SPARE_COLUMNS = ("mode", "risk", "entity", "agent", "why", "written")
 """In which order they are left out where a terminal is narrow."""
 
@@ -42,8 +41,8 @@ def listed(one: "Progressed") -> dict[str, Any]:
     }
 
 
-def row(one: "Progressed") -> tuple[Any, ...]:
-    """A decision as a row of `COLUMNS`."""
+def row(one: "Progressed", now_ms: int | None) -> tuple[Any, ...]:
+    """A decision as a row of `COLUMNS`. now_ms: where the time may be short, else None."""
     from app.core.text import one_line
 
     found, states = one
@@ -51,7 +50,7 @@ def row(one: "Progressed") -> tuple[Any, ...]:
     why = ", ".join(record.reasons) or one_line(decision.get("reason", ""), 60)
     return (
         found.place,
-        moment(found.written_ms) if not sys.stdout.isatty() else short_moment(found.written_ms),
+        moment(found.written_ms) if now_ms is None else short_moment(found.written_ms, now_ms),
         record.agent,
         record.alert_id,
         record.entity,
@@ -311,11 +310,12 @@ def moment(time_ms: int) -> str:
     return instant(time_ms).strftime("%Y-%m-%dT%H:%M:%S.") + f"{time_ms % 1000:03d}Z"
 
 
-def short_moment(time_ms: int) -> str:
-    """`11-25 08:00:00`, UTC."""
+def short_moment(time_ms: int, now_ms: int) -> str:
+    """`08:00:00` of today, `11-24 08:00` of another day, UTC."""
     from app.core.instants import instant
 
-    return instant(time_ms).strftime("%m-%d %H:%M:%S")
+    is_today = instant(time_ms).date() == instant(now_ms).date()
+    return instant(time_ms).strftime("%H:%M:%S" if is_today else "%m-%d %H:%M")
 
 
 def _say(name: str, text: str) -> None:

@@ -21,7 +21,7 @@ PIPED_COLUMNS = 200
 """So wide are tables where no terminal is."""
 
 LEAST_COLUMNS = 20
-"""So wide stays a column of words beside others that are not broken."""
+"""So wide stays a column of sentences beside others that are not broken; one of few words breaks between them."""
 
 TALKATIVE = ("httpx2", "httpcore2", "anthropic", "asyncio")
 """Libraries whose lines below a warning are not ours to show: addresses with passwords and tokens, whole requests."""
@@ -97,9 +97,13 @@ def _drawn(columns: Sequence[str], rows: Sequence[dict[str, Any]], whole: Collec
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     shown = [["" if row[column] is None else escape_unsafe(str(row[column])) for column in columns] for row in rows]
     for number, column in enumerate(columns):
-        longest = max(map(cell_len, [column, *(cells[number] for cells in shown)]))
+        texts = [column, *(cells[number] for cells in shown)]
+        longest, word = (
+            max(map(cell_len, texts)),
+            max(cell_len(word) for text in texts for word in text.split() or [""]),
+        )
         is_whole = column in whole
-        least = longest if is_whole else min(longest, LEAST_COLUMNS)
+        least = longest if is_whole else word if longest <= LEAST_COLUMNS else max(word, LEAST_COLUMNS)
         drawn.add_column(column, overflow="fold", no_wrap=is_whole, min_width=least if whole else None)
     for cells in shown:
         drawn.add_row(*map(Text, cells))

@@ -12,6 +12,7 @@ import pytest
 from app.broker.topics import TopicSpec
 from app.cli import decisions
 from app.cli.decisions import moment_ms
+from app.cli.decisions_view import short_moment
 from app.cli.main import run
 from app.core.clock import Clock, SystemClock, run_virtual
 from app.core.errors import SetupError
@@ -120,7 +121,7 @@ def test_decisions_list_on_a_narrow_terminal_breaks_no_id(call: Call, monkeypatc
     monkeypatch.setenv("COLUMNS", "80")
     _, out, err = call("list")
     first = next(line for line in out.splitlines() if "1/1" in line)
-    assert all(text in first for text in ("11-14 22:13:", "large_order:u-1:o-2", "block", "done"))
+    assert all(text in first for text in (" 11-14 22:13 ", "large_order:u-1:o-2", "block", "done"))
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines())) <= 80
     assert "left out, as the terminal is narrow: mode, risk" in err
 
@@ -322,6 +323,12 @@ def test_decisions_forget_waits_for_what_is_open(call: Call, world: World) -> No
     assert 1 == code
     assert "must be waited for: large_order:u-1:o-1, ask_model" in err
     assert before == len(world.records(DECISIONS))
+
+
+def test_short_moment_leaves_out_the_day_only_where_it_is_today() -> None:
+    """UTC, as everywhere."""
+    assert "22:13:20" == short_moment(START_MS, START_MS + 60_000)
+    assert "11-14 22:13" == short_moment(START_MS, START_MS + 86_400_000)
 
 
 def test_moment_is_an_age_or_an_instant() -> None:
