@@ -1,6 +1,8 @@
 """Each role with exactly the rights that are written down for it, and with one of them less."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,7 +19,7 @@ from app.broker.base import Right
 from app.cli.loading import DEFAULT_APP, load_app
 from app.local.secure import ADMIN
 from app.rights import ROLES, STORE_COMMANDS, rights_of
-from tests.secure import PATIENCE_SECONDS, ROOT, SETTLE_SECONDS, Ended, Running, Secured
+from tests.secure import PATIENCE_SECONDS, ROOT, Ended, Running, Secured
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
@@ -40,7 +42,6 @@ def granted(secured: Secured, tmp_path_factory: pytest.TempPathFactory) -> Itera
     given = Running(command.split(), secured.variables, tmp_path_factory.mktemp("apply")).ended()
     assert (0, "") == (given.code, given.err)
     assert len(ROLES) + len(STORE_COMMANDS) == len(given.out.splitlines())
-    time.sleep(SETTLE_SECONDS)
     yield secured
     with Redis.from_url(
         secured.variables["HEADRACE_STORE"],
@@ -108,6 +109,35 @@ def test_roles_with_their_rights_do_all_they_are_for_and_stop_without_one(grante
                 granted.grant(role, [right])
             assert right.name in complaint
             assert f"the right {right.operation} on this {right.kind} is missing" in complaint
+
+
+def test_commands_for_this_machine_run_as_they_are_documented(granted: Secured, tmp_path: Path) -> None:
+    """Word for word, on servers that are up already and lie elsewhere; the worker is ended once it runs."""
+    text = (ROOT / "docs" / "security.md").read_text()
+    up, *commands, worker = text.partition("## On this machine\n\n```sh\n")[2].partition("```")[0].splitlines()
+    assert 'eval "$(python -m app local up --secure)"' == up.partition("#")[0].strip()
+    assert "python -m app worker --only streams" == worker
+    script = "\n".join(["set -e", *commands, f"exec {worker}"]).replace(
+        ".local/services/secure-kafka", str(granted.kafka)
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
+    said = tmp_path / "said"
+    with said.open("w") as err:
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            env=kept | granted.variables | {"PATH": path, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+        )
+    try:
+        wait_until(lambda: RUNS in said.read_text() or process.poll() is not None)
+        process.terminate()
+        assert 0 == process.wait(PATIENCE_SECONDS), said.read_text()
+    finally:
+        process.kill()
+    assert "stopped; nothing is left over" in said.read_text()
 
 
 TAKEN_WHILE_RUNNING = {

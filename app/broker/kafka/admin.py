@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -101,6 +103,7 @@ class KafkaAdmin:
         def call(admin: AdminClient) -> None:
             for answer in admin.create_acls(bindings, request_timeout=ANSWER_SECONDS).values():
                 result_of(answer, self._cluster.address, "Alter")
+            _wait_until_granted(admin, user, set(bindings))
 
         await self._cluster.ask(call)
 
@@ -113,6 +116,21 @@ def _binding(user: str, right: Right) -> AclBinding:
     kind, operation = _KINDS[right.kind], _OPERATIONS[right.operation]
     allowed = AclPermissionType.ALLOW
     return AclBinding(kind, right.name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation, allowed)
+
+
+def _wait_until_granted(admin: AdminClient, user: str, bindings: set[AclBinding]) -> None:
+    """Rights count a moment after they were acknowledged, on a busy cluster some seconds."""
+    kind, pattern, any_ = ResourceType.ANY, ResourcePatternType.ANY, AclOperation.ANY
+    words: Any = (kind, None, pattern, f"User:{user}", None, any_, AclPermissionType.ANY)
+    of_user = AclBindingFilter(*words)  # None is for any
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        given = result_of(admin.describe_acls(of_user, request_timeout=ANSWER_SECONDS), user)
+        if bindings <= set(given):
+            return
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{user}: the cluster does not know its new rights yet; give them again")
+        time.sleep(0.05)
 
 
 _KINDS = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP}
