@@ -103,7 +103,7 @@ def test_features_get_nothing_materialized_is_missing_and_no(
         (["user_feature", "u-17", *STORE], "error: user_feature: no such view is declared; there are user_features\n"),
         (
             ["user_features", "u-17", "--store", "memory://"],
-            "error: store: memory:// lives and dies with one process; ",
+            "error: HEADRACE_STORE: memory:// lives and dies with one process; ",
         ),
         (["user_features", "u-17", *STORE], "error: redis at redis://127.0.0.1:1/0 does not answer since "),
     ],

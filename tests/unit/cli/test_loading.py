@@ -106,4 +106,6 @@ def test_commands_that_need_a_cluster_refuse_memory(command: list[str], capsys: 
     assert 2 == left.value.code
     said = capsys.readouterr()
     assert ("", 1) == (said.out, said.err.count("\n"))
-    assert said.err.startswith("error: --broker: memory:// ") or said.err.startswith("error: broker: memory:// ")
+    assert said.err.startswith("error: --broker: memory:// ") or said.err.startswith(
+        "error: HEADRACE_BROKER: memory:// "
+    )

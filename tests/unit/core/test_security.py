@@ -16,11 +16,17 @@ FAR = {"HEADRACE_BROKER": "kafka://127.0.0.1:9092,kafka-2:9092"}
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        (FAR | USER, "broker_tls: must be true: there is a password, and the way to kafka-2 is open without TLS"),
-        (USER | {"HEADRACE_BROKER_MECHANISM": "PLAIN"}, "broker_tls: must be true with broker_mechanism PLAIN"),
+        (
+            FAR | USER,
+            "HEADRACE_BROKER_TLS: must be true: there is a password, and the way to kafka-2 is open without TLS",
+        ),
+        (
+            USER | {"HEADRACE_BROKER_MECHANISM": "PLAIN"},
+            "HEADRACE_BROKER_TLS: must be true with broker_mechanism PLAIN",
+        ),
         (USER | {"HEADRACE_BROKER_MECHANISM": "GSSAPI"}, "HEADRACE_BROKER_MECHANISM: must be one of SCRAM-SHA-512, "),
-        ({"HEADRACE_BROKER_USER": "u"}, "broker_password: is missing for broker_user u"),
-        ({"HEADRACE_BROKER_PASSWORD": "s3cret"}, "broker_user: is missing; broker_password belongs to one"),
+        ({"HEADRACE_BROKER_USER": "u"}, "HEADRACE_BROKER_PASSWORD: is missing for broker_user u"),
+        ({"HEADRACE_BROKER_PASSWORD": "s3cret"}, "HEADRACE_BROKER_USER: is missing; broker_password belongs to one"),
         ({"HEADRACE_BROKER_CA": "/ca.pem"}, "HEADRACE_BROKER_CA: is used only where broker_tls is true"),
         (
             {"HEADRACE_BROKER_CA": "/no/ca.pem", "HEADRACE_BROKER_TLS": "true"},
@@ -35,7 +41,7 @@ FAR = {"HEADRACE_BROKER": "kafka://127.0.0.1:9092,kafka-2:9092"}
             {"HEADRACE_STORE": "rediss://u:p@redis:6379/0", "HEADRACE_STORE_PASSWORD": "s3cret"},
             "HEADRACE_STORE_PASSWORD: is given, and store has a user or password in its address",
         ),
-        ({"HEADRACE_STORE_USER": "u"}, "store_password: is missing for store_user u"),
+        ({"HEADRACE_STORE_USER": "u"}, "HEADRACE_STORE_PASSWORD: is missing for store_user u"),
         ({"HEADRACE_STORE_CA": "/ca.pem"}, "HEADRACE_STORE_CA: is used only where store begins with rediss://"),
     ],
 )
