@@ -242,7 +242,8 @@ class Ledger:
         if entry is not None and known is not None:
             is_behind = falls_short(entry, known)
         elif entry is not None and ended_offset is not None:
-            is_behind = entry.writer != self.writer or entry.decision_offset > ended_offset or not has_ended(entry)
+            is_ours = entry.writer == self.writer and pair not in self._behind  # else ours may be the lesser end
+            is_behind = not is_ours or entry.decision_offset > ended_offset or not has_ended(entry)
         else:
             is_behind = False
         (self._behind.add if is_behind else self._behind.discard)(pair)

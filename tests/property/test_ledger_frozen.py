@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.broker.base import Confirmation
@@ -145,6 +145,7 @@ schedules = st.lists(st.one_of(st.integers(0, 1), st.integers(2, 7), st.integers
 
 
 @given(schedules)
+@example([2, 2, 2, 0, 2, 2, 2, 1])
 @settings(max_examples=examples(300))
 def test_ledger_frozen_owners_make_an_effect_at_most_once(schedule: list[int]) -> None:
     """Who claims first may call; what a frozen one writes later hides nothing, also not from compaction."""
