@@ -166,7 +166,10 @@ class Ledger:
         pair = (entry.alert_id, entry.agent)
         others = [other for at, other in self._foreign.get(pair, ()) if at < offset]
         if any(name in other.effects and other.effects[name].state.rank >= status.state.rank for other in others):
-            self._keep(reduce(merged, others, claimed), self._clock.now_ms())
+            known = reduce(merged, others, claimed)
+            self._keep(known, self._clock.now_ms())
+            if falls_short(claimed, known):
+                self._behind.add(pair)
             raise Fenced(f"effect {name} of {entry.alert_id}: another worker has begun it")
         if self._clock.now_ms() - began_ms > MAX_CLAIM_MS:
             raise Fenced(f"effect {name} of {entry.alert_id}: this worker slept meanwhile, another may have begun it")
@@ -238,7 +241,7 @@ class Ledger:
 
         How the effects of a pair have ended is not remembered, so whatever another says of it later may be less.
         """
-        known, ended_offset = self._open.get(pair), self._ended.get(self.place.partition, pair)
+        known, ended_offset = self._furthest_open(pair), self._ended.get(self.place.partition, pair)
         if entry is not None and known is not None:
             is_behind = falls_short(entry, known)
         elif entry is not None and ended_offset is not None:
@@ -248,13 +251,18 @@ class Ledger:
             is_behind = False
         (self._behind.add if is_behind else self._behind.discard)(pair)
 
+    def _furthest_open(self, pair: Pair) -> EffectRecord | None:
+        """What all who wrote say of a pair that is open here."""
+        entry = self._open.get(pair)
+        return entry and reduce(merged, (other for _, other in self._foreign.get(pair, ())), entry)
+
     async def _write_again(self) -> int:
         ended = await self._furthest({pair for pair in self._behind if pair not in self._open})
         written = 0
         for pair in [*self._behind]:
             if pair in self._writing:  # it lands before or after what was found; the next time shows it
                 continue
-            entry = self._open.get(pair) or ended.get(pair)
+            entry = self._furthest_open(pair) or ended.get(pair)
             if entry is not None:  # else the last word on it is as good, or it has ended meanwhile and was written so
                 await self._put(msgspec.structs.replace(entry, writer=self.writer))
                 written += 1
@@ -300,7 +308,9 @@ class Ledger:
         pair = entry.alert_id, intern(entry.agent)
         if has_ended(entry):
             self._open.pop(pair, None)
-            self._foreign.pop(pair, None)
+            others = (other for _, other in self._foreign.pop(pair, ()))
+            if falls_short(entry, reduce(merged, others, entry)):
+                self._behind.add(pair)
             self._ended.put(self.place.partition, pair, entry.decision_offset, at_ms)
         else:
             self._open[pair] = entry

@@ -146,6 +146,8 @@ schedules = st.lists(st.one_of(st.integers(0, 1), st.integers(2, 7), st.integers
 
 @given(schedules)
 @example([2, 2, 2, 0, 2, 2, 2, 1])
+@example([0, 4, 3, 7, 0, 6, 6, 3, 1, 6, 1, 3, 2, 4, 2, 3, 5, 1])
+@example([7, 0, 0, 6, 6, 5, 2, 3, 2, 2, 6, 1, 3, 1, 7, 4, 3, 4, 2, 2, 1])
 @settings(max_examples=examples(300))
 def test_ledger_frozen_owners_make_an_effect_at_most_once(schedule: list[int]) -> None:
     """Who claims first may call; what a frozen one writes later hides nothing, also not from compaction."""
