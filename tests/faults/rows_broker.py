@@ -89,7 +89,7 @@ async def broker_gone(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcom
     """On a cluster of its own. size: stops and kills, how many; down_s, how long the shortest and the longest; events, at
     the most; settle_s."""
     consuming_s: list[float | None] = []
-    async with Cluster(bench.cluster.app, own_directory("faults-broker")) as cluster:
+    async with Cluster(bench.cluster.app, await asyncio.to_thread(own_directory, "faults-broker")) as cluster:
         await asyncio.to_thread(notice_dead_members_soon, cluster.kafka, STREAMS_GROUP)
         bench.runs += 1
         bench = replace(bench, cluster=cluster)
