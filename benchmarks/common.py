@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
         "at": datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load_1m": round(os.getloadavg()[0], 2),
