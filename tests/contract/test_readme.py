@@ -46,7 +46,7 @@ def test_readme_run_it_for_real_shows_the_order_in_the_features(addresses: Addre
     get = lines[-2].partition("#")[0].strip()
     assert get.startswith("python -m app features get user_features u-17")
     listing, *looking, forgetting = commands_of("What was decided, and why")
-    assert ("python -m app decisions list --since 1h", 4) == (listing, len(looking))
+    assert ("python -m app decisions list --since 1h", 5) == (listing, len(looking))
     script = [
         "set -m",
         *lines[2:-2],

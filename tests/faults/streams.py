@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
+from unittest.mock import patch
 
 from confluent_kafka import Consumer, KafkaException
 from confluent_kafka import TopicPartition as Place
@@ -85,7 +86,6 @@ class Outcome:
 def pieces_of_scenario(plan: Plan) -> Iterator[list[tuple[bytes | None, bytes | None, int]]]:
     """Value, key and time of the scenario's publications, in pieces."""
     pieces = plan.faults * PIECES
-    story.SHOPPERS = plan.shoppers
     start_ms = SystemClock().now_ms() - plan.events * EVENT_MS - SPARE_MS
     publications = story.scenario(plan.events, plan.seed, start_ms)
     for piece in range(pieces):
@@ -240,7 +240,8 @@ async def run(address: str, plan: Plan, start: Start, say: Callable[[str], None]
     await producer.start()
     workers = Workers(address, producer, start)
     try:
-        recovery_s = await _rounds(workers, plan, say)
+        with patch.object(story, "SHOPPERS", plan.shoppers):
+            recovery_s = await _rounds(workers, plan, say)
         await workers.stop()
         return await _outcome(broker, workers.sent, recovery_s)
     finally:

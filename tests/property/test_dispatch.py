@@ -18,7 +18,7 @@ from app.core.errors import BadRecord, Fenced, Unavailable
 from app.core.record import Record, TopicPartition
 from app.dispatch import partitions as partitions_module
 from app.dispatch.consumer import Dispatcher
-from app.dispatch.lanes import Lanes
+from app.dispatch.lanes import Lane, Lanes
 from app.dispatch.offsets import OffsetTracker
 from app.dispatch.retries import RetryPolicy
 from app.dispatch.work import DispatchConfig
@@ -219,7 +219,7 @@ def test_dispatch_without_lanes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
     """Ablation: with every record in a lane of its own, two of one key run at once."""
     add = Lanes.add
 
-    def add_apart(self: Lanes[Any], owner: Hashable, key: bytes | None, item: Any) -> bool:
+    def add_apart(self: Lanes[Any], owner: Hashable, key: bytes | None, item: Any) -> Lane[Any] | None:
         return add(self, owner, None, item)
 
     monkeypatch.setattr(Lanes, "add", add_apart)
