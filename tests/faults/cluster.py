@@ -50,7 +50,7 @@ class Cluster:
         stack = self._stack
         try:
             listener_port, proxy_port = process.free_ports(2)
-            stack.callback(services.down, self.directory)
+            stack.push_async_callback(asyncio.to_thread, services.down, self.directory)
             with _properties(PROXIED % (listener_port, proxy_port)):
                 addresses = await asyncio.to_thread(services.up, self.directory)
             self.kafka, self.redis = addresses.kafka, addresses.redis
