@@ -2,9 +2,10 @@
 
 Nobody can tell from inside why a process died. So after an unclean end of an epoch the next owner is careful, in steps:
 
-- The first unfinished records, and the first of each of the first keys, are suspects: one crash. Only `SUSPECTS_AT_ONCE`
-  of them run at a time, and each is announced in a commit before it runs. Others run beside them, a few ahead of what is
-  committed, so that a culprit among them is among the first after the next unclean end.
+- Of the records that may have been running in that epoch the first unfinished ones, and the first of each of the first
+  keys, are suspects: one crash. Only `SUSPECTS_AT_ONCE` of them run at a time, and each is announced in a commit before it
+  runs. Others run beside them, a few ahead of what is committed, so that a culprit among them is among the first after the
+  next unclean end.
 - An unclean end counts against the suspects that were announced, and no others. At two crashes a record runs on trial:
   announced, and with nothing else of its partition beside it.
 - The one that was on trial at an unclean end has three crashes: it is given up without running.
@@ -36,6 +37,8 @@ class Caution:
         self._concurrency = concurrency
         self._ahead = max(1, concurrency // 4)
         """While careful: records without a crash that run at once, and again so many that are done and not committed."""
+        self.reach = 0
+        """Offsets from here on were not there yet when this epoch began, so no earlier owner can have been running them."""
         self._received = self._keys = self._fresh = 0
         self._barrier = 1  # the version that must be committed before anything starts
         self._waiting: dict[int, int] = {}  # announced, and not started yet: in which version
@@ -43,14 +46,18 @@ class Caution:
         self._others: set[int] = set()  # while careful: those without a crash that run
         self._uncommitted = 0
 
-    @property
-    def is_careful(self) -> bool:
-        """Whether an earlier owner may have been running what comes. Beyond the window nothing can have been running when the epoch before ended."""
-        return self._tracker.unclean and self._received <= WINDOW
+    def look_back(self, start: int, end: int) -> None:
+        """Of a log that ends at `end` an earlier owner, who had committed `start`, may have been running no more than a
+        window. To be called before the first record."""
+        self.reach = min(start + WINDOW, end)
+
+    def _is_careful(self, offset: int) -> bool:
+        """Whether a record may have been running when the epoch before ended uncleanly."""
+        return self._tracker.unclean and offset < self.reach
 
     def receive(self, offset: int, *, is_first_of_key: bool) -> None:
         """Takes notice of an unfinished record, in order. After an unclean end it may become a suspect."""
-        if not self.is_careful:
+        if not self._is_careful(offset):
             return
         is_fresh = self._tracker.crashes(offset) == 0
         self._received += 1
@@ -89,7 +96,7 @@ class Caution:
         self._waiting.clear()
 
     def _may_run_ahead(self, offset: int) -> bool:
-        if self.is_careful:
+        if self._is_careful(offset):
             if len(self._others) >= self._ahead:
                 return False
             self._others.add(offset)
@@ -117,7 +124,7 @@ class Caution:
         if self._on_trial == offset:
             self._on_trial = None
             self._barrier = self._tracker.changes  # or its neighbour's crash would be laid to its charge
-        if self.is_careful and is_done:
+        if is_done and self._is_careful(offset):
             self._uncommitted += 1
             if self._uncommitted >= self._ahead:
                 self._barrier = self._tracker.changes

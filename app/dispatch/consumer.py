@@ -56,6 +56,7 @@ class Dispatcher:
         self._config = config
         self._random = random
         self._consumer = broker.consumer(work.group, work.topics, self)
+        self._reader = broker.reader()
         self._runner = Runner(work, config, random, self._on_progress, self._on_hold, self._on_failure)
         self._commits = Commits(self._consumer, config.commit_interval_ms, self._runner.were_committed)
         self._partitions: dict[TopicPartition, Partition] = {}
@@ -94,6 +95,7 @@ class Dispatcher:
                 finally:
                     await self._end(list(self._partitions.values()))
                     await self._leave()
+                    await self._reader.close()
         if self._failure is not None:
             raise self._failure  # of a handler that was on its way out
 
@@ -258,7 +260,8 @@ class Dispatcher:
                         logger.warning("%s: a commit was refused, yet the partition is still ours", assignment.place)
                         self._begin(assignment, start)
                         # What an earlier owner may have been running is still to be found out.
-                        self._partitions[assignment.place].tracker.unclean = partition.caution.is_careful
+                        again = self._partitions[assignment.place]
+                        again.tracker.unclean, again.caution.reach = partition.tracker.unclean, partition.caution.reach
 
     async def _follow_new_logs(self) -> None:
         """Begins partitions again whose topic was deleted and made again, from the first record of the new log."""
@@ -297,8 +300,9 @@ class Dispatcher:
         await self._unwound(place)
         failures = 0
         while not partition.prepared:
-            partition.told = True
             try:
+                await self._look_back(partition)
+                partition.told = True
                 await self._work.assigned(partition.assignment, partition.start)
                 partition.prepared = True
             except Rejected:
@@ -309,6 +313,11 @@ class Dispatcher:
                 await self._back_off(failures)
         self._settle(partition)
         self._runner.start()
+
+    async def _look_back(self, partition: Partition) -> None:
+        if partition.tracker.unclean and not partition.caution.reach:
+            place = partition.assignment.place
+            partition.caution.look_back(partition.start, (await self._reader.end_offsets([place]))[place])
 
     async def _unwound(self, place: TopicPartition) -> None:
         """Returns when the handlers of earlier epochs have ended: one at a time of a key, also of a partition that comes

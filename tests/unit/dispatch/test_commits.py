@@ -178,15 +178,12 @@ def test_commits_refused_though_still_ours_keeps_the_care_it_had_inherited() -> 
     async def play(stage: Stage) -> None:
         group = stage.broker.groups.setdefault(GROUP, _Group())
         group.committed[TopicPartition(TOPIC, 0)] = CommittedOffset(0, encode_marks(0, {}, is_open=True))
-        stage.send("u-1", "u-2")
-        async with stage.running():
-            await until(stage.all_ended)
-            await asyncio.sleep(5)
+        stage.work.handler = taking(60)
+        stage.send(*4 * ["u-1"])
+        async with stage.running(DispatchConfig(max_waiting=1)):
+            await asyncio.sleep(30)
             stage.broker.plan(Fault("commit", "fail", error=Fenced("a stale epoch")))
-            stage.send("u-3")
-            await until(stage.all_ended)
-            stage.work.handler = taking(60)
-            stage.send("u-4")
+            await until(lambda: len(stage.history.ends) == 3)
             await asyncio.sleep(30)
             known = decode_marks(*(stage.broker.committed() or CommittedOffset(0)))
             assert known is not None
