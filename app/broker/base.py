@@ -54,6 +54,10 @@ class Confirmation(NamedTuple):
     partition: int
     offset: int
 
+    def place_in(self, topic: str) -> str:
+        """For people: `raw.orders/3/17`, or `raw.orders/3` where the offset was not said."""
+        return f"{topic}/{self.partition}" + (f"/{self.offset}" if self.offset >= 0 else "")
+
 
 class DeliveryFailure(NamedTuple):
     """A record that the broker did not take, and why."""

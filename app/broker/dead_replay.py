@@ -38,11 +38,11 @@ class Fate(Enum):
 
 
 class Outcome(NamedTuple):
-    """A letter and its fate. place: of the new record. detail: why it was refused."""
+    """A letter and its fate. place: of the new record, for people. detail: why it was refused."""
 
     letter: Letter
     fate: Fate
-    place: tuple[str, int, int] | None = None
+    place: str | None = None
     detail: str = ""
 
 
@@ -92,6 +92,7 @@ class DeadReplay:
         self._producer: Producer = broker.producer()
         self._partitions: dict[str, int] = {}
         self._notes: dict[tuple[int, int], _Note] = {}
+        self._arrived: set[bytes] = set()  # names of letters
         self._letters_of: dict[_Original, list[tuple[int, int]]] = {}
         self._newest: dict[_Original, tuple[int, int]] = {}
 
@@ -99,7 +100,7 @@ class DeadReplay:
         """What would become of each chosen letter; writes nothing. Raises: SetupError, Unavailable, Rejected."""
         await self._look()
         async for letter in self._letters():
-            fate = await self._fate(letter)
+            fate = self._fate(letter)
             yield Outcome(letter, fate)
 
     async def run(self) -> AsyncIterator[Outcome]:
@@ -109,7 +110,7 @@ class DeadReplay:
         await self._look()
         batch: list[Letter] = []
         async for letter in self._letters():
-            fate = await self._fate(letter)
+            fate = self._fate(letter)
             if fate is not Fate.WAITING:
                 yield Outcome(letter, fate)
                 continue
@@ -151,6 +152,8 @@ class DeadReplay:
                 self._letters_of.setdefault(_original(letter), []).append(letter.lies_at[1:])
                 if self._chosen(letter):
                     self._newest[_original(letter)] = letter.lies_at[1:]
+        if not self._again:
+            await self._look_for_arrived()
 
     async def _records(self) -> AsyncIterator[Record]:
         places = [TopicPartition(self._dead, partition) for partition in range(self._partitions[self._dead])]
@@ -167,7 +170,7 @@ class DeadReplay:
                 if self._chosen(letter):
                     yield letter
 
-    async def _fate(self, letter: Letter) -> Fate:
+    def _fate(self, letter: Letter) -> Fate:
         if not letter.is_ours:
             return Fate.NO_LETTER
         if letter.offset < 0:
@@ -179,19 +182,21 @@ class DeadReplay:
         if not self._again:
             for place in self._letters_of.get(_original(letter), ()):
                 note = self._notes.get(place)
-                if note is not None and (note.is_published or await self._is_there(place, note)):
+                if note is not None and (note.is_published or _name((self._dead, *place)) in self._arrived):
                     return Fate.BEFORE
         against = None if self._bar is None else self._bar.against(letter)
         return against or Fate.WAITING
 
-    async def _is_there(self, place: tuple[int, int], note: _Note) -> bool:
-        """Whether a replay that broke off has published the letter."""
-        name = _name((self._dead, *place))
-        end = (await self._reader.end_offsets([note.target]))[note.target]
-        async for records in self._reader.read(note.target, note.end, end):
-            if any(record.header(REPLAYED_FROM) == name for record in records):
-                return True
-        return False
+    async def _look_for_arrived(self) -> None:
+        """Learns which letters a replay that broke off has published without a note of it."""
+        first: dict[TopicPartition, int] = {}
+        for note in self._notes.values():
+            if not note.is_published:
+                first[note.target] = min(note.end, first.get(note.target, note.end))
+        ends = await self._reader.end_offsets(first) if first else {}
+        for target, start in first.items():
+            async for records in self._reader.read(target, start, ends[target]):
+                self._arrived.update(name for record in records if (name := record.header(REPLAYED_FROM)))
 
     async def _publish(self, letters: list[Letter]) -> list[Outcome]:
         targets = {letter.lies_at: TopicPartition(self._target, self._partition(letter)) for letter in letters}
@@ -209,7 +214,7 @@ class DeadReplay:
         for letter, answer in zip(letters, answers, strict=True):
             if isinstance(answer, Confirmation):
                 await self._say(letter, "published", TopicPartition(self._target, answer.partition), answer.offset)
-                outcomes.append(Outcome(letter, Fate.REPLAYED, (self._target, *answer)))
+                outcomes.append(Outcome(letter, Fate.REPLAYED, answer.place_in(self._target)))
             elif isinstance(answer, RecordError):
                 outcomes.append(Outcome(letter, Fate.REFUSED, detail=answer.reason))
             else:

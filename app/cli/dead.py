@@ -125,12 +125,17 @@ async def _read(broker: "Broker", names: list[str], newest: int) -> "list[Letter
 
 
 async def _find(broker: "Broker", topic: str, partition: int, offset: int) -> "Letter | None":
-    from app.broker.dead_letters import letter_of
+    from app.broker.dead_letters import letter_of, noted_offset
+    from app.core.errors import SetupError
     from app.core.record import TopicPartition
 
     reader = broker.reader()
     try:
         async for records in reader.read(TopicPartition(topic, partition), offset, offset + 1):
+            noted = noted_offset(records[0])
+            if noted is not None:
+                about = f"the note of a replay about {topic}/{partition}/{noted}"
+                raise SetupError("LETTER", f"{topic}/{partition}/{offset} is no letter, but {about}")
             return letter_of(records[0])
         return None
     finally:

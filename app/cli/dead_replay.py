@@ -152,7 +152,7 @@ def _cannot(outcome: "Outcome") -> bool:
 def _as_json(outcome: "Outcome") -> dict[str, Any]:
     shown = {"letter": "/".join(map(str, outcome.letter.lies_at)), "outcome": outcome.fate.name.lower()}
     if outcome.place is not None:
-        shown["record"] = "/".join(map(str, outcome.place))
+        shown["record"] = outcome.place
     return shown | ({"detail": outcome.detail} if outcome.detail else {})
 
 

@@ -34,7 +34,7 @@ def send(
     if json:
         output.json_line({"topic": topic, **confirmation._asdict()})
     else:
-        output.line(f"{topic}/{confirmation.partition}/{confirmation.offset}")
+        output.line(confirmation.place_in(topic))
 
 
 def decode(registry: "TopicRegistry", topic: str, event: str) -> "msgspec.Struct":

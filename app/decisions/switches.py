@@ -402,21 +402,24 @@ def require_own_names(agents: Mapping[str, Agent[Any]]) -> None:
 
 
 async def write_switch(producer: Producer, switch: Switch | ModeSwitch) -> int:
-    """Writes a switch; the offset at which it stands, acknowledged. Raises: Unavailable, Rejected."""
+    """Writes a switch; the offset at which it stands, acknowledged, or -1. Raises: Unavailable, Rejected."""
     return (await producer.confirm(SWITCHES, encode(switch), switch.key, partition=0)).offset
 
 
 async def take_back(producer: Producer, name: str) -> int:
-    """Removes what was said of a name, as a switch and as an agent; the last offset. Raises: Unavailable, Rejected."""
+    """Removes what was said of a name, as a switch and as an agent; the last offset, or -1. Raises: Unavailable, Rejected."""
     await producer.confirm(SWITCHES, None, compact_key(mode=name), partition=0)
     return (await producer.confirm(SWITCHES, None, compact_key(switch=name), partition=0)).offset
 
 
 async def heard(reader: Reader, offset: int, seconds: float) -> dict[str, bool]:
-    """Whose heartbeats are seen behind `offset` within that time, and whether each has read it.
+    """Whose heartbeats are seen behind `offset` within that time, and whether each has read it. -1: an offset that the
+    broker did not say, somewhere before the end.
 
     Raises: Unavailable, Rejected.
     """
+    if offset < 0:
+        offset = (await reader.end_offsets([PLACE]))[PLACE] - 1
     processes: dict[str, bool] = {}
     with anyio.move_on_after(seconds):
         async for batch in reader.follow(PLACE, offset):

@@ -120,6 +120,7 @@ class Caution:
     def stopped(self, offset: int, *, is_done: bool) -> None:
         """A record that ran does so no more: it is done, or waits for its retry."""
         self._others.discard(offset)
+        self._waiting.pop(offset, None)  # its time may have been up while it waited
         self._tracker.withdraw(offset)
         if self._on_trial == offset:
             self._on_trial = None

@@ -54,7 +54,7 @@ async def test_replay_publishes_bytes_key_time_and_headers_as_they_were() -> Non
     await bury(broker, 17, headers=(("reason", b"own"), ("x", b"\xfe"), ("x", b"2")), at_ms=NOW_MS - 5)
     (outcome,) = await replay(broker)
     (record,) = source(broker)
-    assert (Fate.REPLAYED, ("raw.orders", 1, 0)) == (outcome.fate, outcome.place)
+    assert (Fate.REPLAYED, "raw.orders/1/0") == (outcome.fate, outcome.place)
     assert (b"u-1", b"\xff17", NOW_MS - 5) == (record.key, record.value, record.timestamp_ms)
     assert (("reason", b"own"), ("x", b"\xfe"), ("x", b"2")) == record.headers[:3]
     assert (("replayed_from", b"raw.orders.dead/1/0"), ("replays", b"1")) == record.headers[3:]
@@ -151,7 +151,7 @@ async def test_replay_to_another_topic_places_by_key() -> None:
     await bury(broker, 1)
     (outcome,) = await replay(broker, target="other")
     assert outcome.place is not None
-    assert "other" == outcome.place[0]
+    assert outcome.place.startswith("other/")
     assert [] == source(broker)
 
 

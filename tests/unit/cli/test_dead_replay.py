@@ -60,6 +60,9 @@ def test_dead_replay_publishes_what_was_chosen_and_list_shows_it(call: Call, bro
     assert ["replayed"] == [row["outcome"] for row in call("dead", "replay", "shop.orders", *place, "--yes")[1]]
     assert ["before"] == [row["outcome"] for row in call("dead", "replay", "shop.orders", *place, "--yes")[1]]
     assert [b"1", b"2"] == [record.value for record in broker.logs[ORDERS]]
+    code, _, said = call("dead", "show", "shop.orders.dead/2/4", app=False)
+    assert 2 == code
+    assert "is no letter, but the note of a replay about shop.orders.dead/2/1" in said
     _, listed, _ = call("dead", "list", "shop.orders")
     assert [None, True, True, None] == [row.get("replayed") for row in listed]
 

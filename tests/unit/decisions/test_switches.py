@@ -157,7 +157,9 @@ def test_heard_counts_who_has_read_the_switch() -> None:
             cut.open.clear()
             offset = await write(world, off("block"))
             found = await heard(world.broker.reader(), offset, 2.0)
+            unsaid = await heard(world.broker.reader(), -1, 2.0)
         assert {"one": True, "two": True, "cut": False} == found
+        assert {"one": True, "two": True, "cut": False} == unsaid  # the broker did not say where the switch stands
         assert {} == await heard(world.broker.reader(), (await write(world, off("block"))), 2.0)
 
     in_world(main)
