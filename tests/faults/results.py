@@ -17,17 +17,22 @@ from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, turned_red
 
 FIGURES = ("alerts", "kills", "lost", "effects_twice", "early_commits", "conflicting", "repeated", "recovery_s")
 
+SAID = 3
+"""Failures of an ablation that are kept."""
+
 Verdict = Literal["held", "not held", "failed"]
 
 
 class AblationResult(msgspec.Struct, frozen=True):
-    """noticed: whether the checker, or the row, found what the safeguard prevents."""
+    """noticed: whether the checker, or the row, found what the safeguard prevents. found: its counts. said: the first
+    failures."""
 
     name: str
     verdict: Verdict
     noticed: bool
     found: dict[str, int]
     seconds: float
+    said: list[str] = []
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -109,7 +114,7 @@ async def ablated(bench: Bench, row: Row, result: Result, *, limit_s: float) -> 
     for ablation in row.ablations:
         one = await try_ablation(bench, row, ablation, limit_s=limit_s)
         result.ablations.append(one)
-        bench.say(f"  ablation {one.name}: {'noticed' if one.noticed else 'NOT NOTICED'} {one.found}")
+        bench.say(f"  ablation {one.name}: {'noticed' if one.noticed else 'NOT NOTICED'} {one.found or one.said}")
     return result
 
 
@@ -121,7 +126,9 @@ async def try_ablation(bench: Bench, row: Row, ablation: Ablation, *, limit_s: f
     counts = {} if outcome.verdict is None else msgspec.to_builtins(outcome.verdict)
     found = {name: counts[name] for name in ablation.wrong if name in counts}
     verdict: Verdict = "held" if outcome.held else "not held"
-    return AblationResult(ablation.name, verdict, turned_red(ablation, outcome), found, seconds)
+    return AblationResult(
+        ablation.name, verdict, turned_red(ablation, outcome), found, seconds, outcome.failures[:SAID]
+    )
 
 
 async def _tried(

@@ -61,12 +61,12 @@ Size = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Ablation:
-    """A safeguard removed (a name in `ablations.py`), at which size, and the counts of which one must then be wrong;
-    without any, the row's own demands must fail."""
+    """A safeguard removed (a name in `ablations.py`), at which size, and what of it is then to be found: counts of the
+    verdict, or words of a failure. One of them is enough; anything else is no proof."""
 
     name: str
     size: Size
-    wrong: tuple[str, ...] = ()
+    wrong: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def all_rows() -> dict[str, Row]:
 
 def turned_red(ablation: Ablation, outcome: Outcome) -> bool:
     """Whether the removed safeguard was missed, in the way that was expected."""
-    if outcome.held:
-        return False
-    if not ablation.wrong:
-        return bool(outcome.failures)
-    return outcome.verdict is not None and any(getattr(outcome.verdict, name) for name in ablation.wrong)
+    return not outcome.held and any(
+        getattr(outcome.verdict, wrong, 0) or any(wrong in failure for failure in outcome.failures)
+        for wrong in ablation.wrong
+    )

@@ -206,6 +206,7 @@ ROWS = (
             Ablation(
                 "parts_end_with_the_broker",
                 {"stops": 0, "kills": 1, "down_s": (5.0, 5.0), "events": 10_000, "settle_s": 15},
+                ("lost", "consuming again only None", "streams: not read to the end"),
             ),
         ),
     ),

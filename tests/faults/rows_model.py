@@ -327,13 +327,20 @@ ROWS = (
         small={"faults": ("overloaded", "hang", "truncated"), "shares": (1.0,), "alerts": 40, "deadline_s": 2.0},
         ablations=(
             Ablation(
-                "breaker_never_opens", {"faults": ("server-error",), "shares": (1.0,), "alerts": 120, "deadline_s": 3.0}
+                "breaker_never_opens",
+                {"faults": ("server-error",), "shares": (1.0,), "alerts": 120, "deadline_s": 3.0},
+                ("calls an alert",),
             ),
             Ablation(
                 "deadlines_are_not_kept",
                 {"faults": ("hang",), "shares": (1.0,), "alerts": 60, "deadline_s": 2.0},
+                ("later than a second after their deadline",),
             ),
-            Ablation("failures_approve", {"faults": ("truncated",), "shares": (1.0,), "alerts": 60, "deadline_s": 3.0}),
+            Ablation(
+                "failures_approve",
+                {"faults": ("truncated",), "shares": (1.0,), "alerts": 60, "deadline_s": 3.0},
+                ("approved, as no model has said",),
+            ),
         ),
     ),
     Row(
@@ -347,6 +354,7 @@ ROWS = (
             Ablation(
                 "refusals_count_as_answers",
                 {"faults": ("spend-limit",), "shares": (1.0,), "alerts": 60, "deadline_s": 3.0},
+                ("calls in vain",),
             ),
         ),
     ),

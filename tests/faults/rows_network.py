@@ -113,13 +113,14 @@ ROWS = (
             Ablation(
                 "commits_without_an_answer_are_done",
                 {"faults": ("commits lost",), "alerts": 120, "seconds": 6.0, "settle_s": 8},
+                ("commits lost: lag not 0",),
             ),
             Ablation(
                 "writes_without_an_answer_are_done",
                 {"faults": ("writes lost",), "alerts": 120, "seconds": 6.0, "settle_s": 15},
                 ("early_commits", "lost"),
             ),
-            Ablation("polls_without_waiting", {"faults": ("black hole",), "alerts": 60, "seconds": 5.0}),
+            Ablation("polls_without_waiting", {"faults": ("black hole",), "alerts": 60, "seconds": 5.0}, ("was busy",)),
         ),
     ),
 )

@@ -202,9 +202,12 @@ ROWS = (
             Ablation(
                 "store_is_not_looked_at",
                 {"faults": ("killed",), "seconds": 4.0, "between_s": 3.0, "right_s": 8.0},
+                ("killed: features not right again",),
             ),
             Ablation(
-                "unknown_features_are_no_concern", {"faults": ("out of memory",), "seconds": 6.0, "between_s": 3.0}
+                "unknown_features_are_no_concern",
+                {"faults": ("out of memory",), "seconds": 6.0, "between_s": 3.0},
+                (" approved with", " approved without", " approved while"),
             ),
         ),
     ),

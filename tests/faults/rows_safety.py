@@ -57,8 +57,8 @@ ROWS = (
         full={"answers": 10_000},
         small={"answers": 2_000},
         ablations=(
-            Ablation("stop_reason_ignored", {"answers": 2_000}),
-            Ablation("target_from_the_answer", {"answers": 2_000}),
+            Ablation("stop_reason_ignored", {"answers": 2_000}, ("which no answer allows",)),
+            Ablation("target_from_the_answer", {"answers": 2_000}, (" was made with ",)),
         ),
     ),
     Row(
@@ -69,8 +69,8 @@ ROWS = (
         full={"every": 1},
         small={"every": 9},
         ablations=(
-            Ablation("nothing_escaped", {"every": 9}),
-            Ablation("data_among_instructions", {"every": 9}),
+            Ablation("nothing_escaped", {"every": 9}, ("not drawn as what they are", "breaks out of a header")),
+            Ablation("data_among_instructions", {"every": 9}, ("reached the instructions",)),
         ),
     ),
 )

@@ -49,7 +49,8 @@ async def ran(row: Row, folder: Path) -> Result:
         (Outcome(LOST), ("lost",), True),
         (Outcome(LOST), ("effects_twice",), False),
         (Outcome(NOTHING_WRONG), ("lost",), False),
-        (Outcome(NOTHING_WRONG, ["too slow"]), (), True),
+        (Outcome(NOTHING_WRONG, ["3 were too slow"]), ("too slow",), True),
+        (Outcome(NOTHING_WRONG, ["3 were too slow"]), ("too many",), False),
         (RuntimeError("broke off"), ("lost",), False),
     ],
 )

@@ -67,7 +67,7 @@ class Cluster:
         self._reached = False
         self._refusal: HeadraceError | None = None
         self._tells_again_s: dict[int, float] = {}
-        self._outage = Outage(address, clock, self._look)
+        self._outage = Outage(address, clock, self.probe)
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Settings of a client; underscores in names stand for dots."""
@@ -100,10 +100,10 @@ class Cluster:
                 self._tells_again_s[code] = now_s + TELL_AGAIN_SECONDS
         logger.log(logging.DEBUG if repeated else logging.WARNING, "%s: %s", self.address, reason)
 
-    def _look(self) -> object:
-        """Whether anybody answers, for the outage's thread. Raises: KafkaException."""
-        admin = self._admin
-        return admin.list_topics(timeout=FIRST_ANSWER_SECONDS) if admin is not None else None
+    def probe(self) -> object:
+        """Asks with a client of its own, which has no past. Blocks for about a second. Raises: KafkaException where nobody
+        answers."""
+        return AdminClient(self.settings()).list_topics(timeout=FIRST_ANSWER_SECONDS)
 
     async def ask(self, question: Callable[[AdminClient], T]) -> T:
         """What `question(admin)` returns; it blocks on its own thread.
@@ -124,6 +124,8 @@ class Cluster:
             return question(self._admin)
         except KafkaException as error:
             failure = translate(error, self.address)
+            if error.args[0].code() in NO_ANSWER_CODES:
+                self._admin = None  # it may have lost its brokers, see `lost`
         except Unavailable as error:
             failure = error
         if self._refusal is not None and isinstance(failure, Unavailable):

@@ -75,32 +75,35 @@ class KafkaConsumer:
         await self._cluster.require_topics(self.topics)
         loop = asyncio.get_running_loop()
         try:
-            client = Client(
-                self._cluster.settings(
-                    group_id=self.group,
-                    logger=_ClientLog(),
-                    **self._membership.settings(len(self.topics)),
-                    enable_auto_commit=False,
-                    enable_auto_offset_store=False,
-                    auto_offset_reset="earliest",
-                    fetch_queue_backoff_ms=5,
-                    fetch_wait_max_ms=100,
-                    queued_max_messages_kbytes=32_768,
-                )
+            self._polling = PollingThread(
+                self._open,
+                self._cluster.probe,
+                self.group,
+                self.topics,
+                membership=self._membership,
+                deliver=lambda item: call_loop(loop, self._arrive, item),
+                on_lost=self._lose,
+                on_end=partial(call_loop, loop, self._ended.set),
             )
         except KafkaException as error:
             raise translate(error, self.group) from None
-
-        self._polling = PollingThread(
-            client,
-            self.group,
-            self.topics,
-            membership=self._membership,
-            deliver=lambda item: call_loop(loop, self._arrive, item),
-            on_lost=self._lose,
-            on_end=partial(call_loop, loop, self._ended.set),
-        )
         self._polling.start()
+
+    def _open(self) -> Client:
+        """Raises: KafkaException."""
+        return Client(
+            self._cluster.settings(
+                group_id=self.group,
+                logger=_ClientLog(),
+                **self._membership.settings(len(self.topics)),
+                enable_auto_commit=False,
+                enable_auto_offset_store=False,
+                auto_offset_reset="earliest",
+                fetch_queue_backoff_ms=5,
+                fetch_wait_max_ms=100,
+                queued_max_messages_kbytes=32_768,
+            )
+        )
 
     def _arrive(self, item: Item) -> None:
         self._inbox.append(item)

@@ -21,6 +21,7 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.kafka.errors import translate
+from app.broker.kafka.lost import Lookout
 from app.broker.kafka.membership import Membership
 from app.broker.kafka.records import record_of
 from app.core.errors import Unavailable
@@ -69,8 +70,9 @@ Item = Batch | Rebalance | Exception
 
 
 class PollingThread:
-    """Polls `client` from `start` to `stop`.
+    """Polls a client from `start` to `stop`.
 
+    make: opens a client; another one where that has lost its brokers (see `lost`). probe: as there.
     failure: what ended the polling for good, None while it goes on. ends: end offsets as of the last fetches.
     deliver: hands an item to the loop; False when the loop is gone. on_lost: called at once, on this thread, for places
     that are another member's already. on_end: called on this thread when it has left the group.
@@ -78,7 +80,8 @@ class PollingThread:
 
     def __init__(
         self,
-        client: Client,
+        make: Callable[[], Client],
+        probe: Callable[[], object],
         group: str,
         topics: Sequence[str],
         membership: Membership,
@@ -88,7 +91,9 @@ class PollingThread:
     ) -> None:
         self.ends: dict[TopicPartition, int] = {}
         self.failure: Exception | None = None
-        self._client = client
+        self._make = make
+        self._client = make()
+        self._lookout = Lookout(probe)
         self._group = group
         self._topics = list(topics)
         self._membership = membership
@@ -162,7 +167,7 @@ class PollingThread:
 
     def _run(self) -> None:
         try:
-            self._client.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+            self._subscribe()
             while not self._stopping:
                 self._serve_inbox(wait=self._room <= 0)
                 if self._room > 0 and not self._stopping:
@@ -180,6 +185,9 @@ class PollingThread:
             self._client.close()
             self._on_end()
 
+    def _subscribe(self) -> None:
+        self._client.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+
     def _serve_inbox(self, *, wait: bool) -> None:
         while True:
             try:
@@ -192,7 +200,10 @@ class PollingThread:
     def _fetch(self) -> None:
         message = self._client.poll(POLL_SECONDS)
         if message is None:
+            if self._lookout.is_lost(self._client, self._topics[0]):
+                self._replace_client()
             return
+        self._lookout.heard()
         self._given_up.clear()
         messages = [message, *self._client.consume(BATCH_RECORDS - 1, 0)]
         records = self._records_of(messages)
@@ -203,6 +214,18 @@ class PollingThread:
         if records:
             self._room -= 1
             self._stopping |= not self._deliver(Batch(self._generation, records))
+
+    def _replace_client(self) -> None:
+        logger.warning("%s: this member has lost the brokers, which others reach; it joins anew", self._group)
+        lost, self._client = self._client, self._make()
+        threading.Thread(target=lost.close, name=f"kafka-lost-{self._group}", daemon=True).start()  # it takes its time
+        if self._held:
+            rebalance = self._new("lost", list(self._held.values()))
+            self._on_lost(rebalance.places, rebalance.generation)
+            self._announce(rebalance)
+            self._forget(rebalance)
+        self._lookout.heard()
+        self._subscribe()
 
     def _look_up_ends(self) -> None:
         now = time.monotonic()
@@ -239,7 +262,9 @@ class PollingThread:
 
     # Called by the client on this thread, inside poll, consume or close.
 
-    def _assigned(self, _: Client, partitions: list[ClientPartition]) -> None:
+    def _assigned(self, client: Client, partitions: list[ClientPartition]) -> None:
+        if client is not self._client:
+            return
         rebalance = self._new("assigned", partitions)
         self._announce(rebalance)
         if not self._stopping:
@@ -252,25 +277,31 @@ class PollingThread:
             if paused:
                 self.pause(paused)
 
-    def _revoked(self, _: Client, partitions: list[ClientPartition]) -> None:
-        self._give_up(self._new("revoked", partitions), partitions)
+    def _revoked(self, client: Client, partitions: list[ClientPartition]) -> None:
+        if client is self._client:
+            self._give_up(self._new("revoked", partitions), partitions)
 
-    def _lost(self, _: Client, partitions: list[ClientPartition]) -> None:
+    def _lost(self, client: Client, partitions: list[ClientPartition]) -> None:
+        if client is not self._client:
+            return
         rebalance = self._new("lost", partitions)
         self._on_lost(rebalance.places, rebalance.generation)
         self._give_up(rebalance, partitions)
 
     def _give_up(self, rebalance: Rebalance, partitions: list[ClientPartition]) -> None:
         self._announce(rebalance)
+        self._forget(rebalance)
+        if self._is_eager:  # then these are all there are
+            self._client.unassign()
+        else:
+            self._client.incremental_unassign(partitions)
+
+    def _forget(self, rebalance: Rebalance) -> None:
         self._paused.difference_update(rebalance.places)
         self._given_up.update(rebalance.places)
         for place in rebalance.places:
             self._held.pop(place, None)
             self.ends.pop(place, None)
-        if self._is_eager:  # then these are all there are
-            self._client.unassign()
-        else:
-            self._client.incremental_unassign(partitions)
 
     def _new(self, kind: Literal["assigned", "revoked", "lost"], partitions: list[ClientPartition]) -> Rebalance:
         self._generation += 1

@@ -9,6 +9,7 @@ from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.kafka.cluster import EARLIEST, LATEST, Cluster
 from app.broker.kafka.errors import translate
+from app.broker.kafka.lost import Lookout
 from app.broker.kafka.records import record_of
 from app.broker.kafka.threads import BlockingCalls
 from app.core.errors import Unavailable
@@ -82,6 +83,7 @@ class _Scan:
         self._stop = stop
         self._cluster = cluster
         self._client: Client | None = None
+        self._lookout = Lookout(cluster.probe)
 
     def next_batch(self) -> list[Record]:
         """Raises: Unavailable, Rejected."""
@@ -108,8 +110,11 @@ class _Scan:
         message = self._client.poll(FOLLOW_SECONDS if self._stop is None else QUIET_SECONDS)
         if message is None:
             if self._stop is None:
+                if self._lookout.is_lost(self._client, self.place.topic):
+                    raise Unavailable(f"{self.place}: the client that followed it has lost the brokers")
                 return []
             raise Unavailable(f"{self.place}: nothing could be read for {QUIET_SECONDS:.0f} s")
+        self._lookout.heard()
         records: list[Record] = []
         for found in [message, *self._client.consume(BATCH_RECORDS - 1, 0)]:
             error = found.error()

@@ -1,0 +1,58 @@
+"""Clients that have lost their brokers for good.
+
+A broker that is starting, or ending, may tell a client that the cluster has no brokers. Then the client may forget those that
+it knew and ask nobody any more, until its process ends (librdkafka issue 5301; met with every version from 2.11 to 2.16). So
+a client that hears nothing is looked after, and its owner opens another one in its place.
+"""
+
+import time
+from collections.abc import Callable
+
+from confluent_kafka import Consumer as Client
+from confluent_kafka import KafkaException
+
+LOOK_SECONDS = 2.0
+"""How often a client that hears nothing is asked whether it reaches a broker, and how long it may take to say so."""
+
+LOST_SECONDS = 10.0
+"""So long a client must have reached nobody, while others do, to be lost."""
+
+
+class Lookout:
+    """Over one client, on its thread. probe: asks the cluster with another client; raises KafkaException where nobody
+    answers."""
+
+    def __init__(self, probe: Callable[[], object]) -> None:
+        self._probe = probe
+        self.heard()
+
+    def heard(self) -> None:
+        """The client gave something."""
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._lost_since: float | None = None
+
+    def is_lost(self, client: Client, topic: str) -> bool:
+        """To be asked when the client gave nothing. Looks now and then, which blocks for seconds where nobody answers."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return False
+        if self._reaches_a_broker(client, topic) or not self._others_do():
+            self.heard()
+            return False
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._lost_since = self._lost_since or now
+        return now - self._lost_since >= LOST_SECONDS
+
+    def _reaches_a_broker(self, client: Client, topic: str) -> bool:
+        try:
+            client.list_topics(topic, LOOK_SECONDS)
+        except KafkaException:
+            return False
+        return True
+
+    def _others_do(self) -> bool:
+        try:
+            self._probe()
+        except KafkaException:
+            return False
+        return True
