@@ -1,8 +1,8 @@
 """Clients that have lost their brokers for good.
 
 A broker that is starting, or ending, may tell a client that the cluster has no brokers. Then the client may forget those that
-it knew and ask nobody any more, until its process ends (librdkafka issue 5301; met with every version from 2.11 to 2.16). So
-a client that hears nothing is looked after, and its owner opens another one in its place.
+it knew and ask nobody any more, until its process ends (librdkafka issue 5301; measured in ADR 11). So a client that
+hears nothing is looked after, and its owner opens another one in its place.
 """
 
 import time
