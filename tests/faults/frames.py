@@ -1,8 +1,9 @@
-"""Calls of Kafka's protocol on their way through a proxy, known by the heads of their frames: which of them get lost."""
+"""Calls of Kafka's protocol on their way through a proxy, known by the heads of their frames: what becomes of them."""
 
 from collections.abc import Iterator, Set
+from typing import Protocol
 
-PRODUCE, OFFSET_COMMIT = 0, 8
+PRODUCE, METADATA, OFFSET_COMMIT = 0, 3, 8
 """API keys."""
 
 EXECUTED_EVERY = 6
@@ -11,47 +12,115 @@ EXECUTED_EVERY = 6
 LENGTH_BYTES, HEAD_BYTES = 4, 8
 
 
+class Calls(Protocol):
+    """One connection, from its first byte on, in chunks cut anywhere."""
+
+    def requests(self, chunk: bytes) -> bytes | None:
+        """What to pass on in place of these requests; None: the connection breaks before they have arrived."""
+
+    def replies(self, chunk: bytes) -> bytes | None:
+        """The same for the answers."""
+
+
 class LostCalls:
-    """One connection, from its first byte on. Of the calls of some kinds one in `EXECUTED_EVERY` is executed and its reply
-    lost; the others are lost before the server hears of them. A network loses either together with the connection."""
+    """Of the calls of some kinds one in `EXECUTED_EVERY` is executed and its reply lost; the others are lost before the
+    server hears of them. A network loses either together with the connection."""
 
     def __init__(self, kinds: Set[int], number: Iterator[int]) -> None:
         """kinds: API keys. number: of the calls so far, over all connections."""
         self._kinds = kinds
         self._number = number
-        self._requests, self._replies = _Heads(), _Heads()
+        self._requests, self._replies = _Frames(HEAD_BYTES), _Frames(HEAD_BYTES)
         self._unanswered: set[bytes] = set()
 
-    def loses_request(self, chunk: bytes) -> bool:
-        """Whether the connection breaks before this chunk of requests has arrived."""
+    def requests(self, chunk: bytes) -> bytes | None:
         for head in self._requests.feed(chunk):
-            if int.from_bytes(head[:2], "big") in self._kinds:
+            if _kind(head) in self._kinds:
                 if next(self._number) % EXECUTED_EVERY:
-                    return True
-                self._unanswered.add(head[4:8])
-        return False
+                    return None
+                self._unanswered.add(_number(head))
+        return chunk
 
-    def loses_reply(self, chunk: bytes) -> bool:
-        """Whether the connection breaks before this chunk of replies has arrived."""
-        return any(head[:4] in self._unanswered for head in self._replies.feed(chunk))
+    def replies(self, chunk: bytes) -> bytes | None:
+        return None if any(head[:4] in self._unanswered for head in self._replies.feed(chunk)) else chunk
 
 
-class _Heads:
-    """A stream of frames, each behind its length."""
+class NamesNoBrokers:
+    """Answers about the cluster say that it has no brokers, as those of a broker that starts or ends may."""
 
     def __init__(self) -> None:
+        self._requests, self._replies = _Frames(HEAD_BYTES), _Frames()
+        self._asked: set[bytes] = set()
+
+    def requests(self, chunk: bytes) -> bytes | None:
+        self._asked.update(_number(head) for head in self._requests.feed(chunk) if _kind(head) == METADATA)
+        return chunk
+
+    def replies(self, chunk: bytes) -> bytes | None:
+        passed = b""
+        for frame in self._replies.feed(chunk):
+            body = _without_brokers(frame) if frame[:4] in self._asked else frame
+            passed += len(body).to_bytes(LENGTH_BYTES, "big") + body
+        return passed
+
+
+def _kind(head: bytes) -> int:
+    return int.from_bytes(head[:2], "big")
+
+
+def _number(head: bytes) -> bytes:
+    """By which its reply, which begins with it, is known."""
+    return head[4:8]
+
+
+def _without_brokers(reply: bytes) -> bytes:
+    """A metadata reply of version 9 to 13 (correlation id, tags, throttle time, brokers, ...) with an empty list of brokers."""
+    brokers = at = 4 + 1 + 4
+    count, at = _unsigned(reply, at)
+    for _ in range(count - 1):
+        at = _after_text(reply, at + 4)
+        at = _after_text(reply, at + 4)
+        at += 1
+    return reply[:brokers] + b"\x01" + reply[at:]
+
+
+def _after_text(reply: bytes, at: int) -> int:
+    length, at = _unsigned(reply, at)
+    return at + max(length - 1, 0)
+
+
+def _unsigned(reply: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and where it ends."""
+    value = shift = 0
+    while True:
+        value |= (reply[at] & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+        if reply[at - 1] < 0x80:
+            return value, at
+
+
+class _Frames:
+    """A stream of frames, each behind its length."""
+
+    def __init__(self, head: int | None = None) -> None:
+        """head: so many bytes of each are wanted, and as soon as they are there; None: all."""
+        self._head = head
         self._bytes = bytearray()
         self._passing = 0
         """So many bytes of a frame whose head is known are still to come, or to be dropped."""
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """The heads that this chunk completes."""
+        """What this chunk completes."""
         self._bytes += chunk
         while True:
             dropped = min(self._passing, len(self._bytes))
             del self._bytes[:dropped]
             self._passing -= dropped
-            if len(self._bytes) < LENGTH_BYTES + HEAD_BYTES:
+            if len(self._bytes) < LENGTH_BYTES:
                 return
-            self._passing = LENGTH_BYTES + int.from_bytes(self._bytes[:LENGTH_BYTES], "big")
-            yield bytes(self._bytes[LENGTH_BYTES : LENGTH_BYTES + HEAD_BYTES])
+            length = int.from_bytes(self._bytes[:LENGTH_BYTES], "big")
+            wanted = LENGTH_BYTES + (length if self._head is None else self._head)
+            if len(self._bytes) < wanted:
+                return
+            self._passing = LENGTH_BYTES + length
+            yield bytes(self._bytes[LENGTH_BYTES:wanted])

@@ -1,13 +1,12 @@
 """A TCP proxy whose faults are set while it runs: latency, resets, a black hole, single bytes, replies that get lost."""
 
 import asyncio
-import itertools
 import socket
 import struct
-from collections.abc import Set
+from collections.abc import Callable
 from contextlib import suppress
 
-from tests.faults.frames import LostCalls
+from tests.faults.frames import Calls
 
 CHUNK_BYTES = 65_536
 BETWEEN_SLICES_S = 0.001
@@ -33,8 +32,7 @@ class TcpProxy:
         self.refuse = False
         self.connections = 0
         """How many have been accepted so far."""
-        self._lost_kinds: Set[int] = frozenset()
-        self._lost_calls = itertools.count()
+        self._calls: Callable[[], Calls] | None = None
         self.forwarded_bytes = 0
         self.lost_bytes = 0
         self._open: dict[asyncio.StreamWriter, bool] = {}
@@ -60,9 +58,9 @@ class TcpProxy:
             _reset(writer)
         return len(open_now) // 2
 
-    def lose_calls(self, kinds: Set[int]) -> None:
-        """From here on calls of these kinds of Kafka's protocol get lost: see `frames`. Every connection begins anew."""
-        self._lost_kinds = kinds
+    def meddle(self, calls: Callable[[], Calls] | None) -> None:
+        """From here on something becomes of the calls of Kafka's protocol: see `frames`. Every connection begins anew."""
+        self._calls = calls
         self.reset()
 
     def heal(self) -> None:
@@ -70,8 +68,8 @@ class TcpProxy:
         bring those back."""
         self.latency_s, self.slice_bytes = 0.0, 0
         self.black_hole = self.drop_replies = self.refuse = False
-        if self._lost_kinds:
-            self.lose_calls(frozenset())
+        if self._calls is not None:
+            self.meddle(None)
         for writer, has_lost in list(self._open.items()):
             if has_lost:
                 del self._open[writer]
@@ -93,7 +91,7 @@ class TcpProxy:
             return
         self._open[writer] = self._open[back_writer] = False
         ends = (writer, back_writer)
-        calls = LostCalls(self._lost_kinds, self._lost_calls) if self._lost_kinds else None
+        calls = None if self._calls is None else self._calls()
         there = asyncio.ensure_future(self._forward(reader, back_writer, ends, calls, is_reply=False))
         back = asyncio.ensure_future(self._forward(back_reader, writer, ends, calls, is_reply=True))
         try:
@@ -110,7 +108,7 @@ class TcpProxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
-        calls: LostCalls | None,
+        calls: Calls | None,
         *,
         is_reply: bool,
     ) -> None:
@@ -125,12 +123,14 @@ class TcpProxy:
                         self.lost_bytes += len(chunk)
                         self._open.update((end, True) for end in ends if end in self._open)
                         continue
-                    if calls is not None and (calls.loses_reply if is_reply else calls.loses_request)(chunk):
+                    passed = chunk if calls is None else (calls.replies if is_reply else calls.requests)(chunk)
+                    if passed is None:
                         self.lost_bytes += len(chunk)
                         for end in ends:
                             _reset(end)
                         return
-                    await queue.put((loop.time() + self.latency_s, chunk))
+                    if passed:
+                        await queue.put((loop.time() + self.latency_s, passed))
                 await queue.put((0.0, b""))
                 await sending
         finally:

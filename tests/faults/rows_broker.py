@@ -200,8 +200,8 @@ ROWS = (
         ablations=(
             Ablation(
                 "writes_are_given_up_and_done",
-                {"stops": 0, "kills": 1, "down_s": (5.0, 5.0), "events": 10_000, "settle_s": 20},
-                ("lost",),
+                {"stops": 0, "kills": 1, "down_s": (0.5, 0.5), "events": 10_000, "settle_s": 20},
+                ("lost", "early_commits"),
             ),
             Ablation(
                 "parts_end_with_the_broker",

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.faults.frames import OFFSET_COMMIT, PRODUCE, LostCalls
+from tests.faults.frames import METADATA, OFFSET_COMMIT, PRODUCE, LostCalls, NamesNoBrokers
 from tests.faults.proxy import TcpProxy
 
 SOON_S = 0.3
@@ -139,9 +139,13 @@ async def test_proxy_refusing_new_connections_end_at_once() -> None:
         streams[1].close()
 
 
+def framed(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
 def frame(*head: int) -> bytes:
     """A frame with this head: two-byte numbers, and a body."""
-    return b"\0\0\0\x10" + b"".join(number.to_bytes(2, "big") for number in head) + b"x" * (16 - 2 * len(head))
+    return framed(b"".join(number.to_bytes(2, "big") for number in head) + b"x" * (16 - 2 * len(head)))
 
 
 def test_lost_calls_are_of_their_kind_and_some_are_executed() -> None:
@@ -149,7 +153,20 @@ def test_lost_calls_are_of_their_kind_and_some_are_executed() -> None:
     wherever the stream is cut."""
     calls = LostCalls({OFFSET_COMMIT}, itertools.count())
     for byte in frame(PRODUCE, 9, 0, 1) + frame(OFFSET_COMMIT, 9, 0, 2):
-        assert not calls.loses_request(bytes([byte]))
-    assert not calls.loses_reply(frame(0, 1, 0, 0)[:10])
-    assert calls.loses_reply(frame(0, 1, 0, 0)[10:] + frame(0, 2, 0, 0))
-    assert calls.loses_request(frame(PRODUCE, 9, 0, 3) + frame(OFFSET_COMMIT, 9, 0, 4))
+        assert bytes([byte]) == calls.requests(bytes([byte]))
+    assert frame(0, 1, 0, 0)[:10] == calls.replies(frame(0, 1, 0, 0)[:10])
+    assert calls.replies(frame(0, 1, 0, 0)[10:] + frame(0, 2, 0, 0)) is None
+    assert calls.requests(frame(PRODUCE, 9, 0, 3) + frame(OFFSET_COMMIT, 9, 0, 4)) is None
+
+
+def test_names_no_brokers_changes_answers_about_the_cluster_alone() -> None:
+    """The list of brokers is empty, what follows it as before, wherever the stream is cut; other replies pass."""
+    calls = NamesNoBrokers()
+    asked = frame(METADATA, 12, 0, 1) + frame(PRODUCE, 9, 0, 2)
+    assert asked == b"".join(calls.requests(bytes([byte])) or b"" for byte in asked)
+    head, rest = b"\0\0\0\x01" + b"\0" + b"\0\0\0\0", b"\x0acluster-1" + b"\0\0\0\x01" + b"topics"
+    near, far = b"\0\0\0\x01" + b"\x05host" + b"\0\0\x23\x84" + b"\0" + b"\0", b"\0\0\0\x02" + b"\x81\x01" + b"h" * 128
+    far += b"\0\0\x23\x85" + b"\x05rack" + b"\0"
+    other = frame(0, 2, 0, 0)
+    replies = other + framed(head + b"\x03" + near + far + rest)
+    assert other + framed(head + b"\x01" + rest) == b"".join(calls.replies(bytes([byte])) or b"" for byte in replies)

@@ -15,15 +15,16 @@ LOOK_SECONDS = 2.0
 """How often a client that hears nothing is asked whether it reaches a broker, and how long it may take to say so."""
 
 LOST_SECONDS = 10.0
-"""So long a client must have reached nobody, while others do, to be lost."""
+"""Longer than a connection takes to be opened anew."""
 
 
 class Lookout:
     """Over one client, on its thread. probe: asks the cluster with another client; raises KafkaException where nobody
-    answers."""
+    answers. patience_s: so long the client must have reached nobody, while others do, to be lost."""
 
-    def __init__(self, probe: Callable[[], object]) -> None:
+    def __init__(self, probe: Callable[[], object], patience_s: float = LOST_SECONDS) -> None:
         self._probe = probe
+        self._patience_s = patience_s
         self.heard()
 
     def heard(self) -> None:
@@ -41,7 +42,7 @@ class Lookout:
             return False
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._lost_since = self._lost_since or now
-        return now - self._lost_since >= LOST_SECONDS
+        return now - self._lost_since >= self._patience_s
 
     def _reaches_a_broker(self, client: Client, topic: str) -> bool:
         try:

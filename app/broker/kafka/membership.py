@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError
 
+from app.broker.kafka.lost import LOST_SECONDS
 from app.core.errors import SetupError
 
 PROTOCOLS = ("consumer", "classic")
@@ -36,6 +37,12 @@ class Membership(NamedTuple):
         """Whether all partitions are given up at each rebalance. Joined topics must keep together, which of the classic
         assignors only eager ones promise."""
         return self.protocol == "classic" and topics > 1
+
+    @property
+    def lost_after_s(self) -> float:
+        """How long a client must have been without a broker until another one may join in its place. The newer protocol
+        knows the instance of a lost one until its session ends, and would refuse it."""
+        return INSTANCE_SESSION_MS / 1000 if self.instance and self.protocol == "consumer" else LOST_SECONDS
 
     def name_taken(self, error: KafkaError, group: str) -> SetupError | None:
         """What to tell when the broker knows another living member by this instance: the newer protocol refuses the second

@@ -93,7 +93,7 @@ class PollingThread:
         self.failure: Exception | None = None
         self._make = make
         self._client = make()
-        self._lookout = Lookout(probe)
+        self._lookout = Lookout(probe, membership.lost_after_s)
         self._group = group
         self._topics = list(topics)
         self._membership = membership

@@ -5,6 +5,7 @@ import inspect
 from confluent_kafka import KafkaError
 
 from app.application import App
+from app.broker.kafka.lost import LOST_SECONDS
 from app.broker.kafka.membership import (
     HEARTBEAT_MS,
     INSTANCE_SESSION_MS,
@@ -35,6 +36,12 @@ def test_membership_classic_joined_topics_stay_together_others_move_singly() -> 
     assert "cooperative-sticky" == classic.settings(1)["partition_assignment_strategy"]
     assert [False, True] == [classic.is_eager(topics) for topics in (1, 2)]
     assert not Membership().is_eager(2)
+
+
+def test_membership_lost_client_of_a_named_member_waits_for_the_end_of_its_session() -> None:
+    """Before that the newer protocol refuses its successor, which would end the process."""
+    assert INSTANCE_SESSION_MS / 1000 == Membership(instance="pod-1").lost_after_s
+    assert {LOST_SECONDS} == {one.lost_after_s for one in (Membership(), Membership("classic", "pod-1"))}
 
 
 def test_membership_times_fit_each_other() -> None:

@@ -1,0 +1,78 @@
+"""Clients that have lost their brokers for good, on a real Kafka that goes on serving others."""
+
+import threading
+
+import pytest
+from confluent_kafka import Consumer as Client
+
+from app.broker.base import CommittedOffset
+from app.broker.kafka import lost, membership
+from app.broker.kafka.lost import Lookout
+from app.core.errors import Fenced, Unavailable
+from app.core.record import TopicPartition
+from tests.contract.conftest import Cluster
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture(params=["kafka"])
+def broker_address(request: pytest.FixtureRequest) -> str:
+    """Only the real one."""
+    return str(request.getfixturevalue("kafka_address"))
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first client that is looked after reaches nobody from its first look on, which soon counts as lost."""
+    forgot: list[Client] = []
+
+    def reaches(self: Lookout, client: Client, topic: str) -> bool:
+        if not forgot:
+            forgot.append(client)
+        return client is not forgot[0]
+
+    monkeypatch.setattr(Lookout, "_reaches_a_broker", reaches)
+    monkeypatch.setattr(lost, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(membership, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(Lookout.__init__, "__defaults__", (0.5,))
+
+
+async def test_lost_consumer_joins_anew_and_goes_on_behind_its_commit(cluster: Cluster) -> None:
+    """Its places are lost, and its again in a new epoch. What the old client says after that, when it leaves, is not heard."""
+    topic, group = await cluster.topic(2), cluster.unique("group")
+    places = {TopicPartition(topic, number) for number in range(2)}
+    for place in places:
+        await cluster.fill(topic, 10, place.partition)
+    member = await cluster.join(group, topic)
+    await member.poll_until(lambda: len(member.records) == 20)
+    before = member.consumer.assignments()
+    await member.consumer.commit({held: CommittedOffset(7) for held in before})
+    await member.poll_until(lambda: bool(member.told("lost")))
+    assert before == set(member.told("lost"))
+    assert member.consumer.assignments() == frozenset()
+    with pytest.raises(Fenced):
+        await member.consumer.commit({held: CommittedOffset(8) for held in before})
+    await member.poll_until(lambda: len(member.records) == 26)
+    await member.poll_until(lambda: not any(one.name == f"kafka-lost-{group}" for one in threading.enumerate()))
+    for place in places:
+        await cluster.fill(topic, 1, place.partition)
+    await member.poll_until(lambda: len(member.records) == 28)
+    assert places == member.places()
+    assert ["assigned", "lost", "assigned"] == [kind for kind, _ in member.events]
+    assert sorted([*range(10), 7, 8, 9, 10] * 2) == sorted(record.offset for record in member.records)
+    await member.consumer.commit({held: CommittedOffset(11) for held in member.consumer.assignments()})
+
+
+async def test_lost_follower_says_so(cluster: Cluster) -> None:
+    """Whoever follows begins again where it was; it cannot wait for ever for a record that nobody brings."""
+    topic = await cluster.topic(1)
+    await cluster.fill(topic, 3)
+    offsets = []
+
+    async def follow() -> None:
+        async for records in cluster.broker.reader().follow(TopicPartition(topic, 0), 0):
+            offsets.extend(record.offset for record in records)
+
+    with pytest.raises(Unavailable, match="has lost the brokers"):
+        await follow()
+    assert [0, 1, 2] == offsets
