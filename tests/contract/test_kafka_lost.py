@@ -1,6 +1,7 @@
 """Clients that have lost their brokers for good, on a real Kafka that goes on serving others."""
 
 import threading
+from collections.abc import Callable
 
 import pytest
 from confluent_kafka import Consumer as Client
@@ -21,23 +22,31 @@ def broker_address(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue("kafka_address"))
 
 
-@pytest.fixture(autouse=True)
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first client that is looked after reaches nobody from its first look on, which soon counts as lost."""
+@pytest.fixture
+def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From this call on the client that is looked after next reaches nobody, which soon counts as lost."""
+    has_begun = False
     forgot: list[Client] = []
 
+    def begin() -> None:
+        nonlocal has_begun
+        has_begun = True
+
     def reaches(self: Lookout, client: Client, topic: str) -> bool:
-        if not forgot:
+        if has_begun and not forgot:
             forgot.append(client)
-        return client is not forgot[0]
+        return client not in forgot
 
     monkeypatch.setattr(Lookout, "_reaches_a_broker", reaches)
     monkeypatch.setattr(lost, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(membership, "LOST_SECONDS", 0.5)
     monkeypatch.setattr(Lookout.__init__, "__defaults__", (0.5,))
+    return begin
 
 
-async def test_lost_consumer_joins_anew_and_goes_on_behind_its_commit(cluster: Cluster) -> None:
+async def test_lost_consumer_joins_anew_and_goes_on_behind_its_commit(
+    cluster: Cluster, forget: Callable[[], None]
+) -> None:
     """Its places are lost, and its again in a new epoch. What the old client says after that, when it leaves, is not heard."""
     topic, group = await cluster.topic(2), cluster.unique("group")
     places = {TopicPartition(topic, number) for number in range(2)}
@@ -47,6 +56,7 @@ async def test_lost_consumer_joins_anew_and_goes_on_behind_its_commit(cluster: C
     await member.poll_until(lambda: len(member.records) == 20)
     before = member.consumer.assignments()
     await member.consumer.commit({held: CommittedOffset(7) for held in before})
+    forget()
     await member.poll_until(lambda: bool(member.told("lost")))
     assert before == set(member.told("lost"))
     assert member.consumer.assignments() == frozenset()
@@ -63,15 +73,16 @@ async def test_lost_consumer_joins_anew_and_goes_on_behind_its_commit(cluster: C
     await member.consumer.commit({held: CommittedOffset(11) for held in member.consumer.assignments()})
 
 
-async def test_lost_follower_says_so(cluster: Cluster) -> None:
+async def test_lost_follower_says_so(cluster: Cluster, forget: Callable[[], None]) -> None:
     """Whoever follows begins again where it was; it cannot wait for ever for a record that nobody brings."""
     topic = await cluster.topic(1)
     await cluster.fill(topic, 3)
-    offsets = []
+    offsets: list[int] = []
 
     async def follow() -> None:
         async for records in cluster.broker.reader().follow(TopicPartition(topic, 0), 0):
             offsets.extend(record.offset for record in records)
+            forget()
 
     with pytest.raises(Unavailable, match="has lost the brokers"):
         await follow()
