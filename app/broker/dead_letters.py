@@ -29,6 +29,9 @@ ORIGINAL = "original."
 REPLAY_OF = "replay_of"
 """Header of a note in a dead-letter topic: it is about the letter at that offset, and no letter itself."""
 
+COUNTED = "counted; but "
+"""Begins the reason of a letter whose record took its part in everything else, so that it must not come a second time."""
+
 REPLAYS = "replays"
 """Header of a record that was published again out of a letter: how often by now."""
 
@@ -145,6 +148,10 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     def is_ours(self) -> bool:
         """Whether `dead_letter` made it: anybody may write into the topic, and what others wrote names no group."""
         return bool(self.group)
+
+    @property
+    def is_counted(self) -> bool:
+        return self.reason.startswith(COUNTED)
 
     @property
     def is_whole(self) -> bool:

@@ -29,6 +29,7 @@ class Fate(Enum):
     WAITING = "to be replayed"
     BEFORE = "replayed before"
     REPEATED = "about the same record as another letter"
+    COUNTED = "counted already: in its own topic it would count twice"
     CUT = "cut: the whole record is not here"
     NO_RECORD = "never in the topic"
     NO_LETTER = "no letter of ours"
@@ -179,6 +180,8 @@ class DeadReplay:
             return Fate.REPEATED
         if not letter.is_whole:
             return Fate.CUT
+        if letter.is_counted and letter.topic == self._target:
+            return Fate.COUNTED
         if not self._again:
             for place in self._letters_of.get(_original(letter), ()):
                 note = self._notes.get(place)

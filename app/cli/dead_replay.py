@@ -146,7 +146,7 @@ def _warning(target: "TopicSpec") -> str:
 def _cannot(outcome: "Outcome") -> bool:
     from app.broker.dead_replay import Fate
 
-    return outcome.fate in (Fate.CUT, Fate.NO_RECORD, Fate.UNREADABLE, Fate.FORGOTTEN, Fate.REFUSED)
+    return outcome.fate in (Fate.CUT, Fate.NO_RECORD, Fate.COUNTED, Fate.UNREADABLE, Fate.FORGOTTEN, Fate.REFUSED)
 
 
 def _as_json(outcome: "Outcome") -> dict[str, Any]:

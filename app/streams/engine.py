@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from app.broker.base import Assignment, Broker, CommittedOffset, Consumer, Producer
-from app.broker.dead_letters import DeadLetter, dead_letter, said
+from app.broker.dead_letters import COUNTED, DeadLetter, dead_letter, said
 from app.core.clock import Clock
 from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, Unavailable
 from app.core.notices import Notices
@@ -191,7 +191,7 @@ class Engine:
                 await self._send(topic, record.key, value, headers=headers)
                 self.statistics.alerts += 1
             except RecordTooLarge as error:
-                state.reject(record, f"its alert is too large: {error.reason}")
+                state.reject(record, f"{COUNTED}its alert is too large: {error.reason}")
         state.alerts.clear()
         for topic, rows in closed_rows(self._topics[state.place.topic], state).items():
             self.statistics.rows += await self._producer.send_many(topic, rows, partition)

@@ -22,9 +22,9 @@ from tests.faults.workers import READY_S, Worker
 
 FAULTS = (
     *("rate-limited", "rate-limited-2s", "overloaded", "server-error", "refusal", "truncated", "not-json"),
-    *("trickle", "hang", "reset", "huge"),
+    *("trickle", "hang", "reset", "cut", "huge"),
 )
-"""429 without and with `retry-after`, 529, 500, ..., a slow drip, no answer for ever, RST, an answer of 10 MB."""
+"""429 without and with `retry-after`, 529, 500, ..., a slow drip, no answer for ever, RST, half an answer, one of 10 MB."""
 
 REFUSALS = ("spend-limit", "unauthorized")
 LATE_MS = 1_000

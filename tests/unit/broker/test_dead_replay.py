@@ -3,7 +3,7 @@
 import pytest
 
 from app.broker.base import Confirmation
-from app.broker.dead_letters import DeadLetters, read_letters
+from app.broker.dead_letters import COUNTED, DeadLetters, read_letters
 from app.broker.dead_replay import DeadReplay, Fate, Outcome
 from app.broker.memory import Fault, MemoryBroker
 from app.broker.topics import TopicSpec, dead_letters_of
@@ -120,6 +120,16 @@ async def test_replay_cut_letters_and_rows_of_files_are_not_published() -> None:
     await DeadLetters(broker.producer(), "g").write(many, "odd")
     assert [Fate.CUT, Fate.NO_RECORD, Fate.CUT] == fates(await replay(broker))
     assert [] == source(broker, 0)
+
+
+async def test_replay_record_that_took_its_part_goes_to_another_topic_alone() -> None:
+    """Where it came from its event is in every count already; elsewhere it is new."""
+    broker = await new_broker()
+    record = Record("raw.orders", 1, 17, NOW_MS, b"u-1", b"order")
+    await DeadLetters(broker.producer(), "g").write(record, f"{COUNTED}its alert is too large")
+    assert [Fate.COUNTED] == fates(await replay(broker, again=True))
+    assert [] == source(broker)
+    assert [Fate.REPLAYED] == fates(await replay(broker, target="other"))
 
 
 async def test_replay_foreign_record_is_no_letter_and_hides_none() -> None:
