@@ -38,7 +38,8 @@ async def run_rows(
     todo = []
     for row in rows:
         found = kept(FOLDER, row, seed, small=small, protocol=protocol) if resume else None
-        if found is not None and (not ablations or len(found.ablations) == len(row.ablations)):
+        noticed = {one.name for one in found.ablations if one.noticed} if found is not None else set()
+        if found is not None and (not ablations or noticed == {one.name for one in row.ablations}):
             say(f"{row.name}: kept from before")
             results.append(found)
         else:

@@ -87,7 +87,7 @@ def document(
     parts.append("\n".join(_shown(row, found.get(row.name)) for row in rows))
     parts.append("\n### Ablations\n")
     ablations = [
-        (result.fault, one.name, one.verdict, "yes" if one.noticed else "NO", _counts(one.found))
+        (result.fault, one.name, one.verdict, "yes" if one.noticed else "NO", one.evidence)
         for result in full
         for one in result.ablations
     ]

@@ -34,6 +34,12 @@ class AblationResult(msgspec.Struct, frozen=True):
     seconds: float
     said: list[str] = []
 
+    @property
+    def evidence(self) -> str:
+        """What was found of that which the safeguard prevents."""
+        counts = [f"{name.replace('_', ' ')} {count:,}" for name, count in self.found.items() if count]
+        return "; ".join([*counts, *([] if counts else self.said)]) or "-"
+
 
 class Result(msgspec.Struct, kw_only=True):
     """failed: there is no verdict, since the run itself broke off. more: figures beyond the table's. protocol: of the
@@ -114,7 +120,7 @@ async def ablated(bench: Bench, row: Row, result: Result, *, limit_s: float) -> 
     for ablation in row.ablations:
         one = await try_ablation(bench, row, ablation, limit_s=limit_s)
         result.ablations.append(one)
-        bench.say(f"  ablation {one.name}: {'noticed' if one.noticed else 'NOT NOTICED'} {one.found or one.said}")
+        bench.say(f"  ablation {one.name}: {'noticed' if one.noticed else 'NOT NOTICED'} {one.evidence}")
     return result
 
 
