@@ -1,8 +1,8 @@
 """Dead letters published again: original bytes, key, time and headers, each letter once.
 
 Notes in the dead-letter topic itself say which: one before a letter is published, with the end of the partition that it
-goes to, and one after. Where a replay broke off in between, the next one looks there for the record that names the
-letter. So nothing is lost or repeated, as long as one replay of a topic runs at a time.
+goes to, and one after, whether it went or was refused. Where a replay broke off in between, the next one looks there for
+the record that names the letter. So nothing is lost or repeated, as long as one replay of a topic runs at a time.
 """
 
 import asyncio
@@ -58,11 +58,11 @@ class Bar(Protocol):
 
 
 class _Note(NamedTuple):
-    """Where a replay was about to publish a letter, and whether it has."""
+    """Where a replay was about to publish a letter, and what came of it: `begun`, `published` or `refused`."""
 
     target: TopicPartition
     end: int
-    is_published: bool
+    state: str
 
 
 _Original = tuple[str, int, int]
@@ -130,22 +130,17 @@ class DeadReplay:
     async def _look(self) -> None:
         """Learns the notes, and which letter of each record is the newest: not the letters themselves, of which there
         may be many."""
-        admin = self._broker.admin()
-        try:
-            described = await admin.describe([self._dead, self._target])
-        finally:
-            await admin.close()
-        for name, found in described.items():
-            if found is None:
+        self._partitions = await self._partitions_of({self._dead, self._target})
+        for name, partitions in self._partitions.items():
+            if not partitions:
                 raise SetupError(name, "does not exist")
-            self._partitions[name] = found.partitions
         if self._bar is not None:
             await self._bar.look()
         async for record in self._records():
             offset = noted_offset(record)
             if offset is not None:
                 known = self._notes.get((record.partition, offset))
-                if known is None or not known.is_published:
+                if known is None or known.state != "published":
                     self._notes[record.partition, offset] = _note(record)
                 continue
             letter = letter_of(record)
@@ -185,21 +180,37 @@ class DeadReplay:
         if not self._again:
             for place in self._letters_of.get(_original(letter), ()):
                 note = self._notes.get(place)
-                if note is not None and (note.is_published or _name((self._dead, *place)) in self._arrived):
+                if note is not None and (note.state == "published" or _name((self._dead, *place)) in self._arrived):
                     return Fate.BEFORE
         against = None if self._bar is None else self._bar.against(letter)
         return against or Fate.WAITING
 
     async def _look_for_arrived(self) -> None:
-        """Learns which letters a replay that broke off has published without a note of it."""
+        """Learns which chosen letters a replay that broke off has published without a note of it. In a topic that is gone,
+        or that was made anew with fewer partitions, nothing has arrived."""
         first: dict[TopicPartition, int] = {}
-        for note in self._notes.values():
-            if not note.is_published:
-                first[note.target] = min(note.end, first.get(note.target, note.end))
-        ends = await self._reader.end_offsets(first) if first else {}
-        for target, start in first.items():
-            async for records in self._reader.read(target, start, ends[target]):
+        for original in self._newest:
+            for place in self._letters_of[original]:
+                note = self._notes.get(place)
+                if note is not None and note.state == "begun":
+                    first[note.target] = min(note.end, first.get(note.target, note.end))
+        if not first:
+            return
+        partitions = await self._partitions_of({target.topic for target in first})
+        there = [target for target in first if target.partition < partitions[target.topic]]
+        ends = await self._reader.end_offsets(there)
+        for target in there:
+            async for records in self._reader.read(target, first[target], ends[target]):
                 self._arrived.update(name for record in records if (name := record.header(REPLAYED_FROM)))
+
+    async def _partitions_of(self, topics: set[str]) -> dict[str, int]:
+        """How many partitions each topic has; none where it does not exist."""
+        admin = self._broker.admin()
+        try:
+            described = await admin.describe(sorted(topics))
+        finally:
+            await admin.close()
+        return {name: found.partitions if found is not None else 0 for name, found in described.items()}
 
     async def _publish(self, letters: list[Letter]) -> list[Outcome]:
         targets = {letter.lies_at: TopicPartition(self._target, self._partition(letter)) for letter in letters}
@@ -219,6 +230,8 @@ class DeadReplay:
                 await self._say(letter, "published", TopicPartition(self._target, answer.partition), answer.offset)
                 outcomes.append(Outcome(letter, Fate.REPLAYED, answer.place_in(self._target)))
             elif isinstance(answer, RecordError):
+                target = targets[letter.lies_at]
+                await self._say(letter, "refused", target, ends[target])
                 outcomes.append(Outcome(letter, Fate.REFUSED, detail=answer.reason))
             else:
                 failures.append(answer)
@@ -261,7 +274,7 @@ def _note(record: Record) -> _Note:
     texts = {name: text.decode(errors="replace") for name, text in record.headers}
     try:
         target = TopicPartition(texts["topic"], int(texts["partition"]))
-        return _Note(target, int(texts["offset"]), texts["state"] == "published")
+        return _Note(target, int(texts["offset"]), texts["state"])
     except (KeyError, ValueError):
         place = f"{record.topic}/{record.partition}/{record.offset}"
         raise SetupError(place, f"has a header {REPLAY_OF}, and is no note of a replay; who wrote it?") from None

@@ -1,11 +1,13 @@
 """Dead letters published again: as they were, each record once, whatever breaks off."""
 
+from collections.abc import AsyncIterator, Callable
+
 import pytest
 
 from app.broker.base import Confirmation
-from app.broker.dead_letters import COUNTED, DeadLetters, read_letters
+from app.broker.dead_letters import COUNTED, DeadLetters, Letter, read_letters
 from app.broker.dead_replay import DeadReplay, Fate, Outcome
-from app.broker.memory import Fault, MemoryBroker
+from app.broker.memory import Fault, MemoryBroker, MemoryReader
 from app.broker.topics import TopicSpec, dead_letters_of
 from app.core.clock import ManualClock
 from app.core.errors import SetupError, Unavailable
@@ -14,6 +16,17 @@ from app.core.record import Headers, Record, TopicPartition
 NOW_MS = 1_700_000_000_000
 SOURCE = TopicSpec(name="raw.orders", partitions=2, time="event", max_ahead_ms=60_000)
 OTHER = TopicSpec(name="other", partitions=3)
+
+Chosen = Callable[[Letter], bool]
+
+
+def every(letter: Letter) -> bool:
+    return True
+
+
+def about(offset: int) -> Chosen:
+    """The letters about the record at that offset."""
+    return lambda letter: letter.offset == offset
 
 
 async def new_broker() -> MemoryBroker:
@@ -35,9 +48,24 @@ async def bury(
     return await DeadLetters(broker.producer(), group).write(record, f"bad {offset}")
 
 
-async def replay(broker: MemoryBroker, *, target: str = "raw.orders", again: bool = False) -> list[Outcome]:
-    replaying = DeadReplay(broker, "raw.orders.dead", target, lambda letter: True, again=again)
+async def replay(
+    broker: MemoryBroker, *, target: str = "raw.orders", again: bool = False, chosen: Chosen = every
+) -> list[Outcome]:
+    replaying = DeadReplay(broker, "raw.orders.dead", target, chosen, again=again)
     return [outcome async for outcome in replaying.run()]
+
+
+async def break_off(broker: MemoryBroker, chosen: Chosen, *, target: str = "other", answer_lost: bool = False) -> None:
+    """A replay of one letter that ends behind its first note, before or after its record."""
+    broker.plan(Fault("confirm", "delay"))
+    broker.plan(Fault("confirm", "drop" if answer_lost else "fail"))
+    with pytest.raises(Unavailable):
+        await replay(broker, target=target, chosen=chosen)
+
+
+def notes(broker: MemoryBroker) -> list[bytes]:
+    log = broker.logs[TopicPartition("raw.orders.dead", 1)]
+    return [record.header("state") or b"" for record in log if record.header("replay_of") is not None]
 
 
 def fates(outcomes: list[Outcome]) -> list[Fate]:
@@ -152,6 +180,7 @@ async def test_replay_record_that_the_topic_refuses_is_said_and_the_others_go() 
     refused, replayed = await replay(broker)
     assert (Fate.REFUSED, Fate.REPLAYED) == (refused.fate, replayed.fate)
     assert "in the future" in refused.detail
+    assert [b"begun", b"begun", b"refused", b"published"] == notes(broker)
     assert {Fate.REFUSED, Fate.BEFORE} == set(fates(await replay(broker)))
 
 
@@ -178,3 +207,61 @@ async def test_survey_writes_nothing_and_foreign_notes_are_named() -> None:
         await replay(broker)
     with pytest.raises(SetupError, match="does not exist"):
         await replay(broker, target="nowhere")
+
+
+async def test_replay_asks_nothing_about_letters_that_are_not_chosen() -> None:
+    """Where theirs were going may be gone, or be nobody's to see."""
+    broker = await new_broker()
+    await bury(broker, 1)
+    await bury(broker, 2)
+    await break_off(broker, about(1))
+    await broker.admin().delete(["other"])
+    assert [Fate.REPLAYED] == fates(await replay(broker, chosen=about(2)))
+
+
+@pytest.mark.parametrize("partitions", [None, 1, 3])
+async def test_replay_into_a_topic_that_is_gone_or_made_anew_has_not_arrived(partitions: int | None) -> None:
+    """The record went with the topic; one of fewer partitions may lack the one it was in."""
+    broker = await new_broker()
+    await bury(broker, 1)
+    await break_off(broker, about(1), answer_lost=True)
+    await broker.admin().delete(["other"])
+    if partitions is not None:
+        await broker.admin().create([TopicSpec(name="other", partitions=partitions)])
+    assert [Fate.REPLAYED] == fates(await replay(broker))
+    assert [Fate.BEFORE] == fates(await replay(broker))
+
+
+async def test_replay_finds_what_arrived_under_another_letter_about_the_same_record() -> None:
+    """The letter that was replayed need not be among those that are chosen."""
+    broker = await new_broker()
+    for group in ("a", "b"):
+        await bury(broker, 1, group=group)
+    await break_off(broker, lambda letter: letter.group == "a", target="raw.orders", answer_lost=True)
+    assert [Fate.BEFORE] == fates(await replay(broker, chosen=lambda letter: letter.group == "b"))
+
+
+async def test_replay_reads_each_topic_once_and_nothing_for_letters_that_were_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From where the first of those that broke off would lie, up to the end."""
+    broker = await new_broker()
+    for offset in (1, 2, 3):
+        await bury(broker, offset)
+    await bury(broker, 4, at_ms=NOW_MS + 100_000)
+    await replay(broker, chosen=about(4))
+    await break_off(broker, about(1), target="raw.orders", answer_lost=True)
+    await break_off(broker, about(2), target="raw.orders")
+    read: list[tuple[TopicPartition, int]] = []
+    whole = MemoryReader.read
+
+    def noted(self: MemoryReader, place: TopicPartition, start: int, stop: int) -> AsyncIterator[list[Record]]:
+        if place.topic != "raw.orders.dead":
+            read.append((place, start))
+        return whole(self, place, start, stop)
+
+    monkeypatch.setattr(MemoryReader, "read", noted)
+    assert [Fate.REFUSED] == fates(await replay(broker, chosen=about(4)))
+    assert [] == read
+    assert {Fate.BEFORE, Fate.REPLAYED, Fate.REFUSED} == set(fates(await replay(broker)))
+    assert [(TopicPartition("raw.orders", 1), 0)] == read
