@@ -11,7 +11,8 @@ from agents.registry import app
 from app.decisions.context import Context
 from app.decisions.decision import Decision, RiskLevel, review
 from app.decisions.effects import Effects
-from app.decisions.policy import Policy
+from app.decisions.policy import Limit, Policy
+from app.models.budget import Budget
 from app.serving.base import Features
 from features.fraud import HighValueOrder
 
@@ -80,9 +81,12 @@ def blocks_need_a_risk(alert: HighValueOrder, decision: FraudDecision) -> str | 
     policy=Policy(
         rules=(very_large_orders_are_seen, blocks_need_a_risk),
         may_lower=frozenset({("block", "review")}),
+        limits=(Limit("block", an_entity=10, within="1h", a_minute=120),),
     ),
+    budget=Budget(usd_a_day=50),
     concurrency=64,
     deadline="20s",
+    max_age="15m",
     rules=judge_by_rules,
 )
 async def judge_order(alert: HighValueOrder, context: Context) -> FraudDecision:

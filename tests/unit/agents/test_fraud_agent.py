@@ -97,6 +97,14 @@ def test_block_at_low_risk_is_reviewed() -> None:
     assert ("review", ("policy_rule:blocks_need_a_risk",)) == (judged.decision.action, judged.reasons)
 
 
+def test_judge_order_is_bounded_in_dollars_blocks_and_age() -> None:
+    """What most are copied from leaves none of the three without a bound."""
+    (limit,) = judge_order.policy.limits
+    assert judge_order.budget is not None
+    assert (50_000_000, 900_000) == (judge_order.budget.micro_usd_a_day, judge_order.max_age_ms)
+    assert ("block", 10, 3_600_000, 120) == (limit.action, limit.an_entity, limit.within_ms, limit.a_minute)
+
+
 def test_fraud_decision_has_a_schema_for_models() -> None:
     """Structured output can express the decision, with its three actions."""
     schema = answer_schema(FraudDecision)
