@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import Consumer as Client
 
 from app.broker.base import CommittedOffset
-from app.broker.kafka import lost, membership
+from app.broker.kafka import consumer, lost, membership
 from app.broker.kafka.lost import Lookout
 from app.core.errors import Fenced, Unavailable
 from app.core.record import TopicPartition
@@ -63,7 +63,7 @@ async def test_lost_consumer_joins_anew_and_goes_on_behind_its_commit(
     with pytest.raises(Fenced):
         await member.consumer.commit({held: CommittedOffset(8) for held in before})
     await member.poll_until(lambda: len(member.records) == 26)
-    await member.poll_until(lambda: not any(one.name == f"kafka-lost-{group}" for one in threading.enumerate()))
+    await member.poll_until(lambda: 1 == sum(one.name == f"kafka-poll-{group}" for one in threading.enumerate()))
     for place in places:
         await cluster.fill(topic, 1, place.partition)
     await member.poll_until(lambda: len(member.records) == 28)
@@ -87,3 +87,27 @@ async def test_lost_follower_says_so(cluster: Cluster, forget: Callable[[], None
     with pytest.raises(Unavailable, match="has lost the brokers"):
         await follow()
     assert [0, 1, 2] == offsets
+
+
+async def test_consumer_whose_client_keeps_a_commit_for_ever_joins_anew(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that has lost its brokers: the thread stands still, and its client is left to it."""
+    monkeypatch.setattr(consumer, "GROUP_SECONDS", 0.5)
+    monkeypatch.setattr(membership, "LOST_SECONDS", 0.4)
+    topic, group = await cluster.topic(1), cluster.unique("group")
+    await cluster.fill(topic, 5)
+    member = await cluster.join(group, topic)
+    await member.poll_until(lambda: len(member.records) == 5)
+    (held,) = member.consumer.assignments()
+    answered, polling = threading.Event(), member.consumer._polling  # type: ignore[attr-defined]
+    polling.commit = lambda offsets: answered.wait()
+    with pytest.raises(Unavailable, match="had no answer"):
+        await member.consumer.commit({held: CommittedOffset(3)})
+    await member.poll_until(lambda: [held] == member.told("lost"))
+    answered.set()  # so that its client can leave the group, as it would be expelled from it
+    await member.poll_until(lambda: len(member.records) == 10)
+    (again,) = member.consumer.assignments()
+    await member.consumer.commit({again: CommittedOffset(5)})
+    assert (held.place, True) == (again.place, again.epoch > held.epoch)
+    assert ["assigned", "lost", "assigned"] == [kind for kind, _ in member.events]

@@ -40,6 +40,9 @@ ASK_AGAIN_SECONDS = 0.05
 FIRST_ANSWER_SECONDS = 1.0
 """How long the first question waits before it is asked what keeps us out."""
 
+PROBE_SECONDS = 3.0
+"""Enough for a new connection with TLS and a login to a distant broker, some eight round trips."""
+
 LASTING_CODES = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
 """Errors that clients report again and again until somebody has done something."""
 
@@ -101,9 +104,17 @@ class Cluster:
         logger.log(logging.DEBUG if repeated else logging.WARNING, "%s: %s", self.address, reason)
 
     def probe(self) -> object:
-        """Asks with a client of its own, which has no past. Blocks for about a second. Raises: KafkaException where nobody
-        answers."""
-        return AdminClient(self.settings()).list_topics(timeout=FIRST_ANSWER_SECONDS)
+        """Asks with a client of its own, which has no past. Blocks for seconds where nobody answers; then it raises
+        KafkaException."""
+        return AdminClient(self.settings()).list_topics(timeout=PROBE_SECONDS)
+
+    async def answers(self) -> bool:
+        """Whether a client without a past is answered."""
+        try:
+            await self._calls.run(self.probe)
+        except KafkaException:
+            return False
+        return True
 
     async def ask(self, question: Callable[[AdminClient], T]) -> T:
         """What `question(admin)` returns; it blocks on its own thread.

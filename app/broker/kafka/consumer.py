@@ -21,8 +21,9 @@ from confluent_kafka import TopicPartition as ClientPartition
 from app.broker.base import MAX_METADATA_CHARACTERS, Assignment, CommittedOffset, RebalanceListener
 from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster
 from app.broker.kafka.errors import translate
+from app.broker.kafka.lost import Lookout
 from app.broker.kafka.membership import UNNAMED, Membership
-from app.broker.kafka.polling import Batch, Item, PollingThread, Rebalance
+from app.broker.kafka.polling import Batch, BrokersLost, Item, PollingThread, Rebalance
 from app.broker.kafka.threads import call_loop, run_through
 from app.core.errors import Fenced, Rejected, Unavailable
 from app.core.record import Record, TopicPartition
@@ -69,41 +70,44 @@ class KafkaConsumer:
         self._since: dict[TopicPartition, int] = {}
         self._newest = 0
         self._coming: Rebalance | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         assert self._polling is None, "started twice"
         await self._cluster.require_topics(self.topics)
-        loop = asyncio.get_running_loop()
+        self._begin_polling(0)
+
+    def _begin_polling(self, generation: int) -> None:
+        """generation: of what came before."""
+        loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         try:
-            self._polling = PollingThread(
-                self._open,
-                self._cluster.probe,
-                self.group,
-                self.topics,
-                membership=self._membership,
-                deliver=lambda item: call_loop(loop, self._arrive, item),
-                on_lost=self._lose,
-                on_end=partial(call_loop, loop, self._ended.set),
+            client = Client(
+                self._cluster.settings(
+                    group_id=self.group,
+                    logger=_ClientLog(),
+                    **self._membership.settings(len(self.topics)),
+                    enable_auto_commit=False,
+                    enable_auto_offset_store=False,
+                    auto_offset_reset="earliest",
+                    fetch_queue_backoff_ms=5,
+                    fetch_wait_max_ms=100,
+                    queued_max_messages_kbytes=32_768,
+                )
             )
         except KafkaException as error:
             raise translate(error, self.group) from None
-        self._polling.start()
-
-    def _open(self) -> Client:
-        """Raises: KafkaException."""
-        return Client(
-            self._cluster.settings(
-                group_id=self.group,
-                logger=_ClientLog(),
-                **self._membership.settings(len(self.topics)),
-                enable_auto_commit=False,
-                enable_auto_offset_store=False,
-                auto_offset_reset="earliest",
-                fetch_queue_backoff_ms=5,
-                fetch_wait_max_ms=100,
-                queued_max_messages_kbytes=32_768,
-            )
+        self._polling = PollingThread(
+            client,
+            self.group,
+            self.topics,
+            membership=self._membership,
+            lookout=Lookout(self._cluster.probe, self._membership.lost_after_s),
+            deliver=lambda item: call_loop(loop, self._arrive, item),
+            on_lost=self._lose,
+            on_end=partial(call_loop, loop, self._ended.set),
+            generation=generation,
         )
+        self._polling.start()
 
     def _arrive(self, item: Item) -> None:
         self._inbox.append(item)
@@ -129,6 +133,9 @@ class KafkaConsumer:
                         return records
                     continue
                 self._inbox.popleft()
+                if isinstance(item, BrokersLost):
+                    await self._join_anew()
+                    continue
                 if isinstance(item, Exception):
                     raise item
                 await self._rebalance(item)
@@ -185,6 +192,18 @@ class KafkaConsumer:
                 self._forget(change.places)
             self._polling.tell(change.finish)
 
+    async def _join_anew(self) -> None:
+        """With another client on another thread; everything is lost that was held."""
+        assert self._polling is not None, "not started"
+        logger.warning("%s: this member has lost the brokers, which others reach; it joins anew", self.group)
+        self._newest = self._polling.abandon()
+        self._inbox.clear()
+        held = list(self._assigned.values())
+        self._forget([one.place for one in held])
+        self._begin_polling(self._newest)
+        if held:
+            await self._listener.on_lost(held)
+
     def _forget(self, places: Iterable[TopicPartition]) -> None:
         for place in places:
             self._assigned.pop(place, None)
@@ -231,7 +250,7 @@ class KafkaConsumer:
                 self._since[place] = self._newest = generation
             return None
 
-        return await run_through(polling.tell, move)
+        return await self._ask(move)
 
     async def commit(self, offsets: Mapping[Assignment, CommittedOffset]) -> None:
         self._refuse_ended(offsets)
@@ -260,13 +279,21 @@ class KafkaConsumer:
             return _error_of(error)
 
     async def _ask(self, call: Callable[[], T]) -> T:
-        assert self._polling is not None, "not started"
+        polling = self._polling
+        assert polling is not None, "not started"
         try:
             async with asyncio.timeout(GROUP_SECONDS):
-                return await run_through(self._polling.tell, call)
+                return await run_through(polling.tell, call)
         except TimeoutError:
+            # A client that has lost its brokers keeps a commit for its session's time, and its thread with it.
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look_whether_lost(polling))
             message = f"{self._cluster.address}: group {self.group} had no answer for {GROUP_SECONDS:.0f} s"
             raise Unavailable(message) from None
+
+    async def _look_whether_lost(self, polling: PollingThread) -> None:
+        if await self._cluster.answers() and polling.stands_still_s >= self._membership.lost_after_s:
+            self._arrive(BrokersLost())
 
     def _refuse_ended(self, offsets: Iterable[Assignment]) -> None:
         for held in offsets:
@@ -297,6 +324,8 @@ class KafkaConsumer:
             self._closed = True
             return
         self._closed = True
+        if self._looking is not None:
+            self._looking.cancel()
         try:
             for item in self._inbox:
                 if isinstance(item, Rebalance) and item.kind == "lost":

@@ -20,7 +20,7 @@ LOST_SECONDS = 10.0
 
 class Lookout:
     """Over one client, on its thread. probe: asks the cluster with another client; raises KafkaException where nobody
-    answers. patience_s: so long the client must have reached nobody, while others do, to be lost."""
+    answers. patience_s: so long the client must have reached nobody, while others did, to be lost."""
 
     def __init__(self, probe: Callable[[], object], patience_s: float = LOST_SECONDS) -> None:
         self._probe = probe
@@ -30,19 +30,23 @@ class Lookout:
     def heard(self) -> None:
         """The client gave something."""
         self._next_look = time.monotonic() + LOOK_SECONDS
-        self._lost_since: float | None = None
+        self._alone_s = 0.0
+        self._found_alone_s: float | None = None
 
     def is_lost(self, client: Client, topic: str) -> bool:
         """To be asked when the client gave nothing. Looks now and then, which blocks for seconds where nobody answers."""
         now = time.monotonic()
         if now < self._next_look:
             return False
-        if self._reaches_a_broker(client, topic) or not self._others_do():
+        if self._reaches_a_broker(client, topic):
             self.heard()
             return False
+        is_alone = self._others_do()
         self._next_look = time.monotonic() + LOOK_SECONDS
-        self._lost_since = self._lost_since or now
-        return now - self._lost_since >= self._patience_s
+        if is_alone and self._found_alone_s is not None:
+            self._alone_s += now - self._found_alone_s
+        self._found_alone_s = now if is_alone else None
+        return self._alone_s >= self._patience_s
 
     def _reaches_a_broker(self, client: Client, topic: str) -> bool:
         try:

@@ -9,6 +9,7 @@ so that the listener may commit. The client goes on sending heartbeats meanwhile
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -66,13 +67,17 @@ class Rebalance:
         self.finished = True
 
 
+class BrokersLost(Exception):
+    """The client has lost its brokers for good (see `lost`): this thread ends, and another one must take its place."""
+
+
 Item = Batch | Rebalance | Exception
 
 
 class PollingThread:
     """Polls a client from `start` to `stop`.
 
-    make: opens a client; another one where that has lost its brokers (see `lost`). probe: as there.
+    generation: of the thread before it. lookout: over this client.
     failure: what ended the polling for good, None while it goes on. ends: end offsets as of the last fetches.
     deliver: hands an item to the loop; False when the loop is gone. on_lost: called at once, on this thread, for places
     that are another member's already. on_end: called on this thread when it has left the group.
@@ -80,31 +85,33 @@ class PollingThread:
 
     def __init__(
         self,
-        make: Callable[[], Client],
-        probe: Callable[[], object],
+        client: Client,
         group: str,
         topics: Sequence[str],
         membership: Membership,
+        lookout: Lookout,
         deliver: Callable[[Item], bool],
         on_lost: Callable[[list[TopicPartition], int], None],
         on_end: Callable[[], object],
+        generation: int = 0,
     ) -> None:
         self.ends: dict[TopicPartition, int] = {}
         self.failure: Exception | None = None
-        self._make = make
-        self._client = make()
-        self._lookout = Lookout(probe, membership.lost_after_s)
+        self._client = client
+        self._lookout = lookout
         self._group = group
         self._topics = list(topics)
         self._membership = membership
         self._is_eager = membership.is_eager(len(topics))
-        self._deliver = deliver
-        self._on_lost = on_lost
+        self._tell_loop = deliver
+        self._tell_lost = on_lost
         self._on_end = on_end
         self._next_ends = 0.0
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._room = BATCHES_AHEAD
-        self._generation = 0
+        self._generation = generation
+        self._calling_since = math.inf
+        self._abandoned = False
         self._paused: set[TopicPartition] = set()
         self._given_up: set[TopicPartition] = set()
         self._held: dict[TopicPartition, ClientPartition] = {}
@@ -126,6 +133,18 @@ class PollingThread:
     def stop(self) -> None:
         """Leaves the group and ends; `on_end` is called when it has."""
         self._inbox.put(self._begin_stopping)
+
+    def abandon(self) -> int:
+        """As `stop`, and nobody hears of it any more, however long its client keeps it. Returns: a generation that is newer
+        than all of its own."""
+        self._abandoned = True
+        self.stop()
+        return self._generation + 1
+
+    @property
+    def stands_still_s(self) -> float:
+        """For how long it has been in one call of the client; negative where it is in none."""
+        return time.monotonic() - self._calling_since
 
     # Called on this thread, through `tell`. Each raises KafkaException.
 
@@ -153,6 +172,13 @@ class PollingThread:
 
     # This thread's own.
 
+    def _deliver(self, item: Item) -> bool:
+        return not self._abandoned and self._tell_loop(item)
+
+    def _on_lost(self, places: list[TopicPartition], generation: int) -> None:
+        if not self._abandoned:
+            self._tell_lost(places, generation)
+
     def _add_room(self) -> None:
         self._room += 1
 
@@ -167,12 +193,15 @@ class PollingThread:
 
     def _run(self) -> None:
         try:
-            self._subscribe()
+            self._client.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
             while not self._stopping:
                 self._serve_inbox(wait=self._room <= 0)
                 if self._room > 0 and not self._stopping:
+                    self._calling_since = time.monotonic()
                     self._fetch()
                     self._look_up_ends()
+        except BrokersLost as lost:
+            self._deliver(lost)
         except Exception as error:  # noqa: BLE001  every poll raises it from now on
             self.failure = translate(error, self._group, "Read") if isinstance(error, KafkaException) else error
             self._generation += 1
@@ -185,23 +214,26 @@ class PollingThread:
             self._client.close()
             self._on_end()
 
-    def _subscribe(self) -> None:
-        self._client.subscribe(self._topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
-
     def _serve_inbox(self, *, wait: bool) -> None:
         while True:
             try:
-                call = self._inbox.get(wait)
+                self._serve_one(wait=wait)
             except Empty:
                 return
-            call()
             wait = False
+
+    def _serve_one(self, *, wait: bool) -> None:
+        """Raises: Empty where none is there and it is not to wait."""
+        self._calling_since = math.inf
+        call = self._inbox.get(wait)
+        self._calling_since = time.monotonic()
+        call()
 
     def _fetch(self) -> None:
         message = self._client.poll(POLL_SECONDS)
         if message is None:
-            if self._lookout.is_lost(self._client, self._topics[0]):
-                self._replace_client()
+            if self._inbox.empty() and self._lookout.is_lost(self._client, self._topics[0]):
+                raise BrokersLost
             return
         self._lookout.heard()
         self._given_up.clear()
@@ -214,18 +246,6 @@ class PollingThread:
         if records:
             self._room -= 1
             self._stopping |= not self._deliver(Batch(self._generation, records))
-
-    def _replace_client(self) -> None:
-        logger.warning("%s: this member has lost the brokers, which others reach; it joins anew", self._group)
-        lost, self._client = self._client, self._make()
-        threading.Thread(target=lost.close, name=f"kafka-lost-{self._group}", daemon=True).start()  # it takes its time
-        if self._held:
-            rebalance = self._new("lost", list(self._held.values()))
-            self._on_lost(rebalance.places, rebalance.generation)
-            self._announce(rebalance)
-            self._forget(rebalance)
-        self._lookout.heard()
-        self._subscribe()
 
     def _look_up_ends(self) -> None:
         now = time.monotonic()
@@ -262,9 +282,7 @@ class PollingThread:
 
     # Called by the client on this thread, inside poll, consume or close.
 
-    def _assigned(self, client: Client, partitions: list[ClientPartition]) -> None:
-        if client is not self._client:
-            return
+    def _assigned(self, _: Client, partitions: list[ClientPartition]) -> None:
         rebalance = self._new("assigned", partitions)
         self._announce(rebalance)
         if not self._stopping:
@@ -277,31 +295,25 @@ class PollingThread:
             if paused:
                 self.pause(paused)
 
-    def _revoked(self, client: Client, partitions: list[ClientPartition]) -> None:
-        if client is self._client:
-            self._give_up(self._new("revoked", partitions), partitions)
+    def _revoked(self, _: Client, partitions: list[ClientPartition]) -> None:
+        self._give_up(self._new("revoked", partitions), partitions)
 
-    def _lost(self, client: Client, partitions: list[ClientPartition]) -> None:
-        if client is not self._client:
-            return
+    def _lost(self, _: Client, partitions: list[ClientPartition]) -> None:
         rebalance = self._new("lost", partitions)
         self._on_lost(rebalance.places, rebalance.generation)
         self._give_up(rebalance, partitions)
 
     def _give_up(self, rebalance: Rebalance, partitions: list[ClientPartition]) -> None:
         self._announce(rebalance)
-        self._forget(rebalance)
-        if self._is_eager:  # then these are all there are
-            self._client.unassign()
-        else:
-            self._client.incremental_unassign(partitions)
-
-    def _forget(self, rebalance: Rebalance) -> None:
         self._paused.difference_update(rebalance.places)
         self._given_up.update(rebalance.places)
         for place in rebalance.places:
             self._held.pop(place, None)
             self.ends.pop(place, None)
+        if self._is_eager:  # then these are all there are
+            self._client.unassign()
+        else:
+            self._client.incremental_unassign(partitions)
 
     def _new(self, kind: Literal["assigned", "revoked", "lost"], partitions: list[ClientPartition]) -> Rebalance:
         self._generation += 1
@@ -313,4 +325,5 @@ class PollingThread:
         if self._stopping or not self._deliver(rebalance):
             return
         while not (rebalance.finished or self._stopping):
-            self._inbox.get()()
+            self._serve_one(wait=True)
+        self._calling_since = time.monotonic()

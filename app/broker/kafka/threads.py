@@ -23,7 +23,7 @@ class BlockingCalls:
         self.stopped = False
 
     async def run(self, call: Callable[[], T]) -> T:
-        """What `call()` returns or raises. On cancellation the call still runs to its end, unobserved.
+        """What `call()` returns or raises. On cancellation a call that has begun still runs to its end, unobserved.
 
         Raises: RuntimeError after `stop`: nobody would ever answer.
         """
@@ -65,7 +65,7 @@ def call_loop(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *a
 async def run_through(tell: Callable[[Callable[[], None]], None], call: Callable[[], T]) -> T:
     """Has another thread run `call()`, by telling it to, and awaits what it returns or raises.
 
-    On cancellation the call still runs, unobserved.
+    On cancellation a call that has begun still runs, unobserved.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -79,6 +79,8 @@ async def run_through(tell: Callable[[Callable[[], None]], None], call: Callable
             future.set_result(result)
 
     def run() -> None:
+        if future.cancelled():
+            return
         result, error = None, None
         try:
             result = call()

@@ -58,7 +58,18 @@ def test_lookout_outage_loses_no_client(ends: Ends) -> None:
 def test_lookout_quiet_client_that_reaches_a_broker_is_not_lost(ends: Ends) -> None:
     """It is asked now and then, and not at each poll."""
     assert not ends.is_lost_within(100)
-    assert ends.asked <= 100 / LOOK_SECONDS
+    assert 10 < ends.asked <= 100 / LOOK_SECONDS
+
+
+def test_lookout_moment_in_which_nobody_answers_does_not_count_and_takes_nothing_back(ends: Ends) -> None:
+    """A question that had no answer says nothing about the client."""
+    ends.reaches = False
+    assert not ends.is_lost_within(LOST_SECONDS - 1)
+    ends.others_reach = False
+    assert not ends.is_lost_within(5 * LOOK_SECONDS)
+    ends.others_reach = True
+    assert not ends.is_lost_within(1)
+    assert ends.is_lost_within(4 * LOOK_SECONDS)
 
 
 def test_lookout_client_that_hears_something_begins_anew(ends: Ends) -> None:
