@@ -10,6 +10,7 @@ from shlex import quote
 from app.application import STREAMS_GROUP, App
 from app.broker.base import Right
 from app.core.errors import SetupError
+from app.core.settings import MODES
 from app.decisions.actions import GROUP as ACTIONS_GROUP
 from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, SWITCHES
 from app.serving.materializer import GROUP as FEATURES_GROUP
@@ -34,15 +35,15 @@ STORE_COMMANDS = {
 """What the roles that use Redis ask of it."""
 
 
-def rights_of(app: App, role: str, mode: str = "live") -> list[Right]:
-    """Every right that a role needs, ordered by kind and name. mode: of the worker, see `Settings.mode`.
+def rights_of(app: App, role: str) -> list[Right]:
+    """Every right that a role needs, ordered by kind and name.
 
     Raises: SetupError for an unknown role.
     """
     if role not in ROLES:
         raise SetupError("--role", f"no role is called {role}; there are {', '.join(ROLES)}")
     every = sorted(spec.name for spec in app.topics.all())
-    used = set(_agents(app, mode) if role == "agents" else _USES[role](app))
+    used = set(_USES[role](app))
     if role != "publisher":  # a worker looks at all topics before it starts, and a person at any
         written = {right.name for right in used if right.operation in ("Read", "Write")}
         used |= {Right("topic", name, "Describe") for name in every if name not in written}
@@ -102,11 +103,11 @@ def _features(app: App) -> list[Right]:
     return [Right("group", FEATURES_GROUP, "Read")] + [right for topic in views for right in _topic(topic, "Read")]
 
 
-def _agents(app: App, mode: str) -> list[Right]:
+def _agents(app: App) -> list[Right]:
     rights = _topic(DECISIONS, "Read", "Write") + _topic(SWITCHES, "Read", "Write")
     for agent in app.agents.values():
-        group = agent.group if mode == "live" else f"{agent.group}.{mode}"
-        rights += [Right("group", group, "Read")]
+        for mode in MODES:  # all of them: a switch moves an agent into another one's group while it runs
+            rights.append(Right("group", agent.group if mode == "live" else f"{agent.group}.{mode}", "Read"))
         rights += _topic(agent.topic, "Read") + _topic(f"{agent.topic}.dead", "Write")
     return rights
 
@@ -133,6 +134,7 @@ _USES = {
     "publisher": _publisher,
     "streams": _streams,
     "features": _features,
+    "agents": _agents,
     "actions": _actions,
     "operator": _operator,
 }

@@ -180,13 +180,13 @@ def rights(
     from app.rights import ROLES, commands_of, rights_of, store_rights_of
 
     loaded, values = load_app(app), settings(broker=broker, store=store)
-    mode, roles = values.mode, [role] if role else list(ROLES)
+    roles = [role] if role else list(ROLES)
     if apply:
-        asked = [(user or each, rights_of(loaded, each, mode), store_rights_of(loaded, each)) for each in roles]
+        asked = [(user or each, rights_of(loaded, each), store_rights_of(loaded, each)) for each in roles]
         asyncio.run(_apply(values, asked))
         return
     for each in roles:
-        found = rights_of(loaded, each, mode)
+        found = rights_of(loaded, each)
         if json:
             for right in found:
                 output.json_line({"role": each, **right._asdict()})

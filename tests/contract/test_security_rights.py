@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from subprocess import TimeoutExpired
@@ -79,6 +80,10 @@ def records_in(granted: Secured, topic: str) -> int:
     return sum(end.offset for end in granted.ends(topic))
 
 
+def has_a_member(granted: Secured, group: str) -> bool:
+    return len(granted.admin.describe_consumer_groups([group])[group].result(10).members) == 1
+
+
 def test_roles_with_their_rights_do_all_they_are_for_and_stop_without_one(granted: Secured, tmp_path: Path) -> None:
     """An order becomes features, an alert, a decision and an effect; none of the workers has a word of warning to say. Then
     one right after the other is taken while they run, and each worker ends with one line that names it. The agents show a
@@ -138,6 +143,25 @@ def test_commands_for_this_machine_run_as_they_are_documented(granted: Secured, 
     finally:
         process.kill()
     assert "stopped; nothing is left over" in said.read_text()
+
+
+OF_OTHER_MODES = (".shadow", ".dry-run")
+"""Groups that a worker reads in once its mode was switched."""
+
+
+def test_switch_to_another_mode_leaves_the_worker_running(granted: Secured, tmp_path: Path) -> None:
+    """The agents' rights are enough for the group of each mode."""
+    worker = start(granted, "agents", tmp_path)
+    try:
+        worker.wait_until_it_says(RUNS)
+        for mode in ("shadow", "dry-run", "live"):
+            switch = ("switch", "mode", "judge_order", mode)
+            assert 0 == Running(switch, granted.as_user("operator"), tmp_path / mode).ended().code
+            if mode != "live":
+                wait_until(partial(has_a_member, granted, f"headrace.agent.judge_order.{mode}"))
+        assert 0 == worker.end().code
+    finally:
+        worker.kill()
 
 
 TAKEN_WHILE_RUNNING = {
@@ -216,6 +240,8 @@ def test_worker_without_any_one_right_ends_and_names_it(granted: Secured, app: A
         wait_until(lambda: records_in(granted, "agent.effects") > done)
         assert 0 == workers[role].end().code  # so that there is something to restore
         for right in rights_of(app, role):
+            if right.name.endswith(OF_OTHER_MODES):
+                continue
             granted.take(role, right)
             worker = start(granted, role, tmp_path)
             try:

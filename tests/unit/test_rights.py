@@ -29,11 +29,11 @@ def test_rights_of_effects_are_the_actions_alone(app: App) -> None:
     assert {"actions", "operator"} == writers
 
 
-def test_rights_in_another_mode_are_for_its_groups(app: App) -> None:
-    """A shadow worker has groups of its own."""
-    groups = [right.name for right in rights_of(app, "agents", "shadow") if right.kind == "group"]
-    assert groups
-    assert [] == [name for name in groups if not name.endswith(".shadow")]
+def test_rights_of_agents_are_to_the_groups_of_every_mode(app: App) -> None:
+    """A switch moves an agent into another one's while its worker runs, which ends where it may not read there."""
+    groups = {right for right in rights_of(app, "agents") if right.kind == "group"}
+    group = "headrace.agent.judge_order"
+    assert {Right("group", name, "Read") for name in (group, f"{group}.shadow", f"{group}.dry-run")} == groups
 
 
 def test_rights_of_an_unknown_role_are_refused(app: App) -> None:
