@@ -264,6 +264,34 @@ def test_worker_cancelled_ends_at_once_and_leaves_its_groups() -> None:
     run_virtual(main, START_MS)
 
 
+@pytest.mark.parametrize(
+    ("address", "parts", "urls", "expected"),
+    [
+        ("kafka://a:1", PARTS, {}, ["block_transaction", "notify_fraud_team"]),
+        ("kafka://a:1", PARTS, {"block_transaction": "https://payments.example/"}, ["notify_fraud_team"]),
+        ("kafka://a:1", ("streams",), {}, []),
+        ("memory://", PARTS, {}, []),
+    ],
+)
+def test_worker_says_which_actions_have_no_address(
+    address: str, parts: Iterable[str], urls: dict[str, str], expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once each, with the setting; not of those that ask a person, nor where nothing lasts."""
+
+    async def main(clock: Clock) -> None:
+        settings = Settings(broker="memory://", store="memory://", model="rules", action_urls=urls)
+        made, stopping = await process(clock, parts, settings), asyncio.Event()
+        made.broker.address = address
+        stopping.set()
+        await made.worker.run(stopping)
+
+    run_virtual(main, START_MS)
+    assert [
+        f"action {name} has no address, so what it posts is only logged; set HEADRACE_ACTION_URL_{name.upper()}"
+        for name in expected
+    ] == [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_worker_part_that_cannot_stop_is_cancelled_within_the_grace(caplog: pytest.LogCaptureFixture) -> None:
     """A broker that is away for an hour does not keep a stopping process alive; nothing of it is committed."""
 

@@ -6,7 +6,8 @@ import pytest
 
 from app.core.clock import Clock, run_virtual
 from app.core.errors import Rejected
-from app.decisions.effects import Effects, Receivers, header_text
+from app.decisions.decision import Decision
+from app.decisions.effects import Effects, Receivers, header_text, may_post
 from app.decisions.log import Link
 from app.decisions.record import EffectState
 from tests.decisions_kit import START_MS, World, large_order
@@ -61,6 +62,37 @@ def test_post_without_token_sends_none() -> None:
         assert [{"idempotency-key": "judge:stop:a:0"}] == poster.headers
 
     run_virtual(main, START_MS)
+
+
+def test_post_without_address_is_logged_by_its_ids_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """What stands in a log cannot be forgotten with the person it is about."""
+    caplog.set_level("INFO")
+
+    async def main(clock: Clock) -> None:
+        effects = effects_of(await World.create(clock), Listening(), Receivers({}))
+        await effects.post({"user_id": "u-of-the-body"})
+        assert EffectState.LOGGED is effects.outcome
+
+    run_virtual(main, START_MS)
+    assert ["effect stop judge:stop:a:0 has no address, logged only"] == caplog.messages
+
+
+def test_may_post_is_told_by_the_code() -> None:
+    """Whatever does not plainly leave it at asking a person needs an address."""
+
+    async def posts(decision: Decision, effects: Effects) -> None:
+        await effects.post({})
+
+    async def asks(decision: Decision, effects: Effects) -> None:
+        await effects.request_review(decision.reason)
+
+    async def either(decision: Decision, effects: Effects) -> None:
+        await (effects.post({}) if decision.reason else effects.request_review("r"))
+
+    async def elsewhere(decision: Decision, effects: Effects) -> None:
+        await posts(decision, effects)
+
+    assert [True, False, True, True] == [may_post(handler) for handler in (posts, asks, either, elsewhere)]
 
 
 def test_second_effect_is_refused() -> None:
