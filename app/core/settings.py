@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from app.core.errors import HeadraceError, SetupError
-from app.core.security import MECHANISMS, BrokerSecurity, StoreSecurity, check_broker, check_store
+from app.core.security import MECHANISMS, BrokerSecurity, StoreSecurity, check_broker, check_store, is_loopback
 
 PREFIX = "HEADRACE_"
 ACTION_URL_PREFIX = "HEADRACE_ACTION_URL_"
@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: str = "claude-sonnet-4-6"
     """`rules` for the offline rules, else the name of an Anthropic model."""
     model_url: str = ""
-    """Another address for the Messages API; empty for Anthropic's own."""
+    """Another address for the Messages API, `https://` unless on loopback; empty for Anthropic's own."""
     model_concurrency: int = 64
     """Model calls at once in this process, 1 to 256."""
     model_attempt_ms: int = 8_000
@@ -71,9 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """`name=input/output/cache-read/cache-write, ...` in dollars per million tokens; claude-sonnet-4-6 is known."""
     action_urls: dict[str, str] = {}
     """Where effects are posted, by the name of the action's function: `[tool.headrace.action_urls]`, or
-    `HEADRACE_ACTION_URL_BLOCK_TRANSACTION=https://...`. An effect without an address is logged instead."""
+    `HEADRACE_ACTION_URL_BLOCK_TRANSACTION=https://...`. An effect without an address is logged instead, for good."""
     action_token: str = ""
-    """Bearer token sent with effects."""
+    """Bearer token sent with effects; `https://` addresses only then, unless on loopback."""
     action_timeout_ms: int = 5_000
     """Time limit of one such post; shorter than the drain."""
     mode: str = "live"
@@ -112,13 +112,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         broker_rule = "must begin with kafka://, aiokafka:// or memory://"
         _require("broker", self.broker.startswith(broker_schemes), broker_rule)
         store_schemes = ("redis://", "rediss://", "unix://", "memory://")
-        _require("store", self.store.startswith(store_schemes), "must begin with redis://, unix:// or memory://")
+        _require(
+            "store", self.store.startswith(store_schemes), "must begin with redis://, rediss://, unix:// or memory://"
+        )
         check_broker(self.broker, self.broker_security)
         check_store(self.store, self.store_security)
         form = "must begin with http:// or https:// and name a host"
-        _require("model_url", not self.model_url or _is_web_address(self.model_url), form)
+        if self.model_url:
+            _require("model_url", _is_web_address(self.model_url), form)
+            _require_closed("model_url", self.model_url, "an API key")
         for name, url in self.action_urls.items():
             _require("action_urls", _is_web_address(url), f"that of {name} {form}")
+            if self.action_token or "@" in urlsplit(url).netloc:
+                _require_closed("action_urls", url, "a token or password", f"that of {name} ")
 
     def __repr__(self) -> str:
         return f"Settings({self.redacted()})"
@@ -258,6 +264,15 @@ def _is_web_address(text: str) -> bool:
         return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
     except ValueError:  # a port that is no number, brackets that do not match
         return False
+
+
+def _require_closed(setting: str, url: str, secret: str, which: str = "") -> None:
+    """Nobody on the way may read the secret that goes to this address."""
+    address = urlsplit(url)
+    host = address.hostname or ""
+    closed = address.scheme == "https" or is_loopback(host)
+    message = f"{which}must begin with https://: there is {secret}, and the way to {host} is open without TLS"
+    _require(setting, closed, message)
 
 
 def _require(setting: str, holds: bool, message: str) -> None:

@@ -53,7 +53,7 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
         ({"HEADRACE_REPLICATION": "0"}, "HEADRACE_REPLICATION: must be at least 1"),
         ({"HEADRACE_MODEL_CONCURRENCY": "257"}, "HEADRACE_MODEL_CONCURRENCY: must be 1 to 256"),
         ({"HEADRACE_BROKER": "localhost:9092"}, "HEADRACE_BROKER: must begin with kafka://, aiokafka:// or memory://"),
-        ({"HEADRACE_STORE": "6379"}, "HEADRACE_STORE: must begin with redis://, unix:// or memory://"),
+        ({"HEADRACE_STORE": "6379"}, "HEADRACE_STORE: must begin with redis://, rediss://, unix:// or memory://"),
         ({"HEADRACE_MODEL_ATTEMPT_MS": "25000"}, "HEADRACE_MODEL_ATTEMPT_MS: 25000 must be shorter than drain_ms"),
         ({"HEADRACE_MODEL_ATTEMPT_MS": "0"}, "HEADRACE_MODEL_ATTEMPT_MS: must be more than 0"),
         (
@@ -80,6 +80,18 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
             "HEADRACE_ACTION_URL_*: that of block_transaction must begin with http://",
         ),
         ({"HEADRACE_MODEL_URL": "http://host:port"}, "HEADRACE_MODEL_URL: must begin with http://"),
+        (
+            {"HEADRACE_MODEL_URL": "http://proxy.example"},
+            "HEADRACE_MODEL_URL: must begin with https://: there is an API key, and the way to proxy.example is open",
+        ),
+        (
+            {"HEADRACE_ACTION_URL_BLOCK": "http://pay.example/", "HEADRACE_ACTION_TOKEN": "x"},
+            "HEADRACE_ACTION_URL_*: that of block must begin with https://: there is a token or password",
+        ),
+        (
+            {"HEADRACE_ACTION_URL_BLOCK": "HTTP://shop:pa55@pay.example/"},
+            "HEADRACE_ACTION_URL_*: that of block must begin with https://: there is a token or password",
+        ),
         ({"HEADRACE_ACTION_TIMEOUT_MS": "0"}, "HEADRACE_ACTION_TIMEOUT_MS: must be more than 0"),
         (
             {"HEADRACE_ACTION_TIMEOUT_MS": "25000"},
@@ -92,6 +104,20 @@ def test_load_settings_wrong_variable_is_named(environment: dict[str, str], expe
     with pytest.raises(SetupError) as caught:
         load_settings(environment)
     assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8090", "localhost", "[::1]:8090"])
+def test_load_settings_open_address_on_loopback_may_have_a_secret(host: str) -> None:
+    """What is sent there never leaves the machine."""
+    url = f"http://{host}/"
+    loaded = load_settings({"HEADRACE_MODEL_URL": url, "HEADRACE_ACTION_URL_BLOCK": url, "HEADRACE_ACTION_TOKEN": "x"})
+    assert (url, {"block": url}) == (loaded.model_url, loaded.action_urls)
+
+
+def test_load_settings_open_address_without_a_secret_is_taken() -> None:
+    """Nothing goes there that somebody on the way could use."""
+    url = "http://payments.example/"
+    assert {"block": url} == load_settings({"HEADRACE_ACTION_URL_BLOCK": url}).action_urls
 
 
 def test_load_settings_empty_secret_file_is_unset() -> None:
