@@ -32,7 +32,7 @@ StoreOption = Annotated[
     typer.Option(
         "--store",
         metavar="ADDRESS",
-        help="Feature store: `redis://…`, `unix:///…` or `memory://`. [default: HEADRACE_STORE, or port 6379 here]",
+        help="Feature store: `redis://…`, `rediss://…`, `unix:///…` or `memory://`. [default: HEADRACE_STORE, or port 6379 here]",
     ),
 ]
 

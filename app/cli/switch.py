@@ -74,8 +74,11 @@ def mode(
     broker: BrokerOption = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Set an agent's mode, in all workers. Only what is decided `live` is acted on, and not what is decided so behind a
-    switch to another mode, by a worker that has not heard of it: that is withheld, and a person is asked.
+    """Set an agent's mode, in all workers. Only what is decided `live` is acted on. A worker that has not yet heard of the
+    switch may still decide live; such effects are withheld and a person is asked.
+
+    `shadow` and `dry-run` do the same, each in groups and with limits and a budget of its own: take `shadow`, and `dry-run`
+    for a second trial beside it.
 
     A worker runs the agent in this mode or in its own (`worker --mode`), whichever is more careful. Alerts that come while
     no worker is live wait for one.

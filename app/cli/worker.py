@@ -20,7 +20,10 @@ SIGNALLED = 128
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="`rules` answers offline; otherwise a model's name. [default: claude-sonnet-4-6]"),
+    typer.Option(
+        "--model",
+        help="`rules` answers offline; otherwise a model's name. [default: HEADRACE_MODEL, or claude-sonnet-4-6]",
+    ),
 ]
 
 
@@ -41,7 +44,9 @@ def worker(
     mode: Annotated[
         str | None,
         typer.Option(
-            "--mode", metavar="MODE", help="`shadow` or `dry-run`: decide beside the live workers, act on nothing."
+            "--mode",
+            metavar="MODE",
+            help="`shadow` or `dry-run`: decide beside the live workers, act on nothing. [default: HEADRACE_MODE, or live]",
         ),
     ] = None,
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from app.cli import worker as module
 from app.cli.main import run
+from app.core.settings import Settings
 from app.worker import PARTS
 
 
@@ -70,3 +71,12 @@ def test_worker_that_a_second_signal_ends_leaves_with_its_code(
 
     monkeypatch.setattr("app.worker.Worker", Stubborn)
     assert expected == exit_code()
+
+
+def test_worker_defaults_are_those_of_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help names the variable that counts where an option is not given, and the same default as the settings."""
+    with pytest.raises(SystemExit):
+        run(["worker", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name in ("model", "mode"):
+        assert f"[default: HEADRACE_{name.upper()}, or {getattr(Settings(), name)}]" in shown
