@@ -14,7 +14,8 @@ pytestmark = pytest.mark.kafka
 
 
 async def test_dead_replay_on_kafka_publishes_each_letter_once(kafka_address: str) -> None:
-    """Bytes, key, time and headers come back as they were; a second replay finds its notes."""
+    """Bytes, key, time and headers come back as they were; a second replay finds its notes. One into a topic that is gone
+    had been begun before."""
     source = TopicSpec(name="replayed.orders", partitions=2, time="event", max_ahead_ms=60_000)
     broker = KafkaBroker(kafka_address, SystemClock())
     admin, producer, reader = broker.admin(), broker.producer(), broker.reader()
@@ -25,6 +26,14 @@ async def test_dead_replay_on_kafka_publishes_each_letter_once(kafka_address: st
     for offset in range(3):
         headers = (("alert_type", b"x"), ("odd", b"\xff"))
         await letters.write(Record(source.name, 1, offset, 1_000 + offset, b"u-1", b"\xff%d" % offset, headers), "bad")
+    gone = (
+        ("replay_of", b"0"),
+        ("state", b"begun"),
+        ("topic", b"replayed.gone"),
+        ("partition", b"0"),
+        ("offset", b"0"),
+    )
+    await producer.confirm(f"{source.name}.dead", None, None, partition=1, headers=gone)
     found = []
     for _ in range(2):
         replaying = DeadReplay(broker, f"{source.name}.dead", source.name, lambda letter: True)
