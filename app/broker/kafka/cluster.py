@@ -139,9 +139,18 @@ class Cluster:
                 self._admin = None  # it may have lost its brokers, see `lost`
         except Unavailable as error:
             failure = error
+            self._drop_if_lost()
         if self._refusal is not None and isinstance(failure, Unavailable):
             failure = self._refusal
         raise failure
+
+    def _drop_if_lost(self) -> None:
+        """The answers of an admin client that has lost its brokers look like those of a broker that is not ready."""
+        try:
+            if self._admin is not None and self._reached:
+                self._admin.list_topics(timeout=FIRST_ANSWER_SECONDS)
+        except KafkaException:
+            self._admin = None
 
     def _reach(self, admin: AdminClient) -> None:
         """Returns when a broker has answered. Raises: why none does; Unavailable within `ANSWER_SECONDS` or little more."""

@@ -47,6 +47,19 @@ class Leaderless:
         return SimpleNamespace(topics={name: SimpleNamespace(error=None) for name in self.topics})
 
 
+class Lost:
+    """An admin client that has lost its brokers: a question for the whole cluster fails at once, others say what they do."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def list_topics(self, timeout: float) -> None:
+        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    def ask(self) -> None:
+        raise self.error
+
+
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     cluster = Cluster("kafka://127.0.0.1:1", ManualClock())
@@ -156,3 +169,21 @@ def test_client_words_verify_certificate_and_name() -> None:
         + ("sasl.mechanism", "sasl.username", "sasl.password")
     )
     assert {"security.protocol": "PLAINTEXT"} == client_words(BrokerSecurity())
+
+
+@pytest.mark.parametrize("error", [Unavailable("orders: timed out"), KafkaException(KafkaError(KafkaError._TRANSPORT))])
+async def test_ask_admin_client_that_has_lost_its_brokers_is_opened_anew(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever its question said; one that reaches a broker is kept."""
+    lost: Any = Lost(error)
+    fresh: Any = Leaderless(refusals=0)
+    monkeypatch.setattr(module, "AdminClient", lambda settings: fresh)
+    cluster._admin, cluster._reached = lost, True
+    with pytest.raises(Unavailable):
+        await cluster.ask(lambda admin: cast(Any, admin).ask())
+    assert fresh is await cluster.ask(lambda admin: admin)
+    with pytest.raises(Unavailable):
+        await cluster.ask(lambda admin: Lost(Unavailable("orders: no leader")).ask())
+    monkeypatch.setattr(module, "AdminClient", lambda settings: lost)
+    assert fresh is await cluster.ask(lambda admin: admin)
