@@ -1,4 +1,5 @@
-"""`python -m tests.faults [--only NAME …] [--small] [--seed N] [--json] [--resume] [--no-ablations] [--protocol P] [--report]`.
+"""`python -m tests.faults [--only NAME …] [--small] [--seed N] [--json] [--resume] [--no-ablations] [--protocol P]
+[--report [--anew]]`.
 
 Runs the rows on a Kafka and a Redis of their own and prints what came of each. What is finished is kept in
 `.local/faults/results`, so a run that was broken off goes on with `--resume`. Exit code 1 when a row does not hold, has
@@ -18,7 +19,7 @@ from app.local.services import own_directory
 from tests.faults import report, soak
 from tests.faults.application import app
 from tests.faults.cluster import SESSION_MS, Cluster
-from tests.faults.results import Result, ablated, keep, kept, latest, measured
+from tests.faults.results import Result, ablated, keep, kept, latest, measured, unnoticed
 from tests.faults.rows import Bench, Row, all_rows
 
 FOLDER = LOCAL / "faults"
@@ -33,23 +34,23 @@ def say(text: str) -> None:
 async def run_rows(
     rows: list[Row], seed: int, *, small: bool, ablations: bool, resume: bool, protocol: str
 ) -> list[Result]:
-    """Each row on the same servers, but after one that has failed: that may have left anything behind."""
+    """Each row on the same servers, but after one that has failed: that may have left anything behind. Of a row that is
+    kept only the ablations are run that nobody has noticed yet."""
     results: list[Result] = []
-    todo = []
+    todo: list[tuple[Row, Result | None]] = []
     for row in rows:
         found = kept(FOLDER, row, seed, small=small, protocol=protocol) if resume else None
-        noticed = {one.name for one in found.ablations if one.noticed} if found is not None else set()
-        if found is not None and (not ablations or noticed == {one.name for one in row.ablations}):
+        if found is not None and not (ablations and unnoticed(row, found)):
             say(f"{row.name}: kept from before")
             results.append(found)
         else:
-            todo.append(row)
+            todo.append((row, found))
     while todo:
         async with Cluster(app, own_directory("faults")) as cluster:
             bench = Bench(cluster, FOLDER / "runs", seed, say, protocol)
             while todo:
-                row = todo.pop(0)
-                result = await measured(bench, row, small=small, limit_s=ROW_LIMIT_S)
+                row, found = todo.pop(0)
+                result = found or await measured(bench, row, small=small, limit_s=ROW_LIMIT_S)
                 if ablations and result.verdict != "failed":
                     result = await ablated(bench, row, result, limit_s=ROW_LIMIT_S)
                 keep(FOLDER, result)
@@ -65,13 +66,22 @@ def _is_meant(part: str, name: str, names: Container[str]) -> bool:
     return part == name if part in names else part in name
 
 
-def write_report(rows: list[Row]) -> None:
-    """RELIABILITY.md from the full rows, and the small ones on the classic protocol, that are kept."""
+def write_report(rows: list[Row], *, anew: bool) -> None:
+    """RELIABILITY.md from the full rows, and the small ones on the classic protocol, that are kept.
+
+    anew: also where what the page has now would be gone, since it is not kept. Raises: Exit.
+    """
     full = [latest(FOLDER, row, small=False, protocol="consumer") for row in rows]
     classic = [latest(FOLDER, row, small=True, protocol="classic") for row in rows]
     found, small = [one for one in full if one], [one for one in classic if one]
     text = report.document(rows, found, small, soak.latest(), SESSION_MS / 1000)
-    (ROOT / "RELIABILITY.md").write_text(text)
+    page = ROOT / "RELIABILITY.md"
+    gone = report.measured_on(page.read_text() if page.exists() else "") - report.measured_on(text)
+    if gone and not anew:
+        names = "; ".join(sorted(gone))
+        output.error(f"RELIABILITY.md was not written: it would lose {names} (run these, or use --anew)")
+        raise typer.Exit(2)
+    page.write_text(text)
 
 
 def main(
@@ -89,6 +99,9 @@ def main(
     write: Annotated[
         bool, typer.Option("--report", help="Run nothing; write RELIABILITY.md from what is kept.")
     ] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="With --report: also where rows of the page would vanish.")
+    ] = False,
     show: Annotated[bool, typer.Option("--list", help="Say which rows there are.")] = False,
 ) -> None:
     """Break a running system on purpose and check that every promise holds."""
@@ -98,7 +111,7 @@ def main(
             output.line(f"{row.name}{'' if row.small is not None else ' (full size only)'}: {row.promise}")
         return
     if write:
-        write_report(list(rows.values()))
+        write_report(list(rows.values()), anew=anew)
         return
     chosen = [row for row in rows.values() if not only or any(_is_meant(part, row.name, rows) for part in only)]
     if small:
@@ -112,7 +125,7 @@ def main(
         for result in results:
             output.json_line(result.as_row())
     else:
-        output.table(report.COLUMNS, [report.cells(result) for result in results])
+        output.table(report.COLUMNS, [report.cells(rows[result.fault], result) for result in results])
     bad = [result for result in results if not result.holds]
     for result in bad:
         output.error(f"{result.fault}: {'; '.join(result.complaints)}")

@@ -2,9 +2,10 @@
 
 import asyncio
 import re
+import subprocess
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,20 +13,24 @@ import msgspec
 
 from app.core.codec import encode
 from app.core.text import one_line
+from app.local.process import ROOT
 from benchmarks.common import environment
-from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, turned_red
+from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, matched, turned_red
 
 FIGURES = ("alerts", "kills", "lost", "effects_twice", "early_commits", "conflicting", "repeated", "recovery_s")
 
-SAID = 3
-"""Failures of an ablation that are kept."""
+SAID, SAID_CHARACTERS = 3, 160
+"""Failures of an ablation that are kept, and how much of each is shown."""
+
+CHANGED = "*"
+"""Behind a commit whose files were changed when the row ran."""
 
 Verdict = Literal["held", "not held", "failed"]
 
 
 class AblationResult(msgspec.Struct, frozen=True):
-    """noticed: whether the checker, or the row, found what the safeguard prevents. found: its counts. said: the first
-    failures."""
+    """noticed: whether the checker, or the row, found what the safeguard prevents. found: its counts. said: the first of the
+    failures that say so. size, at, commit: empty where nobody wrote them down."""
 
     name: str
     verdict: Verdict
@@ -33,17 +38,27 @@ class AblationResult(msgspec.Struct, frozen=True):
     found: dict[str, int]
     seconds: float
     said: list[str] = []
+    size: dict[str, Any] = {}
+    at: str = ""
+    commit: str = ""
 
     @property
     def evidence(self) -> str:
         """What was found of that which the safeguard prevents."""
         counts = [f"{name.replace('_', ' ')} {count:,}" for name, count in self.found.items() if count]
-        return "; ".join([*counts, *([] if counts else self.said)]) or "-"
+        return "; ".join([*counts, *map(_shortened, self.said)]) or "-"
+
+
+def _shortened(text: str) -> str:
+    """Without its middle: what is wrong with what stands at either end."""
+    half = SAID_CHARACTERS // 2
+    return text if len(text) <= SAID_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
 class Result(msgspec.Struct, kw_only=True):
     """failed: there is no verdict, since the run itself broke off. more: figures beyond the table's. protocol: of the
-    groups. at, commit, machine: when, on what and where it was measured."""
+    groups. at, commit, machine: when, on what and where it was measured. promise: the row's then, empty where nobody wrote
+    it down."""
 
     fault: str
     small: bool
@@ -59,6 +74,7 @@ class Result(msgspec.Struct, kw_only=True):
     at: str
     commit: str
     machine: str
+    promise: str = ""
     ablations: list[AblationResult] = []
 
     @property
@@ -89,7 +105,7 @@ class Result(msgspec.Struct, kw_only=True):
 
 async def measured(bench: Bench, row: Row, *, small: bool, limit_s: float) -> Result:
     """Runs a row. No verdict means failed."""
-    size, found = row.small if small else row.full, environment()
+    size, found, commit = row.small if small else row.full, environment(), checked_out()
     assert size is not None
     outcome, failures, seconds = await _tried(bench, row, size, (), limit_s)
     figures, more, problems = _figures(outcome)
@@ -110,31 +126,68 @@ async def measured(bench: Bench, row: Row, *, small: bool, limit_s: float) -> Re
         seconds=seconds,
         protocol=bench.protocol,
         at=found["at"],
-        commit=found["commit"],
+        commit=commit,
         machine=f"{found['cores']} cores, {found['processor']}, {found['system']}, Python {found['python']}",
+        promise=row.promise,
     )
 
 
+def checked_out() -> str:
+    """The commit that runs, and whether files were changed since. The report does not count: it is written by a run."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!RELIABILITY.md")
+    return f"{commit or 'unknown'}{CHANGED if changed else ''}"
+
+
+def _git(*arguments: str) -> str:
+    """What it says; nothing where there is no repository."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
 async def ablated(bench: Bench, row: Row, result: Result, *, limit_s: float) -> Result:
-    """The result with what came of the row's ablations."""
+    """The result with what came of the row's ablations. Those that were noticed before are not run again."""
+    known = {one.name: one for one in result.ablations}
+    repeated = [one.name for one in unnoticed(row, result)]
+    result.ablations = []
     for ablation in row.ablations:
+        if ablation.name not in repeated:
+            result.ablations.append(known[ablation.name])
+            continue
         one = await try_ablation(bench, row, ablation, limit_s=limit_s)
         result.ablations.append(one)
         bench.say(f"  ablation {one.name}: {'noticed' if one.noticed else 'NOT NOTICED'} {one.evidence}")
     return result
 
 
+def unnoticed(row: Row, result: Result) -> list[Ablation]:
+    """The row's ablations that were not run as they are defined now, or that nobody noticed."""
+    known = {one.name: one for one in result.ablations}
+    return [
+        ablation
+        for ablation in row.ablations
+        if ablation.name not in known
+        or not known[ablation.name].noticed
+        or is_another_size(known[ablation.name].size, ablation.size)
+    ]
+
+
+def is_another_size(measured: Mapping[str, Any], defined: Size | None) -> bool:
+    """Whether the definition has changed since. What was not written down counts as the same."""
+    return bool(measured) and msgspec.json.decode(encode(measured)) != msgspec.json.decode(encode(defined))
+
+
 async def try_ablation(bench: Bench, row: Row, ablation: Ablation, *, limit_s: float) -> AblationResult:
     """Runs a row without one of its safeguards."""
-    outcome, _, seconds = await _tried(bench, row, ablation.size, (ablation.name,), limit_s)
+    at, commit = environment()["at"], checked_out()
+    outcome, failures, seconds = await _tried(bench, row, ablation.size, (ablation.name,), limit_s)
+    size = dict(ablation.size)
     if outcome is None:
-        return AblationResult(ablation.name, "failed", False, {}, seconds)
+        return AblationResult(ablation.name, "failed", False, {}, seconds, failures, size, at, commit)
     counts = {} if outcome.verdict is None else msgspec.to_builtins(outcome.verdict)
     found = {name: counts[name] for name in ablation.wrong if name in counts}
     verdict: Verdict = "held" if outcome.held else "not held"
-    return AblationResult(
-        ablation.name, verdict, turned_red(ablation, outcome), found, seconds, outcome.failures[:SAID]
-    )
+    noticed, said = turned_red(ablation, outcome), matched(ablation, outcome)[:SAID]
+    return AblationResult(ablation.name, verdict, noticed, found, seconds, said, size, at, commit)
 
 
 async def _tried(
@@ -174,7 +227,7 @@ def kept(folder: Path, row: Row, seed: int, *, small: bool, protocol: str) -> Re
     """What is kept of a row with this seed and size, when it held."""
     result = latest(folder, row, small=small, protocol=protocol)
     size = row.small if small else row.full
-    if result is None or (result.seed, result.verdict) != (seed, "held") or encode(result.size) != encode(size):
+    if result is None or (result.seed, result.verdict) != (seed, "held") or is_another_size(result.size, size):
         return None
     return result
 

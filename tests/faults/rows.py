@@ -16,6 +16,8 @@ from tests.faults.run import Latency, Run
 
 HERE = Path(__file__).parent
 QUICK = Latency(0.2, 1.2)
+COUNTS = frozenset(Verdict.__struct_fields__)
+"""What the checker counts."""
 
 
 @dataclass
@@ -92,9 +94,13 @@ def all_rows() -> dict[str, Row]:
     return found
 
 
+def matched(ablation: Ablation, outcome: Outcome) -> list[str]:
+    """The failures in which its words are found. A word that names a count is none of a text: "lost" is part of many."""
+    words = [word for word in ablation.wrong if word not in COUNTS]
+    return [failure for failure in outcome.failures if any(word in failure for word in words)]
+
+
 def turned_red(ablation: Ablation, outcome: Outcome) -> bool:
     """Whether the removed safeguard was missed, in the way that was expected."""
-    return not outcome.held and any(
-        getattr(outcome.verdict, wrong, 0) or any(wrong in failure for failure in outcome.failures)
-        for wrong in ablation.wrong
-    )
+    counted = any(getattr(outcome.verdict, word, 0) for word in ablation.wrong if word in COUNTS)
+    return not outcome.held and (counted or bool(matched(ablation, outcome)))

@@ -40,6 +40,10 @@ GROWTH = 1.1
 """So much more memory at the end than in the middle is noise."""
 BEHIND_S = 5.0
 """So far the decisions may be behind the alerts when the load ends."""
+LATE = 1.02
+"""So much longer than meant the load may have lasted: what is slower is another load."""
+PROGRESS, NO_END, SCANNED = b"headrace:view:", -1, 1_000
+"""Beginning of the one key of a view that stays, what Redis says of such keys, and how many are looked at together."""
 PARTS = (("streams", "features"), ("agents", "actions"))
 
 
@@ -53,8 +57,12 @@ class Load(msgspec.Struct, frozen=True):
     quiet_minutes: float
 
 
+FULL = Load(30, 5_000, 500, 1_000_000, 6)
+
+
 class Soaked(msgspec.Struct, kw_only=True):
-    """What came of it. grown: memory at the end, as a part of that in the middle."""
+    """What came of it. grown: memory at the end, as a part of that in the middle. redis_keys_left: not yet
+    expired, which takes more than an hour. elapsed_s: how long publishing took."""
 
     load: Load
     published: int
@@ -65,6 +73,7 @@ class Soaked(msgspec.Struct, kw_only=True):
     rss_mb: dict[str, int]
     left: dict[str, int]
     redis_keys_left: int
+    elapsed_s: float = 0.0
     failures: list[str]
     environment: dict[str, Any]
 
@@ -98,7 +107,8 @@ async def offer(producer: Producer, load: Load, chance: random.Random) -> int:
 
 def order(number: int, load: Load, chance: random.Random, now_ms: int) -> tuple[bytes, bytes, int]:
     user = f"u-{chance.randrange(load.keys)}"
-    amount = 12_000 if number % load.events < load.alerts else 49.9
+    is_alert = number * load.alerts % load.events < load.alerts
+    amount = 12_000 if is_alert else 49.9
     value = (
         f'{{"order_id":"o-{number}","user_id":"{user}","amount_usd":{amount},"status":"placed",'
         f'"timestamp":"2026-11-24T10:00:00.000Z"}}'
@@ -143,7 +153,9 @@ async def soak(kafka: str, store: str, load: Load, seed: int) -> Soaked:
         running_parts = {"+".join(parts): start(workers, parts) for parts in PARTS}
         await workers.at_work(running_parts["agents+actions"])
         say(f"{load.events:,} events/s, {load.alerts:,} of them alerts, for {load.minutes:g} minutes")
+        began = time.monotonic()
         published = await offer(producer, load, random.Random(seed))
+        elapsed_s = time.monotonic() - began
         alerts, decisions = await written(reader, "processed.alerts"), await written(reader, "agent.decisions")
         say(f"quiet for {load.quiet_minutes:g} minutes")
         middle_ms, end_ms = _middle_and_end(load)
@@ -155,8 +167,25 @@ async def soak(kafka: str, store: str, load: Load, seed: int) -> Soaked:
         await producer.close()
         await reader.close()
         await broker.close()
-    keys_left = redis.Redis.from_url(store).dbsize()
-    return judged(load, running_parts, middle_ms, end_ms, published, alerts, decisions, final, int(keys_left), codes)
+    kept = await asyncio.to_thread(_kept, store)
+    return judged(load, running_parts, middle_ms, end_ms, published, alerts, decisions, final, kept, elapsed_s, codes)
+
+
+def _kept(store: str) -> tuple[int, int]:
+    """Keys in the store, and those of them that no time ends. A view's progress has none: that is one key, and stays."""
+    longest_ms = max(view.ttl_ms for view in app.views.values())
+    kept = lasting = cursor = 0
+    with redis.Redis.from_url(store) as client:
+        while True:
+            cursor, keys = client.scan(cursor, count=SCANNED)
+            mortal = [key for key in keys if not key.startswith(PROGRESS)]
+            with client.pipeline(transaction=False) as questions:
+                for key in mortal:
+                    questions.pttl(key)
+                lasting += sum(left_ms == NO_END or left_ms > longest_ms for left_ms in questions.execute())
+            kept += len(keys)
+            if not cursor:
+                return kept, lasting
 
 
 def _middle_and_end(load: Load) -> tuple[int, int]:
@@ -181,7 +210,8 @@ def judged(
     alerts: int,
     decisions: int,
     final: int,
-    keys_left: int,
+    kept: tuple[int, int],
+    elapsed_s: float,
     codes: Sequence[int | None],
 ) -> Soaked:
     """What was seen against what must be: flat, decided, and given back."""
@@ -203,6 +233,13 @@ def judged(
         failures += [f"{count} {name} were never given back" for name, count in left.items() if count]
     if alerts - decisions > BEHIND_S * load.alerts:
         failures.append(f"{alerts - decisions:,} alerts without a decision when the load ended")
+    if elapsed_s > load.minutes * 60 * LATE:
+        failures.append(f"published in {elapsed_s:.0f} s what was meant for {load.minutes * 60:.0f} s")
+    keys_left, lasting = kept
+    if lasting:
+        failures.append(f"{lasting:,} keys of the store have no end")
+    if keys_left > load.keys + len(app.views):
+        failures.append(f"{keys_left:,} keys in the store of {load.keys:,} shoppers")
     if load.quiet_minutes and final != alerts:
         failures.append(f"{alerts:,} alerts, {final:,} decisions")
     return Soaked(
@@ -215,6 +252,7 @@ def judged(
         rss_mb=rss_mb,
         left=left,
         redis_keys_left=keys_left,
+        elapsed_s=round(elapsed_s, 1),
         failures=failures,
         environment=environment(),
     )
@@ -225,11 +263,13 @@ def say(text: str) -> None:
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="How long the load lasts.")] = 30,
-    events: Annotated[int, typer.Option(help="Events a second.")] = 5_000,
-    alerts: Annotated[int, typer.Option(help="How many of them are alerts.")] = 500,
-    keys: Annotated[int, typer.Option(help="Distinct shoppers.")] = 1_000_000,
-    quiet: Annotated[float, typer.Option(help="Minutes of heartbeats afterwards, which end every window.")] = 6,
+    minutes: Annotated[float, typer.Option(help="How long the load lasts.")] = FULL.minutes,
+    events: Annotated[int, typer.Option(help="Events a second.")] = FULL.events,
+    alerts: Annotated[int, typer.Option(help="How many of them are alerts.")] = FULL.alerts,
+    keys: Annotated[int, typer.Option(help="Distinct shoppers.")] = FULL.keys,
+    quiet: Annotated[
+        float, typer.Option(help="Minutes of heartbeats afterwards, which end every window.")
+    ] = FULL.quiet_minutes,
     seed: Annotated[int, typer.Option()] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

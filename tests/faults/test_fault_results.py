@@ -1,20 +1,23 @@
 """What comes of a row: no verdict means failed, an ablation must be noticed as expected, and results are kept."""
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 import msgspec
 import pytest
+import typer
 
-from tests.faults import ablations
-from tests.faults.checker import check
+from tests.faults import __main__ as command
+from tests.faults import ablations, soak
+from tests.faults.checker import ZEROS, check
 from tests.faults.cluster import Cluster
 from tests.faults.failpoints import FAILPOINTS
 from tests.faults.history import History, Published
-from tests.faults.report import document
-from tests.faults.results import Result, ablated, keep, kept, latest, measured
-from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, all_rows
+from tests.faults.report import COLUMNS, document, legend, measured_on
+from tests.faults.results import Result, ablated, keep, kept, latest, measured, unnoticed
+from tests.faults.rows import COUNTS, Ablation, Bench, Outcome, Row, Size, all_rows
 
 SIZE = {"alerts": 1}
 LOST = check(History(published=[Published("a-1", 0, 0, 1_000)]))
@@ -49,6 +52,9 @@ async def ran(row: Row, folder: Path) -> Result:
         (Outcome(LOST), ("lost",), True),
         (Outcome(LOST), ("effects_twice",), False),
         (Outcome(NOTHING_WRONG), ("lost",), False),
+        (Outcome(NOTHING_WRONG, ["writes lost: lag not 0"]), ("lost",), False),
+        (Outcome(LOST, ["writes lost: lag not 0"]), ("early_commits", "lag not 0"), True),
+        (Outcome(None, ["3 lost"]), ("lost",), False),
         (Outcome(NOTHING_WRONG, ["3 were too slow"]), ("too slow",), True),
         (Outcome(NOTHING_WRONG, ["3 were too slow"]), ("too many",), False),
         (RuntimeError("broke off"), ("lost",), False),
@@ -60,6 +66,37 @@ async def test_ablated_outcome_noticed_only_as_expected(
     """An ablation counts as noticed when what it removes is what was missed; a run that broke off proves nothing."""
     result = await ran(row(outcome, *wrong), tmp_path)
     assert ("held", noticed, noticed) == (result.verdict, result.ablations[0].noticed, result.holds)
+
+
+async def test_ablated_evidence_is_what_was_expected(tmp_path: Path) -> None:
+    """Beside the count stand the failures that are meant, not those that came first."""
+    others = ["a worker ended with 1", "lag 0 after 70 s", "a part is not at work"]
+    result = await ran(row(Outcome(LOST, [*others, "3 were too slow"]), "lost", "too slow"), tmp_path)
+    assert ["3 were too slow"] == result.ablations[0].said
+    assert "lost 1; 3 were too slow" == result.ablations[0].evidence
+
+
+async def test_ablated_again_runs_only_what_nobody_noticed(tmp_path: Path) -> None:
+    """Of a row that held, what was noticed is kept, in the row's order; what was defined anew is run again."""
+    tried: list[str] = []
+
+    async def run(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
+        tried.extend(ablate)
+        return Outcome(LOST if ablate else NOTHING_WRONG)
+
+    one, two, three = (Ablation(name, SIZE, ("lost",)) for name in ("one", "two", "three"))
+    a_row = Row("r", "p.", run, SIZE, SIZE, (one, two, three))
+    held = await ran(a_row, tmp_path)
+    held.ablations = [msgspec.structs.replace(held.ablations[0], noticed=False), *held.ablations[1:2]]
+    tried.clear()
+    assert ["one", "three"] == [ablation.name for ablation in unnoticed(a_row, held)]
+    again = await ablated(bench(tmp_path), a_row, held, limit_s=1)
+    assert ["one", "three"] == tried
+    assert ["one", "two", "three"] == [ablation.name for ablation in again.ablations]
+    assert again.holds
+    larger = msgspec.structs.replace(again.ablations[1], size={"alerts": 2})
+    again.ablations = [again.ablations[0], larger, again.ablations[2]]
+    assert [two] == unnoticed(a_row, again)
 
 
 async def test_measured_run_breaks_off_verdict_is_failed(tmp_path: Path) -> None:
@@ -87,22 +124,141 @@ async def test_kept_only_what_held_with_this_seed_and_size(tmp_path: Path) -> No
     assert latest(tmp_path, a_row, small=True, protocol="consumer") is not None
 
 
+async def full(a_row: Row, folder: Path) -> Result:
+    result = await measured(bench(folder), a_row, small=False, limit_s=1)
+    return await ablated(bench(folder), a_row, result, limit_s=1)
+
+
 async def test_document_says_what_does_not_hold(tmp_path: Path) -> None:
     """Rows that fail, ablations that nobody noticed and rows that were not run are named."""
     a_row = row(Outcome(NOTHING_WRONG), "lost")
-    other = msgspec.structs.replace(await ran(a_row, tmp_path), size=SIZE)
-    text = document([a_row, Row("never run", "It would hold.", a_row.run, SIZE, None)], [other], [], None, 2)
+    text = document(
+        [a_row, Row("never run", "It would hold.", a_row.run, SIZE, None)], [await full(a_row, tmp_path)], [], None, 2
+    )
     assert "- **a row: of tests**: ablation commit_highest_seen was not noticed" in text
     assert "- **never run**: not run at full size" in text
+    assert "- **a row: of tests**, small, classic protocol: not run" in text
+    assert "- **never run**, small" not in text
+    assert "- **soak**: not run" in text
     assert "session's end (2 s" in text
 
 
+async def test_document_everything_holds_only_when_all_was_run(tmp_path: Path) -> None:
+    """Each thing that is missing is said by itself: ablations, the classic rows, the soak, a definition of before."""
+    a_row = row(Outcome(LOST), "lost")
+    held, small = await full(a_row, tmp_path), await ran(a_row, tmp_path)
+
+    def open_still(result: Result, small: Result, soaked: soak.Soaked) -> list[str]:
+        text = document([a_row], [result], [small], soaked, 2)
+        section = text.partition("### What does not hold\n\n")[2].partition("\n\n")[0]
+        return section.splitlines()
+
+    assert ["Every row holds, and every ablation was noticed."] == open_still(held, small, soaked())
+    replace = msgspec.structs.replace
+    (said,) = open_still(replace(held, ablations=[]), small, soaked())
+    assert "ablation commit_highest_seen was not run" in said
+    assert "| 0 of 1 run |" in document([a_row], [replace(held, ablations=[])], [], None, 2)
+    (said,) = open_still(replace(held, size={"alerts": 2}), small, soaked())
+    assert "measured before its definition changed" in said
+    (said,) = open_still(replace(held, promise="It held."), small, soaked())
+    assert "measured before its definition changed" in said
+    (said,) = open_still(held, replace(small, verdict="not held", failures=["lag 0 after 70 s"]), soaked())
+    assert "classic protocol: lag 0 after 70 s" in said
+    (said,) = open_still(held, small, soaked(failures=["3 lanes were never given back"]))
+    assert "- **soak**: 3 lanes were never given back" == said
+    (said,) = open_still(held, small, soaked(load=soak.Load(1, 10, 1, 10, 0)))
+    assert "ran for 1 minutes" in said
+
+
+def soaked(load: soak.Load = soak.FULL, failures: Sequence[str] = ()) -> soak.Soaked:
+    return soak.Soaked(
+        load=load,
+        published=1,
+        alerts=1,
+        decisions=1,
+        behind=0,
+        grown={},
+        rss_mb={},
+        left={},
+        redis_keys_left=0,
+        failures=list(failures),
+        environment={},
+    )
+
+
+async def test_document_shows_the_promise_and_the_commit_that_were_measured(tmp_path: Path) -> None:
+    """A result speaks for what ran then."""
+    a_row = row(Outcome(LOST), "lost")
+    held = msgspec.structs.replace(await full(a_row, tmp_path), commit="abc1234*", promise="It held.")
+    text = document([a_row], [held], [], None, 2)
+    assert "It held." in text
+    assert f"| {held.at[:10]} abc1234* |" in text
+
+
+async def test_measured_on_names_what_would_vanish(tmp_path: Path) -> None:
+    """Rows, ablations and the soak of a page; a page with less has fewer."""
+    a_row = row(Outcome(LOST), "lost")
+    held, small = await full(a_row, tmp_path), await ran(a_row, tmp_path)
+    rich, poor = document([a_row], [held], [small], soaked(), 2), document([a_row], [], [], None, 2)
+    assert {
+        "Measured: a row: of tests",
+        "Ablations: a row: of tests, commit_highest_seen",
+        "Small rows on the classic group protocol: a row: of tests",
+        "Soak",
+    } == measured_on(rich)
+    assert set() == measured_on(poor)
+
+
+async def test_write_report_rows_would_vanish_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and exit code 2, and the page stays; unless it is asked for."""
+    a_row = row(Outcome(LOST), "lost")
+    page, before = tmp_path / "RELIABILITY.md", document([a_row], [await full(a_row, tmp_path)], [], None, 2)
+    page.write_text(before)
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "FOLDER", tmp_path)
+    monkeypatch.setattr(soak, "FOLDER", tmp_path)
+    with pytest.raises(typer.Exit) as exited:
+        command.write_report([a_row], anew=False)
+    assert 2 == exited.value.exit_code
+    assert 1 == len(capsys.readouterr().err.splitlines())
+    assert before == page.read_text()
+    command.write_report([a_row], anew=True)
+    assert "not run at full size" in page.read_text()
+
+
+def test_legend_explains_every_column() -> None:
+    """In the checker's words, under the names that the table has."""
+    told = {name for names, _ in legend() for name in names.split(", ")}
+    assert {column for column in COLUMNS if column not in OWN_COLUMNS} <= told
+    assert "faults" in COLUMNS
+    assert "kills" not in COLUMNS
+
+
+OWN_COLUMNS = ("fault", "verdict", "ablations noticed", "measured")
+
+
+def test_order_alerts_are_spread_evenly() -> None:
+    """Every tenth event is an alert, not the first five hundred of each second."""
+    load, chance = soak.Load(1, 5_000, 500, 10, 0), random.Random(1)
+    alerts = [b"12000" in soak.order(number, load, chance, 0)[0] for number in range(100)]
+    assert [index for index, is_alert in enumerate(alerts) if is_alert] == list(range(0, 100, 10))
+
+
+WITHOUT_ABLATIONS = ("kill -9 of workers, slow model",)
+"""'kill -9 of workers' with another model."""
+
+
 def test_rows_are_sound() -> None:
-    """Every row says what it promises, and every ablation that it names exists."""
+    """Every row says what it promises and has a safeguard whose removal it notices; every ablation that it names exists, and
+    looks for no count that is there without any fault."""
     for a_row in all_rows().values():
         assert a_row.promise.endswith(".")
+        assert bool(a_row.ablations) is (a_row.name not in WITHOUT_ABLATIONS), a_row.name
         for ablation in a_row.ablations:
             assert callable(ablations.named(ablation.name))
+            assert {word for word in ablation.wrong if word in COUNTS} <= {*ZEROS, "repeated", "two_owners"}
 
 
 def test_failpoints_are_at_least_ten_places() -> None:
