@@ -30,7 +30,7 @@ from app.core.errors import HeadraceError, SetupError, Unavailable
 from app.core.settings import ACTION_URL_PREFIX, Settings
 from app.decisions.actions import HANDLER_SECONDS, RETRY, ActionsWork
 from app.decisions.agent import Agent
-from app.decisions.effects import Receivers, may_post
+from app.decisions.effects import Receivers
 from app.decisions.handling import AgentWork
 from app.decisions.record import Mode
 from app.decisions.switches import Switches
@@ -154,14 +154,18 @@ class Worker:
             raise SetupError("action_urls", f"no action is called {names}; there are {', '.join(sorted(known))}")
 
     def _tell_missing_addresses(self) -> None:
-        """Of actions whose effects are logged and done with; not in a demo, where nothing outlives the process anyway."""
+        """Not in a demo, where nothing outlives the process anyway."""
         if "actions" not in self._parts or self._broker.address.startswith("memory://"):
             return
-        actions = {name: agent.effect(name) for agent in self._app.agents.values() for name in agent.action_names}
-        for name, action in actions.items():
-            if action is not None and name not in self._settings.action_urls and may_post(action.handler):
-                variable = f"{ACTION_URL_PREFIX}{name.upper()}"
-                logger.warning("action %s has no address, so what it posts is only logged; set %s", name, variable)
+        names = {name for agent in self._app.agents.values() for name in agent.action_names}
+        missing = sorted(names - self._settings.action_urls.keys())
+        if missing:
+            logger.warning(
+                "without an address, so that what they post is only logged: %s; set %s%s and so on, unless they only ask people",
+                ", ".join(missing),
+                ACTION_URL_PREFIX,
+                missing[0].upper(),
+            )
 
     async def run(self, stopping: asyncio.Event, ready: asyncio.Event | None = None) -> None:
         """Until `stopping` is set, then drains and returns. `ready` is set when all servers have

@@ -7,9 +7,8 @@
 The address comes from the configuration and the target from the alert: nothing a model wrote chooses either.
 """
 
-import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -103,14 +102,6 @@ class Effects:
     def _require_first(self) -> None:
         if self.outcome is not None:
             raise Rejected(f"effect {self.name}: makes a second effect under one key; declare an action of its own")
-
-
-def may_post(handler: Callable[..., Any]) -> bool:
-    """Whether an action's handler needs an address, as far as its code tells: one that names `request_review` and no `post`
-    needs none."""
-    code = getattr(inspect.unwrap(handler), "__code__", None)
-    names = code.co_names if code is not None else ()
-    return "post" in names or "request_review" not in names
 
 
 def review_request(

@@ -103,7 +103,7 @@ def test_roles_with_their_rights_do_all_they_are_for_and_stop_without_one(grante
         )
         for part, worker in workers.items():
             warnings = [line for line in worker.err.splitlines() if " INFO " not in line]
-            assert [] == [line for line in warnings if "has no address" not in line], part
+            assert [] == [line for line in warnings if "without an address" not in line], part
 
         for role, right in TAKEN_WHILE_RUNNING.items():
             granted.take(role, right)

@@ -267,8 +267,20 @@ def test_worker_cancelled_ends_at_once_and_leaves_its_groups() -> None:
 @pytest.mark.parametrize(
     ("address", "parts", "urls", "expected"),
     [
-        ("kafka://a:1", PARTS, {}, ["block_transaction", "notify_fraud_team"]),
-        ("kafka://a:1", PARTS, {"block_transaction": "https://payments.example/"}, ["notify_fraud_team"]),
+        (
+            "kafka://a:1",
+            PARTS,
+            {},
+            [
+                "block_transaction, notify_fraud_team, queue_for_manual_review; set HEADRACE_ACTION_URL_BLOCK_TRANSACTION"
+            ],
+        ),
+        (
+            "kafka://a:1",
+            PARTS,
+            {"block_transaction": "https://payments.example/"},
+            ["notify_fraud_team, queue_for_manual_review; set HEADRACE_ACTION_URL_NOTIFY_FRAUD_TEAM"],
+        ),
         ("kafka://a:1", ("streams",), {}, []),
         ("memory://", PARTS, {}, []),
     ],
@@ -276,7 +288,7 @@ def test_worker_cancelled_ends_at_once_and_leaves_its_groups() -> None:
 def test_worker_says_which_actions_have_no_address(
     address: str, parts: Iterable[str], urls: dict[str, str], expected: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once each, with the setting; not of those that ask a person, nor where nothing lasts."""
+    """In one line, with the setting; not where nothing lasts."""
 
     async def main(clock: Clock) -> None:
         settings = Settings(broker="memory://", store="memory://", model="rules", action_urls=urls)
@@ -287,8 +299,8 @@ def test_worker_says_which_actions_have_no_address(
 
     run_virtual(main, START_MS)
     assert [
-        f"action {name} has no address, so what it posts is only logged; set HEADRACE_ACTION_URL_{name.upper()}"
-        for name in expected
+        f"without an address, so that what they post is only logged: {rest} and so on, unless they only ask people"
+        for rest in expected
     ] == [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from app.core.clock import Clock, run_virtual
 from app.core.errors import Rejected
 from app.decisions.decision import Decision
-from app.decisions.effects import Effects, Receivers, header_text, may_post
+from app.decisions.effects import Effects, Receivers, header_text
 from app.decisions.log import Link
 from app.decisions.record import EffectState
 from tests.decisions_kit import START_MS, World, large_order
@@ -75,24 +75,6 @@ def test_post_without_address_is_logged_by_its_ids_alone(caplog: pytest.LogCaptu
 
     run_virtual(main, START_MS)
     assert ["effect stop judge:stop:a:0 has no address, logged only"] == caplog.messages
-
-
-def test_may_post_is_told_by_the_code() -> None:
-    """Whatever does not plainly leave it at asking a person needs an address."""
-
-    async def posts(decision: Decision, effects: Effects) -> None:
-        await effects.post({})
-
-    async def asks(decision: Decision, effects: Effects) -> None:
-        await effects.request_review(decision.reason)
-
-    async def either(decision: Decision, effects: Effects) -> None:
-        await (effects.post({}) if decision.reason else effects.request_review("r"))
-
-    async def elsewhere(decision: Decision, effects: Effects) -> None:
-        await posts(decision, effects)
-
-    assert [True, False, True, True] == [may_post(handler) for handler in (posts, asks, either, elsewhere)]
 
 
 def test_second_effect_is_refused() -> None:
