@@ -6,7 +6,6 @@ import pytest
 
 from app.core.clock import Clock, run_virtual
 from app.core.errors import Rejected
-from app.decisions.decision import Decision
 from app.decisions.effects import Effects, Receivers, header_text
 from app.decisions.log import Link
 from app.decisions.record import EffectState
