@@ -1,1 +1,1 @@
-"""Topics, consumers and producers: one contract (`base`), a memory and a Kafka adapter."""
+"""Topics, consumers and producers: one contract (`base`), and three adapters: memory, confluent-kafka, aiokafka."""

@@ -1,1 +1,1 @@
-"""The one HTTP listener and the one HTTP client."""
+"""The one HTTP client."""

@@ -1,1 +1,1 @@
-"""Where records come from: files, generated scenarios, and later HTTP and databases."""
+"""Where records come from: files and generated scenarios."""
