@@ -12,6 +12,7 @@ import pytest
 
 from agents import app, fraud
 from app.application import STREAMS_GROUP
+from app.broker.dead_replay import Fate
 from app.core.durations import parse_duration_ms
 from app.core.settings import PREFIX, SECRETS, Settings
 from app.decisions.actions import GROUP as ACTIONS_GROUP
@@ -148,3 +149,10 @@ def test_operations_names_every_consumer_group() -> None:
     agents = fraud.judge_order.group.removesuffix(fraud.judge_order.name) + "NAME"
     groups = {STREAMS_GROUP, FEATURES_GROUP, ACTIONS_GROUP, agents}
     assert groups == set(re.findall(r"^\| `(headrace\.[\w.]+)`", section("Watching it"), re.MULTILINE))
+
+
+def test_operations_says_why_a_dead_letter_is_left() -> None:
+    """In the words of `dead replay`."""
+    left = {Fate.COUNTED, Fate.CUT, Fate.NO_RECORD, Fate.NO_LETTER, Fate.UNREADABLE, Fate.FORGOTTEN, Fate.REFUSED}
+    told = " ".join(section("Dead letters").lower().split())
+    assert set() == {fate.value for fate in left if f"*{fate.value.partition(':')[0]}*" not in told}
