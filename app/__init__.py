@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from app.decisions.decision import Decision as Decision
     from app.decisions.decision import review as review
     from app.decisions.effects import Effects as Effects
+    from app.decisions.policy import Limit as Limit
     from app.decisions.policy import Policy as Policy
     from app.models.budget import Budget as Budget
     from app.serving.base import Features as Features
@@ -31,6 +32,7 @@ _HOMES = {
     "Decision": "app.decisions.decision",
     "Effects": "app.decisions.effects",
     "Features": "app.serving.base",
+    "Limit": "app.decisions.policy",
     "Policy": "app.decisions.policy",
     "Topic": "app.streams.graph",
     "Usd": "app.core.codec",
