@@ -18,9 +18,13 @@ from features.fraud import HighValueOrder
 PARTITIONS = 12
 POSTING = {"block": ("block_order",), "hold": ("hold_payment",)}
 """Which effects an action posts to the sink."""
+REVIEWING = {"review": ("queue_for_review",)}
+"""Which effects put the alert before a person."""
 
 PROMPT = "You judge orders of unusual value. Answer approve, review, hold or block."
 RAISES_ONCE, RAISES_ALWAYS, KILLS = "once", "always", "kills"
+KILLED_BY = "killed by "
+"""What the process says last, followed by the alert's id."""
 RUN_VARIABLE = "FAULTS_RUN"
 """Which run this is: what another one left behind does its handlers no harm."""
 DEADLINE_VARIABLE = "FAULTS_DEADLINE"
@@ -54,6 +58,7 @@ async def judge(alert: HighValueOrder, context: Context) -> Judgement:
         _raised.add(alert.order_id)
         raise RuntimeError(f"a handler that raises {kind}")
     if kind == KILLS:
+        os.write(2, f"\n{KILLED_BY}{alert.alert_id}\n".encode())
         os.kill(os.getpid(), signal.SIGKILL)
     user = await context.features("user_features", alert.user_id)
     return await context.decide(PROMPT, alert=alert, user=user)

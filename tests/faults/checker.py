@@ -1,20 +1,35 @@
 """The checker: one pure function over a history. It knows nothing of how the system works, only what was promised."""
 
+import signal
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import pairwise
 
 import msgspec
 
-from tests.faults.history import ACTIONS_GROUP, ALERTS_GROUP, Committed, Decided, History
+from tests.faults.history import ACTIONS_GROUP, ALERTS_GROUP, Accepted, Committed, Decided, Ended, Held, History
+from tests.faults.repeats import Owners, repeats
 
 SHOWN = 5
 """So many violations of a kind are described; all are counted."""
 
-UNKNOWN = "unknown"
-"""State of an effect whose call broke off."""
+GRANULARITY_MS = 1
+"""Clocks are read in whole milliseconds."""
 
-ZEROS = ("lost", "effects_twice", "effects_missing", "early_commits", "conflicting", "set_back", "unfinished")
+ZEROS = (
+    "lost",
+    "dead_and_decided",
+    "effects_twice",
+    "effects_missing",
+    "effects_early",
+    "early_commits",
+    "conflicting",
+    "set_back",
+    "late_commits",
+    "unfinished",
+    "workers_died",
+)
 """Counts that must be 0, whatever the fault."""
 
 REPORTED = ("failed", "unknown", "withheld")
@@ -24,35 +39,49 @@ REPORTED = ("failed", "unknown", "withheld")
 class Verdict(msgspec.Struct, kw_only=True):
     """What a history comes to.
 
-    lost: alerts without a standing decision. effects_twice: effects applied more than once at the sink.
-    effects_missing: effects of standing decisions that the sink never applied, but for those that are on record as not
-    completed and put before a person: effects_to_a_person. early_commits: alerts (or decisions) that
+    lost: alerts without a standing decision. dead_and_decided: those that have one and are a dead letter too.
+    effects_twice: effects applied more than once at the sink, or put before a person under more than one id.
+    effects_missing: effects of standing decisions that were never made, but for those that are on record as not
+    completed and put before a person: effects_to_a_person. effects_early: effects made before their decision was in the
+    log. early_commits: alerts (or decisions) that
     a commit had passed, or marked as done, before their end was in the log. conflicting: alerts with effects of another
-    decision than the standing one. set_back: commits behind an earlier one. unfinished: partitions whose lag never came
-    to 0. repeated: model calls beyond one an alert; in_flight: model calls that were under way when work was broken off.
+    decision than the standing one. set_back: commits behind an earlier one. late_commits: commits that were accepted of
+    a worker when its partition was already another's. unfinished: partitions whose lag never came to 0. workers_died:
+    workers that ended though nobody had ended them, or not as they should.
+    repeated: model calls beyond one an alert; in_flight, in_flight_moved, repeats_unexplained: see `repeats.Repeats`.
     attempts, applied: what the sink was asked for, and what it did. two_owners: partitions that two workers held at once.
     commit_p50_s, commit_p99_s: how long after its decision an alert was committed, of all that were; None of none.
+    commit_p99_undisturbed_s: of those alone whose owner nothing was done to in between. sample_gap_s: the longest time
+    without a look at what is committed.
     recovery_s: from the last fault, or the last alert where that came later, to lag 0; None where it never came.
     """
 
     alerts: int
     kills: int
     lost: int
+    dead_and_decided: int
     effects_twice: int
     effects_missing: int
+    effects_early: int
     effects_to_a_person: int
     early_commits: int
     conflicting: int
     set_back: int
+    late_commits: int
     unfinished: int
+    workers_died: int
     repeated: int
     in_flight: int
+    in_flight_moved: int
+    repeats_unexplained: int
     attempts: int
     applied: int
     two_owners: int
     fallbacks: dict[str, int]
     commit_p50_s: float | None
     commit_p99_s: float | None
+    commit_p99_undisturbed_s: float | None
+    sample_gap_s: float
     recovery_s: float | None
     problems: tuple[str, ...]
 
@@ -65,31 +94,42 @@ def check(history: History) -> Verdict:
     """Counts every violation of the promises, and describes the first of each kind."""
     standing = standing_decisions(history)
     missing, to_a_person = _effects_missing(history, standing)
+    again = repeats(history, standing)
     found = {
         "lost": list(_lost(history, standing)),
-        "effects_twice": list(_effects_twice(history)),
+        "dead_and_decided": [f"{alert_id} is a dead letter" for alert_id in standing.keys() & history.dead.keys()],
+        "effects_twice": [*_effects_twice(history), *_reviews_twice(history)],
         "effects_missing": missing,
+        "effects_early": list(_effects_early(history, standing)),
         "early_commits": [*_early_alerts(history, standing), *_early_decisions(history, standing)],
         "conflicting": list(_conflicting(history, standing)),
-        "set_back": list(_set_back(history)),
+        "set_back": list(set_back(history.commits)),
+        "late_commits": list(late_commits(history.held, history.accepted)),
+        "workers_died": list(_workers_died(history.ended)),
+        "repeats_unexplained": again.unexplained,
         "two_owners": list(_two_owners(history)),
     }
     reached, unfinished = _lag_zero(history)
     found["unfinished"] = unfinished
     asked = Counter(call.alert_id for call in history.calls)
     delays = _commit_delays(history, standing)
+    undisturbed = sorted(delay_ms for delay_ms, is_disturbed in delays if not is_disturbed)
+    every = sorted(delay_ms for delay_ms, _ in delays)
     last = max([*(fault.at_ms for fault in history.faults), *(one.at_ms for one in history.published)], default=0)
     return Verdict(
         alerts=len(history.published),
         kills=sum(fault.breaks for fault in history.faults),
         effects_to_a_person=to_a_person,
         repeated=sum(number - 1 for number in asked.values()),
-        in_flight=_in_flight(history),
+        in_flight=again.in_flight,
+        in_flight_moved=again.moved,
         attempts=len(history.posts),
         applied=sum(post.applied for post in history.posts),
         fallbacks=dict(Counter(code for one in standing.values() if one.is_fallback for code in one.codes[:1])),
-        commit_p50_s=_rank(delays, 50),
-        commit_p99_s=_rank(delays, 99),
+        commit_p50_s=_rank(every, 50),
+        commit_p99_s=_rank(every, 99),
+        commit_p99_undisturbed_s=_rank(undisturbed, 99),
+        sample_gap_s=history.sample_gap_ms / 1000,
         recovery_s=None if unfinished else max(0, reached - last) / 1000,
         problems=tuple(f"{kind}: {text}" for kind, texts in found.items() for text in texts[:SHOWN]),
         **{kind: len(texts) for kind, texts in found.items()},
@@ -125,20 +165,42 @@ def _effects_twice(history: History) -> Iterator[str]:
 
 
 def _effects_missing(history: History, standing: Mapping[str, Decided]) -> tuple[list[str], int]:
-    """What was neither applied nor put before a person; and how many were put before one."""
+    """What was neither made nor put before a person as not completed; and how many were put before one so."""
     applied = {(post.alert_id, post.effect) for post in history.posts if post.applied}
+    reviewed = {request.alert_id for request in history.reviews}
     states = {entry.alert_id: entry.states for entry in history.effects if entry.ended}
     asked, missing, to_a_person = set(history.asked), [], 0
     for alert_id, decision in standing.items():
-        for effect in history.posting.get(decision.action, ()):
-            if (alert_id, effect) in applied:
+        reviewing = history.reviewing.get(decision.action, ())
+        for effect in (*history.posting.get(decision.action, ()), *reviewing):
+            if (alert_id, effect) in applied or (effect in reviewing and alert_id in reviewed):
                 continue
             state = states.get(alert_id, {}).get(effect, "open")
             if state in REPORTED and any(key.endswith(f":{effect}:{alert_id}") for key in asked):
                 to_a_person += 1
             else:
-                missing.append(f"{effect} of {alert_id} was never applied; on record it is {state}")
+                missing.append(f"{effect} of {alert_id} was never made; on record it is {state}")
     return missing, to_a_person
+
+
+def _reviews_twice(history: History) -> Iterator[str]:
+    """The same request may be written again; under another id it is another one, and two people decide."""
+    ids: dict[str, set[str]] = defaultdict(set)
+    for request in history.reviews:
+        ids[request.alert_id].add(request.review_id)
+    for alert_id, known in ids.items():
+        if len(known) > 1:
+            yield f"{alert_id} is put before a person under {sorted(known)}"
+
+
+def _effects_early(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:
+    """The broker stamps a decision when it appends it; the sink is of the same machine and looks at the same clock."""
+    made = [(post.alert_id, post.effect, post.at_ms) for post in history.posts if post.applied]
+    made += [(request.alert_id, "review", request.at_ms) for request in history.reviews]
+    for alert_id, effect, at_ms in made:
+        decision = standing.get(alert_id)
+        if decision is not None and at_ms < decision.at_ms - GRANULARITY_MS:
+            yield f"{effect} of {alert_id} made at {at_ms}, decided at {decision.at_ms}"
 
 
 def _conflicting(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:
@@ -154,6 +216,13 @@ def _conflicting(history: History, standing: Mapping[str, Decided]) -> Iterator[
             wrong.setdefault(
                 post.alert_id,
                 f"{post.effect} of {post.alert_id} says {post.reason!r}; {decision.action}, {decision.reason!r} stands",
+            )
+    for request in history.reviews:
+        decision = standing.get(request.alert_id)
+        if decision is None or decision.action not in history.reviewing or request.decision_offset != decision.offset:
+            wrong.setdefault(
+                request.alert_id,
+                f"{request.alert_id} is put before a person by the decision at {request.decision_offset}",
             )
     for entry in history.effects:
         decision = standing.get(entry.alert_id)
@@ -219,15 +288,21 @@ def _covered(
     return covered
 
 
-def _commit_delays(history: History, standing: Mapping[str, Decided]) -> list[int]:
-    """ms from decisions to the first commit that covers them, in order."""
+def _commit_delays(history: History, standing: Mapping[str, Decided]) -> list[tuple[int, bool]]:
+    """ms from decisions to the first commit that covers them, and whether something was done to the owner in between."""
     decided = {
         (one.partition, one.offset): standing[one.alert_id].at_ms
         for one in history.published
         if one.alert_id in standing
     }
     covered = _covered(ALERTS_GROUP, history.commits, decided)
-    return sorted(max(0, at_ms - decided[place]) for place, at_ms in covered.items())
+    owners, delays = Owners(history), []
+    for (partition, offset), at_ms in covered.items():
+        decided_ms = decided[partition, offset]
+        held = owners.at(partition, decided_ms)
+        fault_ms = owners.fault_after(held, decided_ms) if held is not None else None
+        delays.append((max(0, at_ms - decided_ms), fault_ms is not None and fault_ms <= at_ms))
+    return delays
 
 
 def _rank(ordered_ms: list[int], percent: int) -> float | None:
@@ -235,9 +310,9 @@ def _rank(ordered_ms: list[int], percent: int) -> float | None:
     return ordered_ms[-(-len(ordered_ms) * percent // 100) - 1] / 1000 if ordered_ms else None
 
 
-def _set_back(history: History) -> Iterator[str]:
+def set_back(commits: Iterable[Committed]) -> Iterator[str]:
     highest: dict[tuple[str, int], int] = {}
-    for commit in sorted(history.commits, key=lambda one: one.at_ms):
+    for commit in sorted(commits, key=lambda one: one.at_ms):
         place = commit.group, commit.partition
         if commit.offset < highest.get(place, 0):
             yield f"{commit.group} {commit.partition}: committed {commit.offset} after {highest[place]}"
@@ -260,26 +335,35 @@ def _lag_zero(history: History) -> tuple[int, list[str]]:
     return max(reached.values(), default=0), unfinished
 
 
-def _in_flight(history: History) -> int:
-    """Model calls that were begun and not answered at each moment when work was broken off, together."""
-    moments = [fault.at_ms for fault in history.faults if fault.breaks]
-    return sum(
-        call.start_ms <= moment and (not call.end_ms or call.end_ms >= moment)
-        for moment in moments
-        for call in history.calls
-        if call.start_ms > moment - LONGEST_CALL_MS
-    )
+def late_commits(held: Iterable[Held], accepted: Iterable[Accepted]) -> Iterator[str]:
+    """Who is given a partition is not given it before the broker has taken it from whoever had it."""
+    given: dict[tuple[str, int], list[Held]] = defaultdict(list)
+    for one in sorted(held, key=lambda one: one.at_ms):
+        given[one.topic, one.partition].append(one)
+    for commit in accepted:
+        known = given[commit.topic, commit.partition]
+        index = bisect_right(known, commit.at_ms, key=lambda one: one.at_ms)
+        if index and known[index - 1].worker != commit.worker:
+            owner = known[index - 1]
+            yield (
+                f"{commit.topic}/{commit.partition}: {commit.worker} committed {commit.offset} at {commit.at_ms}; "
+                f"{owner.worker} was given it at {owner.at_ms}"
+            )
 
 
-LONGEST_CALL_MS = 20_000
-"""An agent's deadline: no call is under way for longer."""
+def _workers_died(ended: Iterable[Ended]) -> Iterator[str]:
+    for one in ended:
+        due = {"kill": -signal.SIGKILL, "SIGTERM": 0}.get(one.told)
+        if one.code is not None and one.code != due:
+            yield f"{one.worker} ended with {one.code} after {one.told or 'nothing was done to it'}: see {one.log}"
 
 
 def _two_owners(history: History) -> Iterator[str]:
     """An owner that died gave its partition up when it died."""
     deaths: dict[str, int] = {}
     for fault in history.faults:
-        deaths[fault.whom] = max(deaths.get(fault.whom, 0), fault.at_ms)
+        if fault.is_death:
+            deaths[fault.whom] = max(deaths.get(fault.whom, 0), fault.at_ms)
     by_partition: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
     for one in history.owned:
         end_ms = one.end_ms or deaths.get(one.worker, 0)

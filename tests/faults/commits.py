@@ -27,6 +27,9 @@ class CommitSampler:
         """groups: by the history's name for it, the group, its topic and the number of partitions."""
         self.changes: list[Committed] = []
         self.samples = 0
+        self.largest_gap_ms = 0
+        """Longest time between two answers about one group: so much later than it was made a commit may have been seen."""
+        self._answered: dict[str, int] = {}
         self._latest: dict[tuple[str, int], tuple[int, str]] = {}
         self._clock = SystemClock()
         self._asking = {
@@ -70,6 +73,8 @@ class CommitSampler:
             raise
         now_ms = self._clock.now_ms()
         self.samples += 1
+        self.largest_gap_ms = max(self.largest_gap_ms, now_ms - self._answered.get(name, now_ms))
+        self._answered[name] = now_ms
         for at in found:
             offset, metadata = max(at.offset, 0), at.metadata or ""
             if at.error is None and self._latest.get((name, at.partition), (0, "")) != (offset, metadata):

@@ -92,19 +92,65 @@ class Fault(msgspec.Struct, frozen=True):
     at_ms: int
     breaks: bool = True
 
+    @property
+    def is_death(self) -> bool:
+        """Whether whoever it was done to is gone: "kill -9", "killed at …"."""
+        return self.what.startswith("kill")
+
 
 class Owned(msgspec.Struct, frozen=True):
-    """A worker held a partition of the alerts. end_ms: 0 where it never said so: it died."""
+    """A worker held a partition of the alerts. end_ms: 0 where it never said so: it died. revoked_ms: when it was told to
+    give it up; 0 where it was not told, or where the partition was lost."""
 
     worker: str
     partition: int
     start_ms: int
     end_ms: int
+    revoked_ms: int = 0
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A record of `agent.reviews` in which a decision asks for a person. at_ms: when the broker appended it."""
+
+    review_id: str
+    alert_id: str
+    decision_offset: int
+    at_ms: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """How a worker ended. code: minus the signal's number where one ended it; None where it still ran. told: what was done
+    to end it, "kill" or "SIGTERM"; empty for nothing."""
+
+    worker: str
+    code: int | None
+    told: str
+    log: str
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A consumer was given a partition of any topic, whose later commits count until another is given it."""
+
+    worker: str
+    topic: str
+    partition: int
+    at_ms: int
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """A commit that the broker took. at_ms: when the worker was about to send it."""
+
+    worker: str
+    topic: str
+    partition: int
+    offset: int
+    at_ms: int
 
 
 class History(msgspec.Struct, kw_only=True):
-    """posting: which effects an action posts to the sink. dead: ids of alerts that are dead letters, and since when.
-    asked: keys of effects about which a person was asked, since they could not be completed."""
+    """posting: which effects an action posts to the sink; reviewing: which of them ask for a person. dead: ids of alerts
+    that are dead letters, and since when. asked: keys of effects about which a person was asked, since they could not be
+    completed; reviews: what decisions themselves have asked. sample_gap_ms: the longest time without a look at commits."""
 
     published: list[Published] = []
     calls: list[Call] = []
@@ -117,3 +163,9 @@ class History(msgspec.Struct, kw_only=True):
     dead: dict[str, int] = {}
     asked: list[str] = []
     posting: Mapping[str, tuple[str, ...]] = {}
+    reviewing: Mapping[str, tuple[str, ...]] = {}
+    reviews: list[Asked] = []
+    ended: list[Ended] = []
+    held: list[Held] = []
+    accepted: list[Accepted] = []
+    sample_gap_ms: int = 0

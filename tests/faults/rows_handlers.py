@@ -4,11 +4,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.faults.application import KILLS, PARTITIONS, RAISES_ALWAYS, RAISES_ONCE
+from tests.faults.application import KILLED_BY, KILLS, PARTITIONS, RAISES_ALWAYS, RAISES_ONCE
 from tests.faults.checker import check, standing_decisions
 from tests.faults.history import Decided, History
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
+from tests.faults.rows_kills import repeated_beyond
 from tests.faults.run import LAG_LIMIT_S, Latency
+from tests.faults.workers import Worker
 
 DEATHS, MOST_DEATHS = 3, 4
 """After three processes an alert is decided by its fallback; after four where it lies behind a backlog."""
@@ -60,14 +62,12 @@ def _judged_as_raised(history: History) -> list[str]:
             failures.append(f"{alert_id} raises always: {decision.action} {decision.codes}")
         if kind not in (RAISES_ONCE, RAISES_ALWAYS) and decision.is_fallback:
             failures.append(f"{alert_id} fell back: {decision.codes}")
-    if not any(_went_on(history, decision, standing) for decision in standing.values()):
-        failures.append("no alert behind a poisonous one in its partition was decided before it")
+        if kind == RAISES_ALWAYS and not _went_on(history, decision, standing):
+            failures.append(f"no alert behind {alert_id} in its partition was decided before it")
     return failures[:5]
 
 
 def _went_on(history: History, poison: Decided, standing: dict[str, Decided]) -> bool:
-    if _kind(poison.alert_id) != RAISES_ALWAYS:
-        return False
     place = next(one for one in history.published if one.alert_id == poison.alert_id)
     return any(
         one.partition == place.partition
@@ -90,10 +90,12 @@ async def killing(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
             while True:
                 for worker in [one for one in seen if one.code is not None]:
                     seen.discard(worker)
-                    workers.note("its handler killed it", worker.name)
-                    deaths[worker.name] += 1
-                    bench.say(f"worker death {sum(deaths.values())}")
-                    if sum(deaths.values()) <= size.get("most_deaths", 20):
+                    culprit = _culprit(worker)
+                    if culprit:  # else it has died by itself, which the checker counts
+                        workers.note("killed by its handler", worker.name)
+                    deaths[culprit] += 1
+                    bench.say(f"worker death {deaths.total()}")
+                    if deaths.total() <= size.get("most_deaths", 20):
                         seen.add(workers.start(ablate=ablate))
                 await asyncio.sleep(0.05)
 
@@ -107,7 +109,7 @@ async def killing(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
         await asyncio.gather(supervising, return_exceptions=True)
         codes = await workers.stop()
         history = await run.finish()
-    verdict, died = check(history), sum(deaths.values())
+    verdict = check(history)
     failures = [f"a worker ended with {code}" for code in codes if code != 0]
     crashed = {
         alert_id
@@ -119,11 +121,19 @@ async def killing(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
     innocents = len(crashed - culprits)
     if innocents > poisons * (PARTITIONS - 1):
         failures.append(f"{innocents} others fell back with {poisons} that kill their process")
-    if not DEATHS * poisons <= died <= MOST_DEATHS * poisons:
-        failures.append(f"{died} workers died of {poisons} alerts")
-    if verdict.repeated > verdict.in_flight:
-        failures.append(f"{verdict.repeated} model calls repeated, {verdict.in_flight} were in flight")
-    return Outcome(verdict, failures, {"worker_deaths": died, "others_in_fallback": innocents})
+    failures += [
+        f"{deaths[alert_id]} workers died of {alert_id}"
+        for alert_id in sorted(culprits)
+        if not DEATHS <= deaths[alert_id] <= MOST_DEATHS
+    ]
+    failures += repeated_beyond(verdict)
+    return Outcome(verdict, failures, {"worker_deaths": deaths.total(), "others_in_fallback": innocents})
+
+
+def _culprit(worker: Worker) -> str:
+    """Whose handler has killed it; empty for none."""
+    lines = worker.log.read_text(errors="replace").splitlines()
+    return next((line.removeprefix(KILLED_BY) for line in lines if line.startswith(KILLED_BY)), "")
 
 
 ROWS = (

@@ -17,12 +17,13 @@ from app.core.record import Record, TopicPartition
 from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, DecisionRecord, EffectRecord
 from app.streams.outputs import alert_headers, derived_id
 from features.fraud import HighValueOrder
-from tests.faults.application import PARTITIONS, POSTING, RUN_VARIABLE
+from tests.faults.application import PARTITIONS, POSTING, REVIEWING, RUN_VARIABLE
 from tests.faults.cluster import Cluster
 from tests.faults.commits import CommitSampler
 from tests.faults.history import (
     ACTIONS_GROUP,
     ALERTS_GROUP,
+    Asked,
     Call,
     Decided,
     EffectEntry,
@@ -236,6 +237,8 @@ class Run:
         decisions = [_decided(record) for record in await self.read(DECISIONS)]
         effects = [_effect_entry(record) for record in await self.read(EFFECTS)]
         ours = {one.alert_id for one in self.published}
+        asked, reviews = await self._asked()
+        held, accepted = self.workers.grips()
         history = History(
             published=self.published,
             calls=_calls(read_lines(self.directory / "model.jsonl", Call), ours),
@@ -246,8 +249,14 @@ class Run:
             faults=list(self.workers.faults),
             owned=self.workers.owned(),
             dead=await self._dead_letters(),
-            asked=await self._asked(),
+            asked=asked,
             posting=POSTING,
+            reviewing=REVIEWING,
+            reviews=[one for one in reviews if one.alert_id in ours],
+            ended=self.workers.endings(),
+            held=held,
+            accepted=accepted,
+            sample_gap_ms=self.sampler.largest_gap_ms,
         )
         (self.directory / "history.json").write_bytes(msgspec.json.encode(history))
         return history
@@ -260,9 +269,17 @@ class Run:
                 found += [record for record in records if record.value is not None]
         return found
 
-    async def _asked(self) -> list[str]:
-        requests = [msgspec.json.decode(record.value or b"", type=_Asked) for record in await self.read(REVIEWS)]
-        return [request.review_id for request in requests if request.kind == "effect"]
+    async def _asked(self) -> tuple[list[str], list[Asked]]:
+        """Keys of effects that could not be completed, and what decisions have asked."""
+        keys: list[str] = []
+        reviews: list[Asked] = []
+        for record in await self.read(REVIEWS):
+            request = msgspec.json.decode(record.value or b"", type=_Request)
+            if request.kind == "effect":
+                keys.append(request.review_id)
+            elif request.kind == "decision":
+                reviews.append(Asked(request.review_id, request.alert_id, request.decision_offset, record.timestamp_ms))
+        return keys, reviews
 
     async def _dead_letters(self) -> dict[str, int]:
         ids = {(one.partition, one.offset): one.alert_id for one in self.published}
@@ -287,11 +304,13 @@ def _calls(logged: Sequence[Call], ours: set[str]) -> list[Call]:
     return list(calls.values())
 
 
-class _Asked(msgspec.Struct):
-    """As much of what is put before a person."""
+class _Request(msgspec.Struct):
+    """As much of what is put before a person. kind: empty for a verdict."""
 
     review_id: str = ""
     kind: str = ""
+    alert_id: str = ""
+    decision_offset: int = -1
 
 
 class _Said(msgspec.Struct):

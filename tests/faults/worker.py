@@ -2,31 +2,35 @@
 
     python -m tests.faults.worker --trace FILE [--wait] [--ablate NAME …] [--failpoint NAME:HIT] -- ARGUMENTS OF `app worker`
 
-It writes down which partitions of the alerts it holds. An ablation removes a safeguard, a failpoint kills the process at
+It writes down which partitions of the alerts it holds, and beside that which of any topic it was given and which commits
+were taken of it. An ablation removes a safeguard, a failpoint kills the process at
 the n-th time that it passes there; both are patches of this process, the product has no option for them. --wait: it imports
 everything, and goes on when its standard input ends. --gauges FILE [--remember N]: what fills up inside, see `gauges`.
 """
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from app.broker.base import Assignment
+from app.broker.base import Assignment, CommittedOffset
+from app.broker.kafka.consumer import KafkaConsumer
+from app.broker.kafka.polling import Rebalance
 from app.cli.main import run
 from app.core.clock import SystemClock
 from app.decisions.handling import AgentWork
 from app.decisions.remembered import CAPACITY
+from app.dispatch.consumer import Dispatcher
 from tests.faults import ablations, failpoints, gauges
 from tests.faults.lines import LineLog
 from tests.faults.processes import die_with_parent, wait_for_go
 
 
 class Trace(msgspec.Struct, frozen=True):
-    """event: assigned, ended, or the name of a failpoint that was hit. partition: -1 where it is none's."""
+    """event: assigned, revoked, ended, or the name of a failpoint that was hit. partition: -1 where it is none's."""
 
     event: str
     partition: int
@@ -34,11 +38,50 @@ class Trace(msgspec.Struct, frozen=True):
     pid: int
 
 
+class Grip(msgspec.Struct, frozen=True):
+    """A partition of any topic that was given to this process, or a commit that was taken of it: offset, -1 for none."""
+
+    topic: str
+    partition: int
+    offset: int
+    at_ms: int
+
+
+def grips_of(trace: Path) -> Path:
+    """Where a worker with that trace writes down its grips."""
+    return trace.with_suffix(".grips")
+
+
+def trace_grips_into(path: Path) -> None:
+    """Writes down what this process was given, and what it then committed: when a commit was sent, once it was taken."""
+    log, clock = LineLog(path), SystemClock()
+    rebalance: Any = KafkaConsumer._rebalance
+    commit: Any = KafkaConsumer._commit_once
+
+    async def note_rebalance(self: KafkaConsumer, change: Rebalance) -> None:
+        if change.kind == "assigned":
+            for place in change.places:
+                log.write(Grip(*place, -1, clock.now_ms()))
+        await rebalance(self, change)
+
+    def note_commit(self: KafkaConsumer, offsets: Mapping[Assignment, CommittedOffset]) -> Any:
+        sent_ms = clock.now_ms()
+        error = commit(self, offsets)
+        if error is None:
+            for assignment, to in offsets.items():
+                log.write(Grip(*assignment.place, to.offset, sent_ms))
+        return error
+
+    KafkaConsumer._rebalance = note_rebalance  # type: ignore[method-assign]
+    KafkaConsumer._commit_once = note_commit  # type: ignore[method-assign]
+
+
 def trace_into(path: Path) -> LineLog:
     """Writes down from when to when a partition is held."""
     log, clock = LineLog(path), SystemClock()
     begin: Any = AgentWork.assigned
     end: Any = AgentWork.ended
+    revoke: Any = Dispatcher.on_revoked
 
     def note(event: str, partition: int) -> None:
         log.write(Trace(event, partition, clock.now_ms(), os.getpid()))
@@ -52,6 +95,13 @@ def trace_into(path: Path) -> LineLog:
         for assignment in assignments:
             note("ended", assignment.partition)
 
+    async def revoked(self: Dispatcher, assignments: Sequence[Assignment]) -> None:
+        if isinstance(self._work, AgentWork):
+            for assignment in assignments:
+                note("revoked", assignment.partition)
+        await revoke(self, assignments)
+
+    Dispatcher.on_revoked = revoked  # type: ignore[method-assign]
     AgentWork.assigned = assigned  # type: ignore[method-assign]
     AgentWork.ended = ended  # type: ignore[method-assign]
     return log
@@ -69,6 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     die_with_parent()
     log = trace_into(options.trace)
+    trace_grips_into(grips_of(options.trace))
     for name in options.ablate:
         ablations.named(name)()
     if options.failpoint:

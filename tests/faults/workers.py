@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from app.core.clock import SystemClock
-from tests.faults.history import Fault, Owned
+from tests.faults.history import Accepted, Ended, Fault, Held, Owned
 from tests.faults.lines import read_lines
 from tests.faults.processes import Child
-from tests.faults.worker import Trace
+from tests.faults.worker import Grip, Trace, grips_of
 
 GRACE_S = 30.0
 READY_S = 60.0
@@ -59,6 +59,7 @@ class Workers:
     def __init__(self, directory: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         self.all: list[Worker] = []
         self.faults: list[Fault] = []
+        self._told: set[str] = set()
         self._directory = directory
         self._arguments = arguments
         self._environment = environment
@@ -107,7 +108,8 @@ class Workers:
         self.faults.append(Fault(what, whom, self._clock.now_ms(), breaks))
 
     def kill(self, worker: Worker) -> None:
-        self.note("kill -9", worker.name)
+        if worker.code is None:
+            self.note("kill -9", worker.name)
         worker.kill()
 
     def freeze(self, worker: Worker) -> None:
@@ -124,6 +126,8 @@ class Workers:
         return await self._end(worker)
 
     async def _end(self, worker: Worker) -> int | None:
+        if worker.code is None:
+            self._told.add(worker.name)
         worker.send(signal.SIGTERM)
         if not await self.ended(worker, GRACE_S):
             worker.kill()
@@ -154,10 +158,48 @@ class Workers:
         found = []
         for worker in self.all:
             begun: dict[int, int] = {}
+            revoked: dict[int, int] = {}
             for entry in worker.trace():
+                partition = entry.partition
                 if entry.event == "assigned":
-                    begun.setdefault(entry.partition, entry.at_ms)
-                elif entry.event == "ended" and entry.partition in begun:
-                    found.append(Owned(worker.name, entry.partition, begun.pop(entry.partition), entry.at_ms))
-            found += [Owned(worker.name, partition, start_ms, 0) for partition, start_ms in begun.items()]
+                    begun.setdefault(partition, entry.at_ms)
+                elif entry.event == "revoked" and partition in begun:
+                    revoked.setdefault(partition, entry.at_ms)
+                elif entry.event == "ended" and partition in begun:
+                    told_ms = revoked.pop(partition, 0)
+                    found.append(Owned(worker.name, partition, begun.pop(partition), entry.at_ms, told_ms))
+            found += [
+                Owned(worker.name, partition, start_ms, 0, revoked.get(partition, 0))
+                for partition, start_ms in begun.items()
+            ]
         return found
+
+    def endings(self) -> list[Ended]:
+        """How each of them has ended, and what had been done to it to that end."""
+        killed = {fault.whom for fault in self.faults if fault.is_death}
+        return [
+            Ended(
+                worker.name,
+                worker.code,
+                "kill" if worker.name in killed else "SIGTERM" if worker.name in self._told else "",
+                str(worker.log),
+            )
+            for worker in self.all
+        ]
+
+    def grips(self) -> tuple[list[Held], list[Accepted]]:
+        """As the function of that name, of all of them."""
+        return grips({worker.name: worker.trace_path for worker in self.all})
+
+
+def grips(traces: Mapping[str, Path]) -> tuple[list[Held], list[Accepted]]:
+    """What each worker was given, and which commits were taken of it. traces: where they write, by their names."""
+    held: list[Held] = []
+    accepted: list[Accepted] = []
+    for worker, trace in traces.items():
+        for one in read_lines(grips_of(trace), Grip):
+            if one.offset < 0:
+                held.append(Held(worker, one.topic, one.partition, one.at_ms))
+            else:
+                accepted.append(Accepted(worker, one.topic, one.partition, one.offset, one.at_ms))
+    return held, accepted
