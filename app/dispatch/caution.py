@@ -4,8 +4,8 @@ Nobody can tell from inside why a process died. So after an unclean end of an ep
 
 - Of the records that may have been running in that epoch the first unfinished ones, and the first of each of the first
   keys, are suspects: one crash. Only `SUSPECTS_AT_ONCE` of them run at a time, and each is announced in a commit before it
-  runs. Others run beside them, a few ahead of what is committed, so that a culprit among them is among the first after the
-  next unclean end.
+  runs. Until all that may have been running then have ended, so is every other record, whenever it came: a few run ahead
+  of the suspects, and an unclean end makes those that were announced suspects, wherever in the partition they stand.
 - An unclean end counts against the suspects that were announced, and no others. At two crashes a record runs on trial:
   announced, and with nothing else of its partition beside it.
 - The one that was on trial at an unclean end has three crashes: it is given up without running.
@@ -15,7 +15,7 @@ kill hits just that. Nothing of a partition runs before the first commit of its 
 recognizable as unclean.
 """
 
-from app.dispatch.marks import WINDOW
+from app.dispatch.marks import MAX_ANNOUNCED, WINDOW
 from app.dispatch.offsets import OffsetTracker
 
 SUSPECTS_AT_ONCE = 8
@@ -32,32 +32,42 @@ class Caution:
     A version is a value of the tracker's `changes`; `committed`, where it is asked for, the last version committed.
     """
 
-    def __init__(self, tracker: OffsetTracker, concurrency: int) -> None:
+    def __init__(self, tracker: OffsetTracker, concurrency: int, reach: int | None = None) -> None:
         self._tracker = tracker
         self._concurrency = concurrency
-        self._ahead = max(1, concurrency // 4)
-        """While careful: records without a crash that run at once, and again so many that are done and not committed."""
-        self.reach = 0
-        """Offsets from here on were not there yet when this epoch began, so no earlier owner can have been running them."""
+        self._ahead = min(max(1, concurrency // 4), MAX_ANNOUNCED // 2)
+        """While careful: records without a crash that run at once. With the suspects and some condemned ones they fit into a
+        commit."""
+        self.reach = reach
+        """After an unclean end: who may have been running then is below this offset. None until `suspect_up_to` is called."""
         self._received = self._keys = self._fresh = 0
         self._barrier = 1  # the version that must be committed before anything starts
         self._waiting: dict[int, int] = {}  # announced, and not started yet: in which version
         self._on_trial: int | None = None
-        self._others: set[int] = set()  # while careful: those without a crash that run
-        self._uncommitted = 0
+        self._others: set[int] = set()  # those without a crash that are announced
 
-    def look_back(self, start: int, end: int) -> None:
-        """Of a log that ends at `end` an earlier owner, who had committed `start`, may have been running no more than a
-        window. To be called before the first record."""
+    def suspect_up_to(self, start: int, end: int) -> None:
+        """Suspects nobody beyond `end`, where the log ends now: who comes later was not there; nor beyond a window from
+        `start`, the committed offset: where the commits of an owner failed for long it may have run those too, and a first
+        crash of theirs goes uncounted. To be called before the first record."""
         self.reach = min(start + WINDOW, end)
 
-    def _is_careful(self, offset: int) -> bool:
-        """Whether a record may have been running when the epoch before ended uncleanly."""
-        return self._tracker.unclean and offset < self.reach
+    def _may_have_run(self, offset: int) -> bool:
+        """Whether the record may have been running when the epoch before ended uncleanly."""
+        if not self._tracker.unclean:
+            return False
+        assert self.reach is not None, "records came before the end of the log was asked for"
+        return offset < self.reach
+
+    @property
+    def _is_careful(self) -> bool:
+        """Whether not all that may have been running have ended. Until then who came later is announced too: it runs ahead
+        of suspects, and would not be among the first after its crash."""
+        return self._may_have_run(self._tracker.position)
 
     def receive(self, offset: int, *, is_first_of_key: bool) -> None:
         """Takes notice of an unfinished record, in order. After an unclean end it may become a suspect."""
-        if not self._is_careful(offset):
+        if not self._may_have_run(offset):
             return
         is_fresh = self._tracker.crashes(offset) == 0
         self._received += 1
@@ -76,8 +86,8 @@ class Caution:
 
     def may_start(self, offset: int, committed: int, *, others_run: bool) -> bool:
         """Whether the head of a lane may run now. When not, it is to be asked for again after each commit and each end of a
-        record of this partition, in the order in which it was asked for first; of each step the first `SUSPECTS_AT_ONCE`
-        are enough. `wants_commit` says whether a commit is needed at once."""
+        record of this partition, in the order in which it was asked for first; of each step the first `most_at_once` are
+        enough. `wants_commit` says whether a commit is needed at once."""
         if committed < self._barrier:
             return False
         crashes = self._tracker.crashes(offset)
@@ -85,27 +95,28 @@ class Caution:
             self._begin_trial(offset)
         if self._on_trial is not None and (self._on_trial != offset or others_run):
             return False
-        if crashes == 0:
-            return self._may_run_ahead(offset)
-        return crashes == CONDEMNED or self._is_announced(offset, committed)  # that one runs no handler
+        if crashes == CONDEMNED:  # it runs no handler
+            return True
+        return (crashes == 0 and not self._is_careful) or self._is_announced(offset, committed)
+
+    def most_at_once(self, step: int) -> int:
+        """How many of a step are announced at a time."""
+        return SUSPECTS_AT_ONCE if step else self._ahead
 
     def _begin_trial(self, offset: int) -> None:
         self._on_trial = offset
         for waiting in self._waiting:
             self._tracker.withdraw(waiting)
+        self._others -= self._waiting.keys()
         self._waiting.clear()
-
-    def _may_run_ahead(self, offset: int) -> bool:
-        if self._is_careful(offset):
-            if len(self._others) >= self._ahead:
-                return False
-            self._others.add(offset)
-        return True
 
     def _is_announced(self, offset: int, committed: int) -> bool:
         if offset not in self._waiting:
-            if self._tracker.announced >= SUSPECTS_AT_ONCE:
+            step, others = self.step(offset), len(self._others)
+            if (self._tracker.announced - others if step else others) >= self.most_at_once(step):
                 return False
+            if step == 0:
+                self._others.add(offset)
             self._tracker.announce(offset)
             self._waiting[offset] = self._tracker.changes
         if committed < self._waiting[offset]:
@@ -117,7 +128,7 @@ class Caution:
         """Whether something waits for one."""
         return committed < max(self._barrier, *self._waiting.values(), 0)
 
-    def stopped(self, offset: int, *, is_done: bool) -> None:
+    def stopped(self, offset: int) -> None:
         """A record that ran does so no more: it is done, or waits for its retry."""
         self._others.discard(offset)
         self._waiting.pop(offset, None)  # its time may have been up while it waited
@@ -125,10 +136,3 @@ class Caution:
         if self._on_trial == offset:
             self._on_trial = None
             self._barrier = self._tracker.changes  # or its neighbour's crash would be laid to its charge
-        if is_done and self._is_careful(offset):
-            self._uncommitted += 1
-            if self._uncommitted >= self._ahead:
-                self._barrier = self._tracker.changes
-
-    def was_committed(self) -> None:
-        self._uncommitted = 0

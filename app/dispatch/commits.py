@@ -24,10 +24,8 @@ class Commits:
     Two commits never overlap: an older one that arrived last would set the position back.
     """
 
-    def __init__(
-        self, consumer: Consumer, interval_ms: int, on_committed: Callable[[Iterable[Partition]], None]
-    ) -> None:
-        """on_committed: called after each commit, with its partitions."""
+    def __init__(self, consumer: Consumer, interval_ms: int, on_committed: Callable[[], None]) -> None:
+        """on_committed: called after each commit."""
         self.commits = 0
         self.failures = 0
         self._consumer = consumer
@@ -122,4 +120,4 @@ class Commits:
         self.commits += 1
         for partition, changes in live:
             partition.committed_changes = changes
-        self._on_committed([partition for partition, _ in live])
+        self._on_committed()

@@ -58,7 +58,7 @@ class Dispatcher:
         self._consumer = broker.consumer(work.group, work.topics, self)
         self._reader = broker.reader()
         self._runner = Runner(work, config, random, self._on_progress, self._on_hold, self._on_failure)
-        self._commits = Commits(self._consumer, config.commit_interval_ms, self._runner.were_committed)
+        self._commits = Commits(self._consumer, config.commit_interval_ms, self._runner.start)
         self._partitions: dict[TopicPartition, Partition] = {}
         self._ended: list[Partition] = []  # whose tasks have not all unwound yet
         self._begun_anew: dict[Partition, int] = {}  # whose log is another one now, and its first offset
@@ -214,8 +214,12 @@ class Dispatcher:
                 self._begin(assignment, committed[assignment.place])
 
     def _begin(self, assignment: Assignment, committed: CommittedOffset | None) -> None:
-        assert assignment.place not in self._partitions, f"{assignment.place} is assigned twice"
-        partition = self._partitions[assignment.place] = Partition(assignment, committed, self._config)
+        self._take(Partition(assignment, committed, self._config))
+
+    def _take(self, partition: Partition) -> None:
+        place = partition.assignment.place
+        assert place not in self._partitions, f"{place} is assigned twice"
+        self._partitions[place] = partition
         self._foreign_metadata += partition.tracker.foreign_metadata
         partition.closing = self._stopping.is_set()
         self._settle(partition)  # pauses it: nothing of it runs before it is prepared
@@ -258,10 +262,9 @@ class Dispatcher:
                         await self._consumer.seek(assignment.place, start.offset)
                         del self._refused[partition]
                         logger.warning("%s: a commit was refused, yet the partition is still ours", assignment.place)
-                        self._begin(assignment, start)
                         # What an earlier owner may have been running is still to be found out.
-                        again = self._partitions[assignment.place]
-                        again.tracker.unclean, again.caution.reach = partition.tracker.unclean, partition.caution.reach
+                        unclean, reach = partition.tracker.unclean, partition.caution.reach
+                        self._take(Partition(assignment, start, self._config, unclean=unclean, reach=reach))
 
     async def _follow_new_logs(self) -> None:
         """Begins partitions again whose topic was deleted and made again, from the first record of the new log."""
@@ -301,7 +304,7 @@ class Dispatcher:
         failures = 0
         while not partition.prepared:
             try:
-                await self._look_back(partition)
+                await self._bound_suspicion(partition)
                 partition.told = True
                 await self._work.assigned(partition.assignment, partition.start)
                 partition.prepared = True
@@ -314,10 +317,10 @@ class Dispatcher:
         self._settle(partition)
         self._runner.start()
 
-    async def _look_back(self, partition: Partition) -> None:
-        if partition.tracker.unclean and not partition.caution.reach:
+    async def _bound_suspicion(self, partition: Partition) -> None:
+        if partition.tracker.unclean and partition.caution.reach is None:
             place = partition.assignment.place
-            partition.caution.look_back(partition.start, (await self._reader.end_offsets([place]))[place])
+            partition.caution.suspect_up_to(partition.start, (await self._reader.end_offsets([place]))[place])
 
     async def _unwound(self, place: TopicPartition) -> None:
         """Returns when the handlers of earlier epochs have ended: one at a time of a key, also of a partition that comes

@@ -2,7 +2,7 @@
 
 Two bits an offset: nothing known, unfinished in one or two crashes, or done. A window of `WINDOW` offsets is 2,048 bytes,
 so the text always fits what a broker takes beside an offset, however the done ones are scattered. Before them stands
-whether the owner still held the partition, and the few suspects that it had announced (see `caution`).
+whether the owner still held the partition, and the few records that it had announced (see `caution`).
 
 The text is bound to its offset by a checksum: one that another client wrote, or that was carried to another offset, is
 not ours, and no record is passed over because of it.
@@ -20,7 +20,7 @@ WINDOW = 8_192
 """Offsets from the first unfinished one up to which records are taken."""
 
 MAX_ANNOUNCED = 64
-"""Announced suspects that fit: two bytes each, 176 of the characters."""
+"""Announced records that fit: two bytes each, 176 of the characters."""
 
 _VERSION = "h2."
 _FIRST_VERSION = "h1."
@@ -43,7 +43,7 @@ class Mark(IntEnum):
 class Known(NamedTuple):
     """What one commit says beside its offset.
 
-    announced: suspects that may have been running. is_open: its owner meant to commit again, so when this is the last
+    announced: records that may have been running. is_open: its owner meant to commit again, so when this is the last
     commit, that owner did not end cleanly.
     """
 

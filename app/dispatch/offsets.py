@@ -23,8 +23,9 @@ class OffsetTracker:
     an epoch that is over.
     """
 
-    def __init__(self, start: CommittedOffset | None) -> None:
-        """start: what the group has committed; None where it never did."""
+    def __init__(self, start: CommittedOffset | None, *, unclean: bool = False) -> None:
+        """start: what the group has committed; None where it never did. unclean: how an epoch ended is unclear, whatever
+        the start says."""
         self._next = start.offset if start else 0
         self._committed = start is not None
         self._first = 0
@@ -37,12 +38,13 @@ class OffsetTracker:
         known = decode_marks(start.offset, start.metadata) if start else Known({})
         self.foreign_metadata = known is None
         known = known or Known({})
-        self.unclean = known.is_open
+        self.unclean = unclean or known.is_open
         """Whether the epoch before ended without its last commit."""
         self._marks = known.marks
         self._announced: set[int] = set()
         self._condemned = {at for at in known.announced if self._marks.get(at) is Mark.TWO_CRASHES}
-        self._marks.update((at, Mark.TWO_CRASHES) for at in known.announced if self._marks.get(at) is Mark.ONE_CRASH)
+        for at in known.announced - self._condemned:
+            self._marks[at] = Mark.TWO_CRASHES if at in self._marks else Mark.ONE_CRASH
         self._closed = False
         self._ended = False
         self.changes = 0
@@ -140,7 +142,7 @@ class OffsetTracker:
 
     def announce(self, offset: int) -> None:
         """The record runs once this is committed; an unclean end from then on counts against it."""
-        assert self._marks.get(offset) in (Mark.ONE_CRASH, Mark.TWO_CRASHES)
+        assert offset in self._unfinished
         self._announced.add(offset)
         self.changes += 1
 

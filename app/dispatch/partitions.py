@@ -21,13 +21,22 @@ class Partition:
     an ended epoch can reach the new one: neither a late completion nor a record under a reused offset.
     """
 
-    def __init__(self, assignment: Assignment, committed: CommittedOffset | None, config: DispatchConfig) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        committed: CommittedOffset | None,
+        config: DispatchConfig,
+        *,
+        unclean: bool = False,
+        reach: int | None = None,
+    ) -> None:
+        """unclean, reach: the care of an earlier epoch that this one goes on with."""
         self.assignment = assignment
         self.start = committed.offset if committed else 0
-        self.tracker = OffsetTracker(committed)
+        self.tracker = OffsetTracker(committed, unclean=unclean)
         self.committed_changes = 0
         """The tracker's `changes` when it was last committed."""
-        self.caution = Caution(self.tracker, config.concurrency)
+        self.caution = Caution(self.tracker, config.concurrency, reach)
         self.aside: tuple[deque[Lane[Any]], ...] = (deque(), deque(), deque())
         """Lanes whose turn it was and whose heads may not run yet: without a crash, with one, with more."""
         self.prepared = False

@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -12,7 +11,7 @@ from random import Random
 from app.core.errors import HeadraceError, RecordError, Rejected
 from app.core.record import Record
 from app.core.text import one_line
-from app.dispatch.caution import CONDEMNED, SUSPECTS_AT_ONCE
+from app.dispatch.caution import CONDEMNED
 from app.dispatch.lanes import Lane, Lanes
 from app.dispatch.partitions import Partition
 from app.dispatch.work import Crashed, DispatchConfig, Work
@@ -148,10 +147,10 @@ class Runner:
 
     def start(self) -> None:
         """Starts handlers while there are permits: trials, then what else was put aside, one of each partition after the
-        other, then lanes whose turn it is."""
+        other, then lanes whose turn it is. To be called after each commit: some may have waited for it."""
         for holding in [*self._holding]:
             if self._started and self._running < self._concurrency:
-                self._start_one(holding, holding.aside[_TRIAL:])
+                self._start_one(holding, [_TRIAL])
         while self._start_round():
             pass
         while self._has_permit:
@@ -173,13 +172,14 @@ class Runner:
 
     def _start_round(self) -> bool:
         """One more of each partition with lanes aside. Whether anything was started."""
-        started = [self._start_one(holding, holding.aside) for holding in [*self._holding] if self._has_permit]
+        started = [self._start_one(holding) for holding in [*self._holding] if self._has_permit]
         return any(started)
 
-    def _start_one(self, partition: Partition, aside: Iterable[deque[Lane[_Item]]]) -> bool:
+    def _start_one(self, partition: Partition, steps: Sequence[int] = (_TRIAL, 1, 0)) -> bool:
         """Starts one of what was put aside and may run by now. Few are looked at: they may start in their order only."""
-        for waiting in reversed([*aside]):
-            for at in range(min(len(waiting), SUSPECTS_AT_ONCE)):
+        for step in steps:
+            waiting = partition.aside[step]
+            for at in range(min(len(waiting), partition.caution.most_at_once(step))):
                 lane = waiting[at]
                 if self._may_start(partition, lane.head):
                     del waiting[at], self._holding[partition]
@@ -207,12 +207,6 @@ class Runner:
         partition.tasks.add(task)
         # Not in the task's own `finally`: a task that is cancelled before its first step runs none of it.
         task.add_done_callback(partial(self._release, partition))
-
-    def were_committed(self, partitions: Iterable[Partition]) -> None:
-        """A commit may be what some records have waited for."""
-        for partition in partitions:
-            partition.caution.was_committed()
-        self.start()
 
     def stop(self) -> None:
         """Nothing is started from here on."""
@@ -259,14 +253,14 @@ class Runner:
             if partition.tracker.finish(item.record.offset):
                 self.counts.done += 1
                 self.counts.given_up += item.error is not None
-                partition.caution.stopped(item.record.offset, is_done=True)
+                partition.caution.stopped(item.record.offset)
             if not lane.gone:
                 self._lanes.finish(lane)
                 if not lane.gone:
                     self._is_ready(partition, lane)
             self._on_progress(partition)
         elif not lane.gone:
-            partition.caution.stopped(item.record.offset, is_done=False)
+            partition.caution.stopped(item.record.offset)
             partition.waiting += 1
             self._lanes.park(lane)
             self._wake_later(partition, lane, item, delay_ms)

@@ -9,19 +9,21 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
+import msgspec
 import pytest
 
 from app.broker.base import CommittedOffset
 from app.core.clock import Clock, run_virtual
 from app.core.errors import Unavailable
-from app.core.record import Record
+from app.core.record import Record, TopicPartition
 from app.dispatch.caution import Caution
 from app.dispatch.marks import WINDOW, Known, Mark, decode_marks
 from app.dispatch.offsets import OffsetTracker
 from app.dispatch.retries import RetryPolicy
 from app.dispatch.work import DispatchConfig
-from tests.dispatching import GROUP, START_MS, Stage, WatchedConsumer, staged, until
+from tests.dispatching import GROUP, START_MS, TOPIC, Stage, WatchedConsumer, staged, until
 from tests.examples import examples
+from tests.unit.dispatch.test_caution import commit_for, let_go_who_came_later
 
 SEEDS = range(examples(60))
 ABLATION_SEEDS = range(200)
@@ -32,23 +34,35 @@ RECORDS = 40
 CONFIG = DispatchConfig(
     concurrency=RECORDS, retry=RetryPolicy(max_attempts=3, first_delay_ms=300, longest_delay_ms=2_000), drain_ms=1_000
 )
+FEW = 8
+"""Permits, where a backlog is far longer."""
+
+BACKLOG = 200
 CRASHES = 3
 
 
 class Processes:
     """One process after another on one stage, until all records have ended. The records come in waves, each with its own
-    culprits, and each once all before it have ended."""
+    culprits, and each once all before it have ended.
 
-    def __init__(self, stage: Stage, seed: int, *, culprits: int, kills: int, waves: int = 1) -> None:
+    backlog: so many records of each partition were there before, in the midst of which a process has died; then there are
+    far more than `concurrency`, no clean ends, and a wave comes as soon as all culprits before it are given up.
+    """
+
+    def __init__(self, stage: Stage, seed: int, *, culprits: int, kills: int, waves: int = 1, backlog: int = 0) -> None:
         self.stage = stage
         self.random = Random(seed)
         self.kills = kills
         self.waves = waves
+        self.backlog = backlog
+        self.config = msgspec.structs.replace(CONFIG, concurrency=FEW) if backlog else CONFIG
         self.culprits = {
-            (self.random.randrange(PARTITIONS), wave * RECORDS + self.random.randrange(RECORDS))
+            (self.random.randrange(PARTITIONS), backlog + wave * RECORDS + self.random.randrange(RECORDS))
             for wave in range(waves)
             for _ in range(culprits)
         }
+        self.waiting: list[int] = []
+        """How many records of a partition were unfinished, at least, when a wave came."""
         self.crashes: Counter[tuple[int, int]] = Counter()
         self.on_trial: set[tuple[int, int]] = set()
         self.unclean: set[int] = set()
@@ -56,11 +70,33 @@ class Processes:
         stage.work.handler = self.handle
 
     async def feed(self) -> None:
-        for _ in range(self.waves):
+        for partition in range(PARTITIONS if self.backlog else 0):
+            commit_for(self.stage, {}, set(), partition)
+            self.stage.send(*self.keys(self.backlog, 2 * FEW), partition=partition)
+        await asyncio.sleep(self.random.random() * 5)
+        for wave in range(self.waves):
+            self.waiting.append(min(map(self.unfinished, range(PARTITIONS))))
             for partition in range(PARTITIONS):
-                keys = [f"u-{self.random.randrange(RECORDS)}" for _ in range(RECORDS)]
-                self.stage.send(*keys, partition=partition)
-            await until(self.stage.all_ended, within_seconds=3_600)
+                self.stage.send(*self.keys(RECORDS, RECORDS, f"w-{wave}"), partition=partition)
+            in_midst = self.backlog and wave + 1 < self.waves
+            await until(self.all_culprits_given_up if in_midst else self.stage.all_ended, within_seconds=3_600)
+
+    def keys(self, count: int, different: int, name: str = "u") -> list[str]:
+        return [f"{name}-{self.random.randrange(different)}" for _ in range(count)]
+
+    def all_culprits_given_up(self) -> bool:
+        """Of those that have come."""
+        return all(
+            offset >= self.end(partition) or (partition, offset) in self.given_up()
+            for partition, offset in self.culprits
+        )
+
+    def end(self, partition: int) -> int:
+        return len(self.stage.broker.logs[TopicPartition(TOPIC, partition)])
+
+    def unfinished(self, partition: int) -> int:
+        ended = sum(place[1] == partition for place in self.stage.history.ends)
+        return self.end(partition) - ended
 
     async def handle(self, record: Record, attempt: int) -> None:
         if (record.partition, record.offset) in self.culprits:
@@ -105,9 +141,10 @@ class Processes:
         while not feeding.done() and self.crashes.total() < 100:
             self.died.clear()
             stopping = asyncio.Event()
-            running = asyncio.create_task(self.stage.dispatcher(CONFIG).run(stopping))
+            running = asyncio.create_task(self.stage.dispatcher(self.config).run(stopping))
             how = self.random.choice(["kill", "stop"]) if self.kills else "stop"
-            with_patience = asyncio.timeout(self.random.random() * 8 if how == "kill" else self.random.random() * 60)
+            patience_s = self.random.random() * (8 if how == "kill" else 60)
+            with_patience = asyncio.timeout(3_600 if self.backlog else patience_s)
             try:
                 async with with_patience:
                     await self.died.wait()
@@ -149,10 +186,10 @@ class Processes:
         return violations
 
 
-def play(seed: int, *, culprits: int, kills: int, waves: int = 1) -> Processes:
+def play(seed: int, *, culprits: int, kills: int, waves: int = 1, backlog: int = 0) -> Processes:
     async def main(clock: Clock) -> Processes:
         stage = await staged(clock, PARTITIONS)
-        processes = Processes(stage, seed, culprits=culprits, kills=kills, waves=waves)
+        processes = Processes(stage, seed, culprits=culprits, kills=kills, waves=waves, backlog=backlog)
         await processes.perform()
         return processes
 
@@ -185,6 +222,16 @@ def test_crashes_culprits_that_come_later_are_given_up_after_three_of_their_own(
     assert [CRASHES] * 3 == list(processes.crashes.values())
 
 
+@pytest.mark.parametrize("seed", range(examples(20)))
+def test_crashes_culprits_that_come_into_a_backlog_are_given_up_after_three_of_their_own(seed: int) -> None:
+    """From an unclean end on, until all that were there have ended, every crash counts, however many wait before it: few
+    keys have long lanes, which who comes later passes by."""
+    processes = play(seed, culprits=1, kills=0, waves=3, backlog=BACKLOG)
+    assert [] == processes.judge()
+    assert [CRASHES] * 3 == list(processes.crashes.values())
+    assert min(processes.waiting) > 2 * FEW
+
+
 @pytest.mark.parametrize("seed", range(examples(40)))
 def test_crashes_clean_ends_count_against_nobody(seed: int) -> None:
     """However often a process is stopped in the midst of its work, nothing comes under suspicion."""
@@ -209,17 +256,30 @@ def try_together(patch: pytest.MonkeyPatch) -> None:
 def ignore_how_it_ended(patch: pytest.MonkeyPatch) -> None:
     init = OffsetTracker.__init__
 
-    def always_unclean(self: OffsetTracker, start: CommittedOffset | None) -> None:
-        init(self, start)
-        self.unclean = start is not None
+    def always_unclean(self: OffsetTracker, start: CommittedOffset | None, *, unclean: bool = False) -> None:
+        init(self, start, unclean=start is not None)
 
     patch.setattr(OffsetTracker, "__init__", always_unclean)
 
 
+def announce_suspects_alone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Caution, "_is_careful", False)
+
+
 def test_crashes_without_the_logs_end_are_laid_to_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ablation: whatever comes within the window is suspected, and culprits that come later have a crash too many."""
-    monkeypatch.setattr(Caution, "look_back", lambda self, start, end: setattr(self, "reach", start + WINDOW))
+    monkeypatch.setattr(Caution, "suspect_up_to", lambda self, start, end: setattr(self, "reach", start + WINDOW))
     assert any([CRASHES] * 3 != list(play(seed, culprits=1, kills=0, waves=3).crashes.values()) for seed in range(20))
+
+
+@pytest.mark.parametrize("remove", [let_go_who_came_later, announce_suspects_alone])
+def test_crashes_in_a_backlog_without_safeguard_are_not_counted(
+    remove: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ablation: who came later runs as it comes; who runs ahead of suspects is not named."""
+    remove(monkeypatch)
+    plays = (play(seed, culprits=1, kills=0, waves=3, backlog=BACKLOG) for seed in range(20))
+    assert any(max(processes.crashes.values()) > CRASHES for processes in plays)
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,31 @@ from app.broker.base import CommittedOffset
 from app.broker.memory import Fault, _Group
 from app.core.errors import Unavailable
 from app.core.record import Record, TopicPartition
-from app.dispatch.caution import SUSPECTS_AT_ONCE
+from app.dispatch.caution import SUSPECTS_AT_ONCE, Caution
 from app.dispatch.marks import Mark, decode_marks, encode_marks
 from app.dispatch.retries import RetryPolicy
 from app.dispatch.work import DispatchConfig
 from tests.dispatching import GROUP, TOPIC, Stage, at_once, on_stage, taking, until
 
 
-def commit_for(stage: Stage, marks: dict[int, Mark], announced: set[int], partition: int = 0) -> None:
-    """What a dead owner has left behind at offset 0."""
-    metadata = encode_marks(0, marks, announced, is_open=True)
+def commit_for(
+    stage: Stage, marks: dict[int, Mark], announced: set[int], partition: int = 0, *, is_open: bool = True
+) -> None:
+    """What an owner has left behind at offset 0, by default a dead one."""
+    metadata = encode_marks(0, marks, announced, is_open=is_open)
     group = stage.broker.groups.setdefault(GROUP, _Group())
     group.committed[TopicPartition(TOPIC, partition)] = CommittedOffset(0, metadata)
+
+
+def let_go_who_came_later(patch: pytest.MonkeyPatch) -> None:
+    """Care is for those alone that were there when the epoch before ended."""
+    may_start = Caution.may_start
+
+    def is_later_or_may_start(self: Caution, offset: int, committed: int, *, others_run: bool) -> bool:
+        was_there = self.reach is None or offset < self.reach
+        return may_start(self, offset, committed, others_run=others_run) if was_there else self._on_trial is None
+
+    patch.setattr(Caution, "may_start", is_later_or_may_start)
 
 
 async def crash_until_done(stage: Stage, culprit: int, config: DispatchConfig | None = None) -> int:
@@ -67,8 +80,8 @@ def test_caution_nothing_runs_before_the_first_commit() -> None:
     on_stage(play)
 
 
-def test_caution_suspects_run_few_at_once_and_announced() -> None:
-    """After an unclean end suspects run a few at a time, each named in a commit beforehand, beside those that are none."""
+def test_caution_suspects_and_others_run_few_at_once_and_announced() -> None:
+    """After an unclean end suspects run a few at a time, and beside them a few others, each named in a commit beforehand."""
 
     async def play(stage: Stage) -> None:
         commit_for(stage, {}, set())
@@ -82,7 +95,7 @@ def test_caution_suspects_run_few_at_once_and_announced() -> None:
             assert list(range(20, 25)) == others
             known = decode_marks(*(stage.broker.committed() or CommittedOffset(0)))
             assert known is not None
-            assert set(range(SUSPECTS_AT_ONCE)) == known.announced
+            assert set(begun) == known.announced
             await until(stage.all_ended)
 
     on_stage(play)
@@ -153,6 +166,48 @@ def test_caution_partitions_share_the_permits_after_an_unclean_end() -> None:
         assert max(begun.values()) <= 1.5 * min(begun[partition] for partition in range(6))
 
     on_stage(play, partitions=6)
+
+
+def late_arrivals_begin() -> list[float]:
+    """When each record begins, in seconds: of 400 after an unclean end the first is on trial for 5 s; one comes meanwhile,
+    one after it. Eight of those without a crash run ahead."""
+    begun: dict[int, float] = {}
+
+    async def play(stage: Stage) -> None:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+
+        async def handle(record: Record, attempt: int) -> None:
+            begun[record.offset] = loop.time() - began_s
+            await asyncio.sleep(5)
+
+        stage.work.handler = handle
+        commit_for(stage, {0: Mark.TWO_CRASHES}, set())
+        stage.send(*[f"u-{number}" for number in range(400)])
+        async with stage.running(DispatchConfig(concurrency=32)):
+            await asyncio.sleep(2)
+            stage.send("late")
+            await asyncio.sleep(6)
+            stage.send("later")
+            await until(stage.all_ended)
+
+    on_stage(play)
+    return [begun[offset] for offset in range(402)]
+
+
+def test_caution_who_comes_later_takes_its_turn() -> None:
+    """Among the many without a crash nobody is overtaken, and none waits longer than those before it take."""
+    begun = late_arrivals_begin()
+    others = begun[32:]  # the first `concurrency` are suspects
+    assert sorted(others) == others
+    assert max(others) <= 5 + 5 * len(others) / 8
+
+
+def test_caution_who_comes_later_without_its_turn_overtakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ablation: where care is for those alone that were there, one begins at once and the one before it is not looked at."""
+    let_go_who_came_later(monkeypatch)
+    begun = late_arrivals_begin()
+    assert begun[401] + 200 < begun[400]
 
 
 def test_caution_trials_find_their_permits_beside_busy_partitions() -> None:
@@ -241,6 +296,34 @@ def test_caution_culprit_behind_many_others_is_found(before: Callable[[int], str
         crashes = await crash_until_done(stage, 600, DispatchConfig(concurrency=64))
         assert [(TOPIC, 0, 600)] == [place for place, _, _ in stage.history.given_up]
         assert crashes <= most
+
+    on_stage(play)
+
+
+def test_caution_culprit_beside_the_suspects_of_before_is_found() -> None:
+    """After a clean end it runs unannounced, and stands behind as many suspects as are looked for; its crash counts."""
+
+    async def play(stage: Stage) -> None:
+        commit_for(stage, dict.fromkeys(range(32), Mark.ONE_CRASH), set(), is_open=False)
+        stage.work.handler = taking(5)
+        stage.send(*[f"u-{number}" for number in range(60)])
+        assert 3 == await crash_until_done(stage, 40, DispatchConfig(concurrency=32))
+
+    on_stage(play)
+
+
+@pytest.mark.parametrize("keys", [20, 40, 200])
+def test_caution_culprit_that_comes_while_others_wait_is_found(keys: int) -> None:
+    """It passes by those that wait behind the heads of their lanes, and three of its crashes count."""
+
+    async def play(stage: Stage) -> None:
+        commit_for(stage, {}, set())
+        stage.work.handler = taking(5)
+        stage.send(*[f"u-{number % keys}" for number in range(200)])
+        arriving = asyncio.get_running_loop().call_later(2, stage.send, "culprit")
+        assert 3 == await crash_until_done(stage, 200, DispatchConfig(concurrency=32))
+        assert [(TOPIC, 0, 200)] == [place for place, _, _ in stage.history.given_up]
+        assert arriving.when() < asyncio.get_running_loop().time()
 
     on_stage(play)
 

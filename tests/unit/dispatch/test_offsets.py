@@ -142,10 +142,11 @@ def test_offset_tracker_without_a_record_leaves_how_the_epoch_before_ended() -> 
 
 
 def test_offset_tracker_unclean_end_counts_against_the_announced_alone() -> None:
-    """Of two suspects, the one that was announced has two crashes then; the other, which waited, still one."""
-    metadata = encode_marks(4, {4: Mark.ONE_CRASH, 5: Mark.ONE_CRASH}, {5}, is_open=True)
-    tracker = tracker_of(4, 5, 6, start=CommittedOffset(4, metadata))
-    assert [1, 2, 0] == [tracker.crashes(offset) for offset in (4, 5, 6)]
+    """Of two suspects, the one that was announced has two crashes then; the other, which waited, still one. So has one that
+    was announced without being a suspect."""
+    metadata = encode_marks(4, {4: Mark.ONE_CRASH, 5: Mark.ONE_CRASH}, {5, 7}, is_open=True)
+    tracker = tracker_of(4, 5, 6, 7, start=CommittedOffset(4, metadata))
+    assert [1, 2, 0, 1] == [tracker.crashes(offset) for offset in (4, 5, 6, 7)]
 
 
 def test_offset_tracker_on_trial_at_an_unclean_end_is_condemned_until_it_is_done() -> None:
