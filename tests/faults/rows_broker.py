@@ -1,11 +1,20 @@
-"""Kafka itself ends, in order or by SIGKILL, and comes back over its data, while streams, agents and actions run."""
+"""Kafka itself ends, in order or by SIGKILL, and comes back over its data, or stands still, while streams, agents and actions run."""
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import islice
+
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
 from app.application import STREAMS_GROUP
 from app.broker.base import Producer, Reader
@@ -86,17 +95,19 @@ class Load:
 
 
 async def broker_gone(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
-    """On a cluster of its own. size: stops and kills, how many; down_s, how long the shortest and the longest; events, at
-    the most; settle_s."""
+    """On a cluster of its own. size: stops, kills and freezes, how many; down_s, how long the shortest and the longest;
+    events, at the most; settle_s; session_s, of the groups of agents and actions where it is not the bench's."""
     consuming_s: list[float | None] = []
     async with Cluster(bench.cluster.app, await asyncio.to_thread(own_directory, "faults-broker")) as cluster:
         await asyncio.to_thread(notice_dead_members_soon, cluster.kafka, STREAMS_GROUP)
+        if "session_s" in size:
+            await asyncio.to_thread(_lengthen_sessions, cluster, size["session_s"])
         bench.runs += 1
         bench = replace(bench, cluster=cluster)
         parts = ("--only", "streams", "--only", "agents", "--only", "actions")
         async with bench.run("broker", QUICK, arguments=parts) as run:
             group, reader = Group(cluster.kafka), cluster.broker.reader()
-            ways = ["stop"] * size["stops"] + ["kill"] * size["kills"]
+            ways = ["stop"] * size["stops"] + ["kill"] * size["kills"] + ["freeze"] * size["freezes"]
             await run.workers.at_work(*(run.workers.start(ablate=ablate) for _ in range(2)))
             load = Load(run, cluster.broker.producer(), bench.seed, size["events"])
             async with load.lasting():
@@ -122,15 +133,37 @@ async def broker_gone(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcom
     return Outcome(verdict, failures, {"slowest_to_consume_s": soonest, "alerts_of_streams": alerts})
 
 
+def _lengthen_sessions(cluster: Cluster, session_s: float) -> None:
+    """Members outlast an outage that is shorter, so that their commits are not refused after it."""
+    session = ConfigEntry(
+        "consumer.session.timeout.ms", f"{session_s * 1000:.0f}", incremental_operation=AlterConfigOpType.SET
+    )
+    client = AdminClient({"bootstrap.servers": cluster.servers})
+    for group in cluster.groups:
+        resource = ConfigResource(ResourceType.GROUP, group, incremental_configs=[session])
+        (answer,) = client.incremental_alter_configs([resource]).values()
+        answer.result(10)
+
+
 async def _gone(run: Run, way: str, down_s: float) -> float:
-    """Ends the broker, and starts it again. Returns: loop time at which its port was open."""
+    """Ends the broker, and starts it again, or lets it stand still. Returns: loop time at which its port was open."""
     cluster = run.cluster
     run.workers.note(f"{way} of Kafka", "kafka")
+    if way == "freeze":
+        await cluster.signal("kafka", signal.SIGSTOP)
+        try:
+            await asyncio.sleep(down_s)
+        finally:
+            await cluster.signal("kafka", signal.SIGCONT)
+        return time.monotonic()
     await (cluster.kill("kafka") if way == "kill" else cluster.stop("kafka"))
     await asyncio.sleep(down_s)
     opening = asyncio.create_task(_opened(int(cluster.servers.rpartition(":")[2])))
-    await cluster.restart("kafka")
-    return await opening
+    try:
+        await cluster.restart("kafka")
+        return await opening
+    finally:
+        opening.cancel()
 
 
 async def _opened(port: int) -> float:
@@ -189,23 +222,34 @@ async def _judged(run: Run, group: Group, settle_s: float) -> tuple[list[str], i
     return [], len(reading.alerts)
 
 
+WHILE_MEMBERS_STAY = {
+    "stops": 0,
+    "kills": 0,
+    "freezes": 1,
+    "down_s": (4.0, 4.0),
+    "events": 10_000,
+    "settle_s": 20,
+    "session_s": 45.0,
+}
+"""A broker that starts again takes so long that members have lost their partitions, and what they would commit is refused."""
+
 ROWS = (
     Row(
         "broker restarted and killed",
-        "Kafka may end and come back, in order or not: the same zeros for alerts, decisions and effects, the streams' outputs "
-        f"those of a plain reading, and everything is consumed again within {CONSUMES_WITHIN_S:.0f} s after its port opens.",
+        "Kafka may end and come back, in order or not, or stand still: the same zeros for alerts, decisions and effects, the streams' outputs "
+        f"those of a plain reading, and everything is consumed again within {CONSUMES_WITHIN_S:.0f} s after it answers again.",
         broker_gone,
-        full={"stops": 5, "kills": 5, "down_s": (1.0, 30.0), "events": 200_000},
-        small={"stops": 1, "kills": 1, "down_s": (1.0, 2.0), "events": 20_000},
+        full={"stops": 5, "kills": 5, "freezes": 2, "down_s": (1.0, 30.0), "events": 200_000},
+        small={"stops": 1, "kills": 1, "freezes": 0, "down_s": (1.0, 2.0), "events": 20_000},
         ablations=(
             Ablation(
                 "writes_are_given_up_and_done",
-                {"stops": 0, "kills": 1, "down_s": (0.5, 0.5), "events": 10_000, "settle_s": 20},
+                WHILE_MEMBERS_STAY,
                 ("lost", "early_commits"),
             ),
             Ablation(
                 "parts_end_with_the_broker",
-                {"stops": 0, "kills": 1, "down_s": (5.0, 5.0), "events": 10_000, "settle_s": 15},
+                {"stops": 0, "kills": 1, "freezes": 0, "down_s": (5.0, 5.0), "events": 10_000, "settle_s": 15},
                 ("lost", "consuming again only None", "streams: not read to the end"),
             ),
         ),
