@@ -39,7 +39,7 @@ REPORTED = ("failed", "unknown", "withheld")
 class Verdict(msgspec.Struct, kw_only=True):
     """What a history comes to.
 
-    lost: alerts without a standing decision. dead_and_decided: those that have one and are a dead letter too.
+    lost: alerts without a standing decision. dead_and_decided: alerts that have one and are a dead letter too.
     effects_twice: effects applied more than once at the sink, or put before a person under more than one id.
     effects_missing: effects of standing decisions that were never made, but for those that are on record as not
     completed and put before a person: effects_to_a_person. effects_early: effects made before their decision was in the
@@ -48,10 +48,12 @@ class Verdict(msgspec.Struct, kw_only=True):
     decision than the standing one. set_back: commits behind an earlier one. late_commits: commits that were accepted of
     a worker when its partition was already another's. unfinished: partitions whose lag never came to 0. workers_died:
     workers that ended though nobody had ended them, or not as they should.
-    repeated: model calls beyond one an alert; in_flight, in_flight_moved, repeats_unexplained: see `repeats.Repeats`.
+    repeated: model calls beyond one an alert; in_flight: alerts whose call was begun by a worker to which something was
+    done, and whose decision was not yet in the log then; in_flight_moved: those of partitions that were taken away while a
+    call outlasted the drain; repeats_unexplained: repeated calls of none of these.
     attempts, applied: what the sink was asked for, and what it did. two_owners: partitions that two workers held at once.
     commit_p50_s, commit_p99_s: how long after its decision an alert was committed, of all that were; None of none.
-    commit_p99_undisturbed_s: of those alone whose owner nothing was done to in between. sample_gap_s: the longest time
+    commit_p99_undisturbed_s: the same of alerts to whose owner nothing was done in between. sample_gap_s: the longest time
     without a look at what is committed.
     recovery_s: from the last fault, or the last alert where that came later, to lag 0; None where it never came.
     """

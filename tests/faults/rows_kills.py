@@ -141,6 +141,7 @@ ROWS = (
             Ablation(
                 "done_before_decided", {"alerts": 400, "kills": 1, "backlog": 200, "settle_s": 12}, ("early_commits",)
             ),
+            Ablation("no_drain", {"alerts": 500, "kills": 3, "backlog": 150}, ("repeated for no reason",)),
         ),
     ),
     Row(
