@@ -14,6 +14,7 @@ from tests.faults.workers import Worker
 
 SEAM = "freezes_when_told"
 ANY_TIME = "any time"
+EVERY_MOMENT = (*MOMENTS, ANY_TIME)
 BEYOND_SESSION_S = 3.0
 FREEZES_WITHIN_S = 4.0
 BACK_WITHIN_S = 15.0
@@ -25,7 +26,7 @@ async def frozen(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
     async with bench.run("frozen", QUICK, answers=("hold:0.5", "block:0.4")) as run:
         workers = run.workers
         await workers.at_work(*(workers.start(ablate=(SEAM, *ablate)) for _ in range(2)))
-        moments = size.get("moments", (*MOMENTS, ANY_TIME))
+        moments = size.get("moments", EVERY_MOMENT)
         for number, moment in enumerate(islice(cycle(moments), size["times"]), 1):
             feeding = asyncio.create_task(run.feed(number * size["alerts"], size["backlog"]))
             await asyncio.sleep(0.5 + run.chance.random())
@@ -43,6 +44,8 @@ async def frozen(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
     failures = [f"a worker ended with {code}" for code in codes if code != 0]
     if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S:
         failures.append(f"lag 0 after {verdict.recovery_s} s")
+    if "moments" not in size:
+        failures += [f"no worker was frozen at: {moment}" for moment in EVERY_MOMENT if not hit[moment]]
     refused = sum(worker.log.read_text(errors="replace").count(REFUSED) for worker in run.workers.all)
     return Outcome(verdict, failures, {"frozen_at": dict(hit), "commits_refused": refused})
 

@@ -2,12 +2,19 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+from app.application import STREAMS_GROUP
 from app.local.services import down, own_directory, up
+from tests.faults.application import app
+from tests.faults.checker import SHOWN, late_commits, set_back
+from tests.faults.commits import CommitSampler
 from tests.faults.processes import Child
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size
 from tests.faults.streams import LIMIT_S, Plan, run
+from tests.faults.worker import grips_of
+from tests.faults.workers import grips
 
 APP, SEAM = "tests.faults.application:app", "freezes_at_table_writes"
 BEYOND_SESSION_S = 3.0
@@ -31,18 +38,29 @@ async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Litera
             "HEADRACE_GROUP_PROTOCOL": bench.protocol,
         }
         seams = [text for name in (*ablate, *([SEAM] if fault == "freeze" else [])) for text in ("--ablate", name)]
-        started = 0
+        traces: dict[str, Path] = {}
+        source = (STREAMS_GROUP, "raw.orders", app.topics.named("raw.orders").partitions)
+        sampler = CommitSampler(addresses.kafka.removeprefix("kafka://"), {"streams": source})
 
         def start() -> Child:
-            nonlocal started
-            started += 1
-            arguments = ["--trace", str(directory / f"{started}.trace"), *seams, "--", "-A", APP, "--only", "streams"]
-            return Child("tests.faults.worker", arguments, directory / f"{started}.log", environment)
+            if not traces:  # from now on there are topics
+                sampler.start()
+            name = f"worker-{len(traces) + 1}"
+            traces[name] = directory / f"{name}.trace"
+            traces[name].unlink(missing_ok=True)
+            grips_of(traces[name]).unlink(missing_ok=True)
+            arguments = ["--trace", str(traces[name]), *seams, "--", "-A", APP, "--only", "streams"]
+            return Child("tests.faults.worker", arguments, directory / f"{name}.log", environment)
 
-        outcome = await run(addresses.kafka, plan, start, bench.say)
+        try:
+            outcome = await run(addresses.kafka, plan, start, bench.say)
+        finally:
+            if traces:
+                await asyncio.to_thread(sampler.stop)
     finally:
         await asyncio.to_thread(down, servers)
-    failures = list(outcome.violations)
+    late, back = list(late_commits(*grips(traces))), list(set_back(sampler.changes))
+    failures = [*outcome.violations, *late[:SHOWN], *back[:SHOWN]]
     if outcome.recovery_s > LIMIT_S:
         failures.append(f"everything committed after {outcome.recovery_s:.0f} s")
     figures = {
@@ -51,6 +69,10 @@ async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Litera
         "kills": plan.faults,
         "recovery_s": round(outcome.recovery_s, 1),
         "outputs_repeated": outcome.repeated,
+        "commits_of_lost_partitions": len(late),
+        "commits_set_back": len(back),
+        "commits_seen": len(sampler.changes),
+        "sample_gap_s": sampler.largest_gap_ms / 1000,
     }
     return Outcome(None, failures, figures)
 
@@ -80,7 +102,7 @@ ROWS = (
     Row(
         "frozen worker, streams",
         "A worker of the streams that stands still for longer than its session and wakes with writes of before changes "
-        "no table, no feature and no row.",
+        "no table, no feature and no row, and commits nothing of what it has lost.",
         freeze_streams,
         full={"events": 20_000, "faults": 10, "shoppers": 60},
         small={"events": 1_000, "faults": 1, "shoppers": 60},
