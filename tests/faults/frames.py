@@ -1,6 +1,7 @@
 """Calls of Kafka's protocol on their way through a proxy, known by the heads of their frames: what becomes of them."""
 
 from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
 from typing import Protocol
 
 PRODUCE, METADATA, OFFSET_COMMIT = 0, 3, 8
@@ -9,7 +10,20 @@ PRODUCE, METADATA, OFFSET_COMMIT = 0, 3, 8
 EXECUTED_EVERY = 6
 """Clients repeat a call by themselves, a commit twice: so that they have to give up, too, most are lost."""
 
-LENGTH_BYTES, HEAD_BYTES = 4, 8
+LENGTH_BYTES, HEAD_BYTES, REPLY_HEAD_BYTES = 4, 8, 4
+
+METADATA_VERSIONS = range(9, 14)
+"""Whose replies are laid out as `_without_brokers` reads them."""
+
+
+@dataclass
+class Tally:
+    """Over all connections of a fault. seen: calls that it is about; changed: those that something became of; unknown:
+    versions of calls whose replies cannot be read, so that their connections were broken instead."""
+
+    seen: int = 0
+    changed: int = 0
+    unknown: set[int] = field(default_factory=set)
 
 
 class Calls(Protocol):
@@ -26,46 +40,63 @@ class LostCalls:
     """Of the calls of some kinds one in `EXECUTED_EVERY` is executed and its reply lost; the others are lost before the
     server hears of them. A network loses either together with the connection."""
 
-    def __init__(self, kinds: Set[int], number: Iterator[int]) -> None:
-        """kinds: API keys. number: of the calls so far, over all connections."""
+    def __init__(self, kinds: Set[int], tally: Tally) -> None:
+        """kinds: API keys."""
         self._kinds = kinds
-        self._number = number
-        self._requests, self._replies = _Frames(HEAD_BYTES), _Frames(HEAD_BYTES)
+        self._tally = tally
+        self._requests, self._replies = _Frames(HEAD_BYTES), _Frames(REPLY_HEAD_BYTES)
         self._unanswered: set[bytes] = set()
 
     def requests(self, chunk: bytes) -> bytes | None:
         for head in self._requests.feed(chunk):
             if _kind(head) in self._kinds:
-                if next(self._number) % EXECUTED_EVERY:
+                number, self._tally.seen = self._tally.seen, self._tally.seen + 1
+                self._tally.changed += 1
+                if number % EXECUTED_EVERY:
                     return None
                 self._unanswered.add(_number(head))
         return chunk
 
     def replies(self, chunk: bytes) -> bytes | None:
-        return None if any(head[:4] in self._unanswered for head in self._replies.feed(chunk)) else chunk
+        return None if any(head in self._unanswered for head in self._replies.feed(chunk)) else chunk
 
 
 class NamesNoBrokers:
     """Answers about the cluster say that it has no brokers, as those of a broker that starts or ends may."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
         self._requests, self._replies = _Frames(HEAD_BYTES), _Frames()
         self._asked: set[bytes] = set()
 
     def requests(self, chunk: bytes) -> bytes | None:
-        self._asked.update(_number(head) for head in self._requests.feed(chunk) if _kind(head) == METADATA)
+        for head in self._requests.feed(chunk):
+            if _kind(head) == METADATA:
+                self._tally.seen += 1
+                if _version(head) not in METADATA_VERSIONS:
+                    self._tally.unknown.add(_version(head))
+                    return None
+                self._asked.add(_number(head))
         return chunk
 
     def replies(self, chunk: bytes) -> bytes | None:
         passed = b""
         for frame in self._replies.feed(chunk):
-            body = _without_brokers(frame) if frame[:4] in self._asked else frame
+            body = frame
+            if (number := frame[:REPLY_HEAD_BYTES]) in self._asked:
+                self._asked.remove(number)
+                self._tally.changed += 1
+                body = _without_brokers(frame)
             passed += len(body).to_bytes(LENGTH_BYTES, "big") + body
         return passed
 
 
 def _kind(head: bytes) -> int:
     return int.from_bytes(head[:2], "big")
+
+
+def _version(head: bytes) -> int:
+    return int.from_bytes(head[2:4], "big")
 
 
 def _number(head: bytes) -> bytes:

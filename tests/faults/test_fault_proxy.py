@@ -1,13 +1,12 @@
 """The fault proxy does to a connection what it is told to, and nothing else."""
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.faults.frames import METADATA, OFFSET_COMMIT, PRODUCE, LostCalls, NamesNoBrokers
+from tests.faults.frames import METADATA, OFFSET_COMMIT, PRODUCE, LostCalls, NamesNoBrokers, Tally
 from tests.faults.proxy import TcpProxy
 
 SOON_S = 0.3
@@ -151,17 +150,29 @@ def frame(*head: int) -> bytes:
 def test_lost_calls_are_of_their_kind_and_some_are_executed() -> None:
     """Only commits get lost; the first, which the server does hear of, with its reply, the next before it is heard of;
     wherever the stream is cut."""
-    calls = LostCalls({OFFSET_COMMIT}, itertools.count())
+    tally = Tally()
+    calls = LostCalls({OFFSET_COMMIT}, tally)
     for byte in frame(PRODUCE, 9, 0, 1) + frame(OFFSET_COMMIT, 9, 0, 2):
         assert bytes([byte]) == calls.requests(bytes([byte]))
     assert frame(0, 1, 0, 0)[:10] == calls.replies(frame(0, 1, 0, 0)[:10])
     assert calls.replies(frame(0, 1, 0, 0)[10:] + frame(0, 2, 0, 0)) is None
     assert calls.requests(frame(PRODUCE, 9, 0, 3) + frame(OFFSET_COMMIT, 9, 0, 4)) is None
+    assert Tally(seen=2, changed=2) == tally
+
+
+def test_lost_calls_replies_of_four_bytes_pass() -> None:
+    """A reply may be no longer than its number; the next one is found behind it."""
+    calls = LostCalls({OFFSET_COMMIT}, Tally())
+    asked, short = frame(OFFSET_COMMIT, 9, 0, 2), framed(b"\0\0\0\x01")
+    assert asked == calls.requests(asked)
+    assert short == calls.replies(short)
+    assert calls.replies(framed(b"\0\0\0\x02")) is None
 
 
 def test_names_no_brokers_changes_answers_about_the_cluster_alone() -> None:
     """The list of brokers is empty, what follows it as before, wherever the stream is cut; other replies pass."""
-    calls = NamesNoBrokers()
+    tally = Tally()
+    calls = NamesNoBrokers(tally)
     asked = frame(METADATA, 12, 0, 1) + frame(PRODUCE, 9, 0, 2)
     assert asked == b"".join(calls.requests(bytes([byte])) or b"" for byte in asked)
     head, rest = b"\0\0\0\x01" + b"\0" + b"\0\0\0\0", b"\x0acluster-1" + b"\0\0\0\x01" + b"topics"
@@ -170,3 +181,13 @@ def test_names_no_brokers_changes_answers_about_the_cluster_alone() -> None:
     other = frame(0, 2, 0, 0)
     replies = other + framed(head + b"\x03" + near + far + rest)
     assert other + framed(head + b"\x01" + rest) == b"".join(calls.replies(bytes([byte])) or b"" for byte in replies)
+    assert Tally(seen=1, changed=1) == tally
+    assert framed(head + b"\x03" + near + far + rest) == calls.replies(framed(head + b"\x03" + near + far + rest))
+
+
+def test_names_no_brokers_unknown_version_breaks_and_is_told() -> None:
+    """What cannot be read is not passed on as if it had been changed."""
+    tally = Tally()
+    assert NamesNoBrokers(tally).requests(frame(METADATA, 8, 0, 1)) is None
+    assert NamesNoBrokers(tally).requests(frame(METADATA, 14, 0, 1)) is None
+    assert Tally(seen=2, unknown={8, 14}) == tally
