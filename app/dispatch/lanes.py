@@ -62,6 +62,11 @@ class Lanes(Generic[T]):
         """Lanes whose head waits for its retry."""
         return self._parked
 
+    @property
+    def has_due(self) -> bool:
+        """Whether the lane whose turn it is waits with a retry."""
+        return bool(self._due)
+
     def __len__(self) -> int:
         """How many lanes there are."""
         return sum(map(len, self._lanes.values()))

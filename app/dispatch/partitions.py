@@ -37,8 +37,9 @@ class Partition:
         self.committed_changes = 0
         """The tracker's `changes` when it was last committed."""
         self.caution = Caution(self.tracker, config.concurrency, reach)
-        self.aside: tuple[deque[Lane[Any]], ...] = (deque(), deque(), deque())
-        """Lanes whose turn it was and whose heads may not run yet: without a crash, with one, with more."""
+        self.aside: tuple[deque[Lane[Any]], ...] = tuple(deque() for _ in range(6))
+        """Lanes whose turn it was and whose heads may not run yet. Two for each step of `Caution.step`: those that have not
+        begun, and retries."""
         self.prepared = False
         self.closing = False
         """No record of it is started any more."""

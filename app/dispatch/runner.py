@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 _TRIAL = 2
 """The step of `Caution.step` at which nothing else of the partition runs."""
 
+_TRIALS, _RETRIES, _ALL = (5, 4), (5, 3, 1), (5, 4, 3, 2, 1, 0)
+"""Which of what a partition has aside, in the order in which it is looked at."""
+
 
 @dataclass(slots=True)
 class _Item:
@@ -37,6 +40,10 @@ class _Item:
     failure: Exception | None = None
     ends_at: float = math.inf
     give_up_failures: int = 0
+
+    @property
+    def is_retry(self) -> bool:
+        return self.failure is not None or self.give_up_failures > 0
 
 
 @dataclass(slots=True)
@@ -142,44 +149,54 @@ class Runner:
             self._put_aside(partition, lane)
 
     def _put_aside(self, partition: Partition, lane: Lane[_Item]) -> None:
-        partition.aside[partition.caution.step(lane.head.record.offset)].append(lane)
+        partition.aside[2 * partition.caution.step(lane.head.record.offset) + lane.head.is_retry].append(lane)
         self._holding.setdefault(partition)
 
     def start(self) -> None:
-        """Starts handlers while there are permits: trials, then what else was put aside, one of each partition after the
-        other, then lanes whose turn it is. To be called after each commit: some may have waited for it."""
+        """Starts handlers while there are permits: trials, then retries, then what has not begun. Of each first what was put
+        aside, one of each partition after the other, then lanes whose turn it is. To be called after each commit: some may
+        have waited for it."""
         for holding in [*self._holding]:
             if self._started and self._running < self._concurrency:
-                self._start_one(holding, [_TRIAL])
-        while self._start_round():
+                self._start_one(holding, _TRIALS)
+        while self._start_round(_RETRIES):
             pass
-        while self._has_permit:
-            lane = self._lanes.take()
-            if lane is None:
-                return
-            partition = lane.owner
-            assert isinstance(partition, Partition)
-            if self._may_start(partition, lane.head):
-                self._run(partition, lane)
-            else:
-                self._put_aside(partition, lane)
+        while self._has_permit and self._lanes.has_due:
+            self._start_lane()
+        while self._start_round(_ALL):
+            pass
+        while self._has_permit and self._start_lane():
+            pass
+
+    def _start_lane(self) -> bool:
+        """Starts the lane whose turn it is, or puts it aside. Whether there was one."""
+        lane = self._lanes.take()
+        if lane is None:
+            return False
+        partition = lane.owner
+        assert isinstance(partition, Partition)
+        if self._may_start(partition, lane.head):
+            self._run(partition, lane)
+        else:
+            self._put_aside(partition, lane)
+        return True
 
     @property
     def _has_permit(self) -> bool:
         """Whether there is one for who is not tried. A trial that waits only for a commit finds its permit free."""
-        trials = sum(bool(holding.aside[_TRIAL]) and not holding.tasks for holding in self._holding)
+        trials = sum(any(holding.aside[at] for at in _TRIALS) and not holding.tasks for holding in self._holding)
         return self._started and self._running + trials < self._concurrency
 
-    def _start_round(self) -> bool:
-        """One more of each partition with lanes aside. Whether anything was started."""
-        started = [self._start_one(holding) for holding in [*self._holding] if self._has_permit]
+    def _start_round(self, which: Sequence[int]) -> bool:
+        """One more of each partition with such lanes aside. Whether anything was started."""
+        started = [self._start_one(holding, which) for holding in [*self._holding] if self._has_permit]
         return any(started)
 
-    def _start_one(self, partition: Partition, steps: Sequence[int] = (_TRIAL, 1, 0)) -> bool:
+    def _start_one(self, partition: Partition, which: Sequence[int]) -> bool:
         """Starts one of what was put aside and may run by now. Few are looked at: they may start in their order only."""
-        for step in steps:
-            waiting = partition.aside[step]
-            for at in range(min(len(waiting), partition.caution.most_at_once(step))):
+        for queue in which:
+            waiting = partition.aside[queue]
+            for at in range(min(len(waiting), partition.caution.most_at_once(queue // 2))):
                 lane = waiting[at]
                 if self._may_start(partition, lane.head):
                     del waiting[at], self._holding[partition]

@@ -10,6 +10,7 @@ from app.broker.base import CommittedOffset
 from app.broker.memory import Fault, _Group
 from app.core.errors import Unavailable
 from app.core.record import Record, TopicPartition
+from app.dispatch import runner
 from app.dispatch.caution import SUSPECTS_AT_ONCE, Caution
 from app.dispatch.marks import Mark, decode_marks, encode_marks
 from app.dispatch.retries import RetryPolicy
@@ -208,6 +209,39 @@ def test_caution_who_comes_later_without_its_turn_overtakes(monkeypatch: pytest.
     let_go_who_came_later(monkeypatch)
     begun = late_arrivals_begin()
     assert begun[401] + 200 < begun[400]
+
+
+def given_up_of_many_that_fail_once(*, is_open: bool) -> int:
+    """Of 400 records, whose second attempts succeed where they begin within 20 s of the first."""
+    given_up = []
+
+    async def play(stage: Stage) -> None:
+        async def handle(record: Record, attempt: int) -> None:
+            await asyncio.sleep(2)
+            if attempt == 1:
+                raise Unavailable("once")
+
+        stage.work.handler = handle
+        commit_for(stage, {}, set(), is_open=is_open)
+        stage.send(*[f"u-{number}" for number in range(400)])
+        async with stage.running(DispatchConfig(concurrency=32, retry=RetryPolicy(within_ms=20_000))):
+            await until(stage.all_ended)
+        given_up.extend(stage.history.given_up)
+
+    on_stage(play)
+    return len(given_up)
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["after a clean end", "after an unclean end"])
+def test_caution_retries_go_before_what_has_not_begun(*, is_open: bool) -> None:
+    """Also before what was put aside, to wait for the first commit or for its turn: that has no deadline yet."""
+    assert 0 == given_up_of_many_that_fail_once(is_open=is_open)
+
+
+def test_caution_retries_behind_what_was_put_aside_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ablation: put aside as if they had not begun, retries are too late."""
+    monkeypatch.setattr(runner._Item, "is_retry", False)
+    assert given_up_of_many_that_fail_once(is_open=True) > 200
 
 
 def test_caution_trials_find_their_permits_beside_busy_partitions() -> None:
