@@ -72,8 +72,8 @@ class Owners:
 
 class Repeats(NamedTuple):
     """in_flight: alerts whose calls were begun by a worker to which something was done, and whose decision was not yet in
-    the log then. moved: those of partitions that were taken away while a call outlasted the drain. unexplained: repeats
-    of alerts that were neither."""
+    the log then. moved: those of partitions that were taken away, whose handlers outlasted the drain; one that waited for
+    its turn may have begun its call within it. unexplained: repeats of alerts that were neither."""
 
     in_flight: int
     moved: int

@@ -80,7 +80,7 @@ ROWS = (
         "finished commits nothing of what it has lost, and no effect is applied a second time, also by a receiver that knows "
         "no keys.",
         frozen,
-        full={"times": 10, "alerts": 400, "backlog": 200},
+        full={"times": 12, "alerts": 400, "backlog": 200},
         small={
             "times": 2,
             "alerts": 120,

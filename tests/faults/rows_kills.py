@@ -130,7 +130,7 @@ ROWS = (
     Row(
         "kill -9 of workers",
         "A worker killed at any time loses no alert and repeats no effect; its successor asks the model again only for "
-        "what was in flight at it, and for calls that outlast the drain of a partition that moves.",
+        "what was in flight at it, and for handlers that outlast the drain of a partition that moves.",
         kill_workers,
         full={"alerts": 100_000, "kills": 20, "backlog": 2_000},
         small={"alerts": 500, "kills": 3, "backlog": 150},

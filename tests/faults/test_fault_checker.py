@@ -1,6 +1,7 @@
 """The checker finds every violation that is planted in a history, and none in a clean one."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -24,6 +25,7 @@ from tests.faults.history import (
     Post,
     Published,
 )
+from tests.faults.workers import Workers
 
 ALERTS = 6
 
@@ -422,3 +424,21 @@ def test_check_dead_letter_ends_its_alert_for_commits() -> None:
     history.dead["a-5"] = 1_700
     verdict = check(history)
     assert (1, 0) == (verdict.lost, verdict.early_commits)
+
+
+async def test_endings_tell_what_died_by_itself_from_what_was_killed(tmp_path: Path) -> None:
+    """A worker that does not know its arguments ends with 2, and killing it afterwards is no excuse; one that waits is
+    killed."""
+    workers = Workers(tmp_path, ["--no-such-option"], {})
+    broken, waiting = workers.start(), workers.start(waits=True)
+    assert await workers.ended(broken, 30)
+    workers.kill(broken)
+    workers.kill(waiting)
+    assert [
+        Ended("worker-1", 2, "", str(tmp_path / "worker-1.log")),
+        Ended("worker-2", -9, "kill", str(tmp_path / "worker-2.log")),
+    ] == workers.endings()
+    (problem,) = check(History(ended=workers.endings())).problems
+    assert (
+        f"workers_died: worker-1 ended with 2 after nothing was done to it: see {tmp_path / 'worker-1.log'}" == problem
+    )
