@@ -108,6 +108,7 @@ ROWS = (
         small={"events": 1_000, "faults": 1, "shoppers": 60},
         ablations=(
             Ablation("last_written_value_counts", {"events": 12_000, "faults": 6, "shoppers": 60}, OUTPUTS_DIFFER),
+            Ablation("lost_streams_commit", {"events": 2_000, "faults": 2, "shoppers": 60}, ("was given it",)),
         ),
     ),
 )
