@@ -50,7 +50,8 @@ class Verdict(msgspec.Struct, kw_only=True):
     workers that ended though nobody had ended them, or not as they should.
     repeated: model calls beyond one an alert; in_flight: alerts whose call was begun by a worker to which something was
     done, and whose decision was not yet in the log then; in_flight_moved: those of partitions that were taken away, whose
-    handlers outlasted the drain; repeats_unexplained: repeated calls of none of these.
+    handlers outlasted the drain; repeats_unexplained: repeated calls of none of these,
+    as a frozen worker makes them that wakes and does not know yet what it has lost.
     attempts, applied: what the sink was asked for, and what it did. two_owners: partitions that two workers held at once.
     commit_p50_s, commit_p99_s: how long after its decision an alert was committed, of all that were; None of none.
     commit_p99_undisturbed_s: the same of alerts to whose owner nothing was done in between. sample_gap_s: the longest time
