@@ -66,6 +66,7 @@ class Dispatcher:
         self._rebalancing = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
+        self._cancelled = False
         self._failed = asyncio.Event()
         self._failure: BaseException | None = None
         self._poll_failures = 0
@@ -124,6 +125,7 @@ class Dispatcher:
                 logger.error("%s handlers swallow their cancellation and are left behind", len(stuck))
 
     def _cancel_handlers(self) -> None:
+        self._cancelled = True
         for partition in self._partitions.values():
             for task in partition.tasks:
                 task.cancel()
@@ -230,8 +232,8 @@ class Dispatcher:
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
         async with self._rebalancing:
             partitions = self._held(assignments)
-            # At shutdown all are drained by now; what is cancelled counts no more, so nothing is waited for.
-            await self._drain(partitions, 0 if self._stopping.is_set() else self._config.revoke_drain_ms)
+            # What is cancelled counts no more. A group that rebalances during the drain of a shutdown finds handlers running.
+            await self._drain(partitions, 0 if self._cancelled else self._config.revoke_drain_ms)
             await self._commits.commit_last(partitions)
             await self._end(partitions)
 

@@ -10,7 +10,7 @@ from app.broker.memory import Fault
 from app.core.record import Record, TopicPartition
 from app.dispatch.retries import RetryPolicy
 from app.dispatch.work import DispatchConfig
-from tests.dispatching import GROUP, TOPIC, Stage, on_stage, taking, until
+from tests.dispatching import GROUP, TOPIC, RecordedWork, Stage, on_stage, taking, until
 
 PLACE = TopicPartition(TOPIC, 0)
 
@@ -46,6 +46,26 @@ def test_dispatcher_stop_polls_while_it_drains() -> None:
         assert 1 == stage.broker.position()
 
     on_stage(play)
+
+
+def test_dispatcher_stop_lets_handlers_finish_whose_partition_moves_meanwhile() -> None:
+    """A member that joins during the drain takes partitions away; what runs of them ends first and is not repeated."""
+
+    async def play(stage: Stage) -> None:
+        stage.work.handler = taking(4)
+        stage.send("u-1", partition=0)
+        stage.send("u-1", partition=1)
+        stopping, second = asyncio.Event(), RecordedWork(stage.history)
+        running = asyncio.create_task(stage.dispatcher().run(stopping))
+        await until(lambda: len(stage.history.running) == 2)
+        stopping.set()
+        async with stage.running(work=second):
+            await running
+            await until(stage.all_ended)
+        assert 2 == len(stage.history.begun)
+        assert {1} == set(stage.history.ends.values())
+
+    on_stage(play, partitions=2)
 
 
 def test_dispatcher_stop_cancels_what_does_not_finish() -> None:
