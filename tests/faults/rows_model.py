@@ -309,7 +309,7 @@ def _with_figures(outcome: Outcome, of_each: Mapping[str, dict[str, Any]]) -> Ou
     if outcome.verdict is not None:
         outcome.verdict.recovery_s = max(recoveries, default=None)
     outcome.figures |= {
-        "faults": len(of_each),
+        "faults_of_the_model": len(of_each),
         "slowest_end_s": max(one["slowest_s"] for one in of_each.values()),
         "of_each": dict(of_each),
     }
@@ -319,9 +319,10 @@ def _with_figures(outcome: Outcome, of_each: Mapping[str, dict[str, Any]]) -> Ou
 ROWS = (
     Row(
         "model",
-        "A model that limits, fails, refuses, cuts, drips, hangs, resets or floods: every alert ends by its deadline and one "
-        f"second, in its fallback where there is no answer; at most {MOST_CALLS} calls an alert where all fail, no partition "
-        "changes hands, and it goes on by itself when the model is well. Failure never approves.",
+        "A model that limits, fails, refuses, cuts, drips, hangs, resets or floods: every alert ends by its deadline, which "
+        "counts from its handler's start, and one second, in its fallback where there is no answer; at most "
+        f"{MOST_CALLS} calls an alert where all fail, no partition changes hands, and it goes on by itself when the model is "
+        "well. Failure never approves.",
         model_fails,
         full={"faults": FAULTS, "shares": (1.0, 0.3), "alerts": 150, "deadline_s": 5.0},
         small={"faults": ("overloaded", "hang", "truncated"), "shares": (1.0,), "alerts": 40, "deadline_s": 2.0},
@@ -346,7 +347,8 @@ ROWS = (
     Row(
         "model without credit or key",
         "A spend limit or a wrong key costs one call a process, and what was in flight; one line says so, every alert ends in "
-        "its fallback at once, and the calls that try it again find when it is put right.",
+        "its fallback at once, and the calls that try it again find when it is put right. Here they do so after "
+        f"{REFUSED_S:.0f} seconds, where it is five minutes otherwise.",
         model_refuses,
         full={"faults": REFUSALS, "shares": (1.0, 0.3), "alerts": 150, "deadline_s": 4.0},
         small={"faults": ("spend-limit",), "shares": (1.0,), "alerts": 40, "deadline_s": 2.0},

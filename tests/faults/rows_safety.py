@@ -52,7 +52,7 @@ ROWS = (
     Row(
         "a compromised model",
         "Whatever a model answers (other ids, unknown actions, markup, forged JSON, tool calls), every effect is one that its "
-        "valid answer allows, and its target is the alert's.",
+        "valid answer allows, and its target is the alert's. No broker is used.",
         compromised_model,
         full={"answers": 10_000},
         small={"answers": 2_000},
@@ -64,7 +64,8 @@ ROWS = (
     Row(
         "hostile text",
         "Text that wants to be instructions, structure or invisible, in any text field of an alert or of features, reaches "
-        "the model as that field's text and as nothing else: it reads back identical, escaped, within the caps.",
+        "the model as that field's text and as nothing else: it reads back identical, escaped, within the caps. No broker is "
+        "used.",
         hostile_text,
         full={"every": 1},
         small={"every": 9},
