@@ -1,4 +1,4 @@
-"""Kafka itself ends, in order or by SIGKILL, and comes back over its data, or stands still, while streams, agents and actions run."""
+"""Kafka itself ends, in order or by SIGKILL, and comes back over its data, or stands still, while all parts run."""
 
 import asyncio
 import signal
@@ -236,8 +236,8 @@ WHILE_MEMBERS_STAY = {
 ROWS = (
     Row(
         "broker restarted and killed",
-        "Kafka may end and come back, in order or not, or stand still: the same zeros for alerts, decisions and effects, the streams' outputs "
-        f"those of a plain reading, and everything is consumed again within {CONSUMES_WITHIN_S:.0f} s after it answers again.",
+        "Kafka may end and come back, in order or not, or stand still: the same zeros for alerts, decisions and effects, the "
+        f"streams' outputs those of a plain reading, and everything is consumed again within {CONSUMES_WITHIN_S:.0f} s after it answers again.",
         broker_gone,
         full={"stops": 5, "kills": 5, "freezes": 2, "down_s": (1.0, 30.0), "events": 200_000},
         small={"stops": 1, "kills": 1, "freezes": 0, "down_s": (1.0, 2.0), "events": 20_000},

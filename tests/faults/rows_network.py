@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from app.decisions.record import DECISIONS
 from tests.faults.application import PARTITIONS
 from tests.faults.checker import check
 from tests.faults.frames import OFFSET_COMMIT, PRODUCE, LostCalls, NamesNoBrokers, Tally
@@ -21,9 +22,9 @@ QUIET_AFTER_S = 2.0
 """So long after a black hole began the workers have done what they could; from then on their processor time counts."""
 
 BUSY_SHARE, IDLE_SHARE = 0.5, 0.2
-"""Of one core, for each worker: more is a busy loop. The second where nothing arrives and nothing can be done. Polls that do not
-wait took 0.5 to 1 there, by what else the machine did; the other faults, in which work goes on, or connections begin anew all
-the time, up to 0.42."""
+"""Of one core, for each worker: more is a busy loop. The second where nothing arrives and nothing can be done. Polls that do
+not wait took 0.5 to 1 there, by what else the machine did; the other faults, in which work goes on, or connections begin anew
+all the time, up to 0.42."""
 
 IDLE = ("black hole",)
 
@@ -149,15 +150,29 @@ async def _recovery(run: Run, settle_s: float) -> Recovered:
 
 
 async def _shared_out(workers: Workers, deadline: float) -> bool:
-    """Whether, by then, each worker holds partitions of the alerts, and each partition one of them, as they say themselves."""
+    """Until every worker has its part in the work, or then; whether it has."""
     with suppress(TimeoutError):
         async with asyncio.timeout_at(deadline):
-            while True:
-                held = [owned for owned in workers.owned() if not owned.end_ms]
-                if len(held) == PARTITIONS and {owned.worker for owned in held} == {one.name for one in workers.alive}:
-                    return True
+            while not _is_shared_out(workers):
                 await asyncio.sleep(POLL_S)
+            return True
     return False
+
+
+def _is_shared_out(workers: Workers) -> bool:
+    """Whether each worker holds partitions of the alerts, and each partition one of them, as they say themselves; and the same of
+    the decisions, each of which is taken to be the last worker's that was given it."""
+    alive = {one.name for one in workers.alive}
+    of_alerts = [one for one in workers.owned() if not one.end_ms]
+    given, _ = workers.grips()
+    of_decisions = {
+        one.partition: one.worker for one in sorted(given, key=lambda one: one.at_ms) if one.topic == DECISIONS
+    }
+    return (
+        len(of_alerts) == len(of_decisions) == PARTITIONS
+        and {one.worker for one in of_alerts} == alive
+        and set(of_decisions.values()) == alive
+    )
 
 
 def cpu_seconds(worker: Worker) -> float:
