@@ -52,9 +52,10 @@ alert and agent in `agent.decisions`.
 3. **No commit is early.** No committed offset, and no done mark in its metadata, covers an alert whose decision is not yet
    in the log, or a decision whose effects have not all come to their end.
 4. **Repeats are bounded.** After a crash the model is asked again for no more alerts than calls were under way, or
-   answered and not yet written; after a SIGTERM that drains, for none. The rows that kill check the first, 'SIGTERM under
-   load' the second. A worker that is frozen, cut off, or loses its session lives on with what it had begun, while its
-   successor begins it again: there repeats are counted, and no bound is checked.
+   answered and not yet written, at the worker that died, or in partitions that moved then, where handlers outlasted the
+   drain; after a SIGTERM that drains, for none. The rows that kill check the first, 'SIGTERM under load' the second. A
+   worker that is frozen, cut off, or loses its session lives on with what it had begun, while its successor begins it again:
+   there repeats are counted, and no bound is checked.
 5. **It goes on by itself.** When faults end, the lag is 0 again within 60 seconds plus the group's session (45 s by
    default), without anybody's help. Measured is lag 0 within 60 seconds, with a session of {session} s.
 6. **Failure never approves.** Whatever fails, is cut, refused, late, or too expensive ends in the agent's fallback or,
@@ -243,7 +244,7 @@ def _open(
         if row.small is not None and result is None:
             lines.append(f"- **{row.name}**, small, classic protocol: not run")
         elif result is not None and result.verdict != "held":
-            lines.append(f"- **{row.name}**, small, classic protocol: {'; '.join(result.complaints)}")
+            lines.append(f"- **{row.name}**, small, classic protocol: {'; '.join(result.violations)}")
         elif result is not None and is_another_size(result.size, row.small):
             lines.append(f"- **{row.name}**, small, classic protocol: measured before its definition changed")
     if soaked is None:
@@ -264,8 +265,7 @@ def _open_of_row(row: Row, result: Result | None) -> list[str]:
         return ["not run at full size"]
     names = {ablation.name for ablation in row.ablations}
     ran = {one.name: one for one in result.ablations if one.name in names}
-    failures = [*result.failures, *result.problems] or [result.verdict]
-    found = [] if result.verdict == "held" else ["; ".join(failures)]
+    found = ["; ".join(result.violations)] if result.violations else []
     if is_another_size(result.size, row.full) or (result.promise and result.promise != row.promise):
         found.append("measured before its definition changed")
     for ablation in unnoticed(row, result):

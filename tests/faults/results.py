@@ -15,6 +15,7 @@ from app.core.codec import encode
 from app.core.text import one_line
 from app.local.process import ROOT
 from benchmarks.common import environment
+from tests.faults.checker import ZEROS
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, matched, turned_red
 
 FIGURES = ("alerts", "kills", "lost", "effects_twice", "early_commits", "conflicting", "repeated", "recovery_s")
@@ -84,10 +85,15 @@ class Result(msgspec.Struct, kw_only=True):
 
     @property
     def complaints(self) -> list[str]:
-        found = [*self.failures, *self.problems] if self.verdict != "held" else []
-        if self.verdict != "held" and not found:
-            found = [self.verdict]
-        return found + [f"ablation {one.name} was not noticed" for one in self.ablations if not one.noticed]
+        return self.violations + [f"ablation {one.name} was not noticed" for one in self.ablations if not one.noticed]
+
+    @property
+    def violations(self) -> list[str]:
+        """Why the row does not hold. What the checker counts, and need not be 0, is no reason."""
+        if self.verdict == "held":
+            return []
+        kinds = tuple(f"{kind}: " for kind in ZEROS)
+        return [*self.failures, *(text for text in self.problems if text.startswith(kinds))] or [self.verdict]
 
     def as_row(self) -> dict[str, Any]:
         """As `--json` prints it."""

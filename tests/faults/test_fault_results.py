@@ -111,6 +111,16 @@ async def test_measured_run_breaks_off_verdict_is_failed(tmp_path: Path) -> None
     assert "failed" == result.as_row()["verdict"]
 
 
+async def test_violations_are_what_must_not_be(tmp_path: Path) -> None:
+    """A partition that two workers held is described, and is no reason unless the row says so."""
+    lost, two = "lost: a-1 has no decision", "two_owners: partition 3"
+    result = msgspec.structs.replace(await ran(row(Outcome(LOST), "lost"), tmp_path), problems=[lost, two])
+    assert [] == result.violations
+    assert [lost] == msgspec.structs.replace(result, verdict="not held").violations
+    failed = msgspec.structs.replace(result, verdict="not held", problems=[two], failures=[])
+    assert ["not held"] == failed.violations
+
+
 async def test_kept_only_what_held_with_this_seed_and_size(tmp_path: Path) -> None:
     """A run goes on behind what is finished; another seed, another size or a failure is run again."""
     held = await ran(a_row := row(Outcome(LOST), "lost"), tmp_path)
