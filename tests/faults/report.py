@@ -64,7 +64,7 @@ alert and agent in `agent.decisions`.
    to the cent.
 
 **Deadlines** count from the handler's start, not from the alert's publication: what waits in the topic while no worker has
-its partition is not late.
+its partition is not late. How old an alert may be that the model is still asked about is another setting, `max_age`.
 
 **Horizon**: 24 hours or 1,000,000 alerts of an agent in one process, whichever is less. A new owner of a partition knows
 less: what its look-back holds, from ten minutes before its first unfinished alert on, and no more than the last 65,536
