@@ -49,7 +49,7 @@ faults: setup ## Break a running system on purpose, and write RELIABILITY.md (90
 	@code=0; \
 	$(BIN)/python -m tests.faults $(ARGS) || code=$$?; \
 	$(BIN)/python -m tests.faults --small --protocol classic --no-ablations $(ARGS) || code=$$?; \
-	$(BIN)/python -m tests.faults --report; \
+	$(BIN)/python -m tests.faults --report || code=$$?; \
 	exit $$code
 
 soak: setup ## Half an hour of steady load: memory must be flat, and everything given back

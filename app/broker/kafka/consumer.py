@@ -292,8 +292,12 @@ class KafkaConsumer:
             raise Unavailable(message) from None
 
     async def _look_whether_lost(self, polling: PollingThread) -> None:
-        if await self._cluster.answers() and polling.stands_still_s >= self._membership.lost_after_s:
-            self._arrive(BrokersLost())
+        """A client is still to be waited for that had no broker either, while nobody had one."""
+        call = polling.calling_since
+        if call is not None and await self._cluster.answers():
+            await asyncio.sleep(self._membership.lost_after_s)
+            if polling.calling_since == call and await self._cluster.answers():
+                self._arrive(BrokersLost())
 
     def _refuse_ended(self, offsets: Iterable[Assignment]) -> None:
         for held in offsets:

@@ -9,7 +9,6 @@ so that the listener may commit. The client goes on sending heartbeats meanwhile
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -79,6 +78,7 @@ class PollingThread:
 
     generation: of the thread before it. lookout: over this client.
     failure: what ended the polling for good, None while it goes on. ends: end offsets as of the last fetches.
+    calling_since: when it began a call of the client that has not ended, in monotonic seconds; None while there is none.
     deliver: hands an item to the loop; False when the loop is gone. on_lost: called at once, on this thread, for places
     that are another member's already. on_end: called on this thread when it has left the group.
     """
@@ -97,6 +97,7 @@ class PollingThread:
     ) -> None:
         self.ends: dict[TopicPartition, int] = {}
         self.failure: Exception | None = None
+        self.calling_since: float | None = None
         self._client = client
         self._lookout = lookout
         self._group = group
@@ -110,7 +111,6 @@ class PollingThread:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._room = BATCHES_AHEAD
         self._generation = generation
-        self._calling_since = math.inf
         self._abandoned = False
         self._paused: set[TopicPartition] = set()
         self._given_up: set[TopicPartition] = set()
@@ -140,11 +140,6 @@ class PollingThread:
         self._abandoned = True
         self.stop()
         return self._generation + 1
-
-    @property
-    def stands_still_s(self) -> float:
-        """For how long it has been in one call of the client; negative where it is in none."""
-        return time.monotonic() - self._calling_since
 
     # Called on this thread, through `tell`. Each raises KafkaException.
 
@@ -197,7 +192,7 @@ class PollingThread:
             while not self._stopping:
                 self._serve_inbox(wait=self._room <= 0)
                 if self._room > 0 and not self._stopping:
-                    self._calling_since = time.monotonic()
+                    self.calling_since = time.monotonic()
                     self._fetch()
                     self._look_up_ends()
         except BrokersLost as lost:
@@ -224,9 +219,9 @@ class PollingThread:
 
     def _serve_one(self, *, wait: bool) -> None:
         """Raises: Empty where none is there and it is not to wait."""
-        self._calling_since = math.inf
+        self.calling_since = None
         call = self._inbox.get(wait)
-        self._calling_since = time.monotonic()
+        self.calling_since = time.monotonic()
         call()
 
     def _fetch(self) -> None:
@@ -326,4 +321,4 @@ class PollingThread:
             return
         while not (rebalance.finished or self._stopping):
             self._serve_one(wait=True)
-        self._calling_since = time.monotonic()
+        self.calling_since = time.monotonic()
