@@ -1,5 +1,6 @@
 """Clients that have lost their brokers for good, on a real Kafka that goes on serving others."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -114,7 +115,7 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[Member], threading.Eve
 
 
 async def test_consumer_whose_client_keeps_a_commit_for_ever_joins_anew(
-    cluster: Cluster, held_up: Callable[[Member], threading.Event]
+    cluster: Cluster, held_up: Callable[[Member], threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one does that has lost its brokers: the thread stands still, and its client is left to it."""
     topic, group = await cluster.topic(1), cluster.unique("group")
@@ -123,14 +124,24 @@ async def test_consumer_whose_client_keeps_a_commit_for_ever_joins_anew(
     await member.poll_until(lambda: len(member.records) == 5)
     (held,) = member.consumer.assignments()
     answered = held_up(member)
+    first = asyncio.create_task(member.consumer.commit({held: CommittedOffset(3)}))
     with pytest.raises(Unavailable, match="had no answer"):
-        await member.consumer.commit({held: CommittedOffset(3)})
+        await first
+    monkeypatch.setattr(consumer, "GROUP_SECONDS", 3.0)  # until the client has been left behind
+    second = asyncio.create_task(member.consumer.commit({held: CommittedOffset(4)}))
     await member.poll_until(lambda: [held] == member.told("lost"))
-    answered.set()  # so that its client can leave the group, as it would be expelled from it
+    with pytest.raises(Unavailable, match="had no answer"):
+        await second
+    assert isinstance(member.consumer, KafkaConsumer)
+    joined, looking = member.consumer._polling, member.consumer._looking
+    assert looking is not None
+    await member.poll_until(looking.done)  # at the client that was left behind, which still keeps the commit
+    answered.set()  # so that it can leave the group, as it would be expelled from it
     await member.poll_until(lambda: len(member.records) >= 7)
     (again,) = member.consumer.assignments()
     await member.consumer.commit({again: CommittedOffset(5)})
     assert (held.place, True) == (again.place, again.epoch > held.epoch)
+    assert joined is member.consumer._polling
     assert ["assigned", "lost", "assigned"] == [kind for kind, _ in member.events]
 
 

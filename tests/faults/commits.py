@@ -26,7 +26,6 @@ class CommitSampler:
     def __init__(self, servers: str, groups: Mapping[str, tuple[str, str, int]]) -> None:
         """groups: by the history's name for it, the group, its topic and the number of partitions."""
         self.changes: list[Committed] = []
-        self.samples = 0
         self.largest_gap_ms = 0
         """Longest time between two answers about one group: so much later than it was made a commit may have been seen."""
         self._answered: dict[str, int] = {}
@@ -72,7 +71,6 @@ class CommitSampler:
                 return
             raise
         now_ms = self._clock.now_ms()
-        self.samples += 1
         self.largest_gap_ms = max(self.largest_gap_ms, now_ms - self._answered.get(name, now_ms))
         self._answered[name] = now_ms
         for at in found:

@@ -296,7 +296,8 @@ class KafkaConsumer:
         call = polling.calling_since
         if call is not None and await self._cluster.answers():
             await asyncio.sleep(self._membership.lost_after_s)
-            if polling.calling_since == call and await self._cluster.answers():
+            stands_still = polling.calling_since == call and await self._cluster.answers()
+            if stands_still and polling is self._polling:  # not one that was left behind meanwhile
                 self._arrive(BrokersLost())
 
     def _refuse_ended(self, offsets: Iterable[Assignment]) -> None:

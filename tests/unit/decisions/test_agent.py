@@ -46,7 +46,7 @@ class Demanding(Decision, frozen=True, kw_only=True):
 
 
 async def judge(alert: LargeOrder, context: Context) -> OrderDecision:
-    raise NotImplementedError
+    return await context.decide("Judge this order.", alert=alert)
 
 
 def declare(handler: Any = judge, **changed: Any) -> Agent[Any]:
