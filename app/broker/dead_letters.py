@@ -12,7 +12,7 @@ import msgspec
 
 from app.broker.base import Confirmation, Producer, Reader
 from app.broker.topics import DEAD_EXTRA_BYTES
-from app.core.errors import RecordTooLarge
+from app.core.errors import RecordTooLarge, SetupError
 from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
 from app.core.text import one_line
@@ -31,6 +31,9 @@ REPLAY_OF = "replay_of"
 
 COUNTED = "counted; but "
 """Begins the reason of a letter whose record took its part in everything else, so that it must not come a second time."""
+
+PUBLISHED = "published"
+"""State in a note that no later one takes back."""
 
 REPLAYS = "replays"
 """Header of a record that was published again out of a letter: how often by now."""
@@ -112,7 +115,8 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     lies_at: where the letter itself is. topic, partition, offset: of the original record, -1 where it never had one.
     length, sha256: of the original value where only its first 64 KiB were kept, else None. headers: the original
-    record's own. more: of the letter, beside these. replayed: it was published again, or that was begun.
+    record's own. more: of the letter, beside these. replay: what came of publishing it again, in the words of the notes;
+    `begun` where that broke off, empty where nobody tried.
     """
 
     lies_at: tuple[str, int, int]
@@ -129,7 +133,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None = None
     headers: Headers = ()
     more: dict[str, str] = {}
-    replayed: bool = False
+    replay: str = ""
 
     @property
     def identity(self) -> tuple[str, int, int, str]:
@@ -198,12 +202,12 @@ async def read_letters(reader: Reader, topic: str, partitions: int, newest: int)
     ends = await reader.end_offsets(places)
     for place in places:
         letters: dict[tuple[str, int, int, str], Letter] = {}
-        replayed: set[int] = set()
+        replays: dict[int, str] = {}
         async for records in reader.read(place, 0, ends[place]):
             for record in records:
                 noted = noted_offset(record)
                 if noted is not None:
-                    replayed.add(noted)
+                    _remember(replays, noted, record)
                     continue
                 letter = letter_of(record)
                 letters.pop(letter.identity, None)
@@ -211,7 +215,35 @@ async def read_letters(reader: Reader, topic: str, partitions: int, newest: int)
                 if len(letters) > newest:
                     del letters[next(iter(letters))]
         for letter in letters.values():
-            yield msgspec.structs.replace(letter, replayed=letter.lies_at[2] in replayed)
+            yield msgspec.structs.replace(letter, replay=replays.get(letter.lies_at[2], ""))
+
+
+async def read_letter(reader: Reader, place: TopicPartition, offset: int) -> Letter | None:
+    """The letter at that offset; None where none lies.
+
+    Raises: SetupError where a note lies, Unavailable, Rejected.
+    """
+    end = (await reader.end_offsets([place]))[place]
+    letter: Letter | None = None
+    replays: dict[int, str] = {}
+    async for records in reader.read(place, offset, end):
+        for record in records:
+            noted = noted_offset(record)
+            if noted is not None:
+                _remember(replays, noted, record)
+            if record.offset == offset:
+                if noted is not None:
+                    about = f"the note of a replay about {place.topic}/{place.partition}/{noted}"
+                    raise SetupError("LETTER", f"{place.topic}/{place.partition}/{offset} is no letter, but {about}")
+                letter = letter_of(record)
+        if letter is None:
+            return None
+    return letter and msgspec.structs.replace(letter, replay=replays.get(offset, ""))
+
+
+def _remember(replays: dict[int, str], offset: int, note: Record) -> None:
+    if replays.get(offset) != PUBLISHED:
+        replays[offset] = (note.header("state") or b"").decode(errors="replace")
 
 
 def _number(text: str) -> int:

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from app.broker.base import Broker, Confirmation, Producer, Reader
-from app.broker.dead_letters import REPLAY_OF, REPLAYS, Letter, letter_of, noted_offset
+from app.broker.dead_letters import PUBLISHED, REPLAY_OF, REPLAYS, Letter, letter_of, noted_offset
 from app.broker.topics import partition_of
 from app.core.errors import RecordError, SetupError
 from app.core.record import Headers, Record, TopicPartition
@@ -140,7 +140,7 @@ class DeadReplay:
             offset = noted_offset(record)
             if offset is not None:
                 known = self._notes.get((record.partition, offset))
-                if known is None or known.state != "published":
+                if known is None or known.state != PUBLISHED:
                     self._notes[record.partition, offset] = _note(record)
                 continue
             letter = letter_of(record)
@@ -180,7 +180,7 @@ class DeadReplay:
         if not self._again:
             for place in self._letters_of.get(_original(letter), ()):
                 note = self._notes.get(place)
-                if note is not None and (note.state == "published" or _name((self._dead, *place)) in self._arrived):
+                if note is not None and (note.state == PUBLISHED or _name((self._dead, *place)) in self._arrived):
                     return Fate.BEFORE
         against = None if self._bar is None else self._bar.against(letter)
         return against or Fate.WAITING
@@ -227,7 +227,7 @@ class DeadReplay:
         outcomes, failures = [], []
         for letter, answer in zip(letters, answers, strict=True):
             if isinstance(answer, Confirmation):
-                await self._say(letter, "published", TopicPartition(self._target, answer.partition), answer.offset)
+                await self._say(letter, PUBLISHED, TopicPartition(self._target, answer.partition), answer.offset)
                 outcomes.append(Outcome(letter, Fate.REPLAYED, answer.place_in(self._target)))
             elif isinstance(answer, RecordError):
                 target = targets[letter.lies_at]

@@ -52,14 +52,14 @@ def list_letters(
         output.note("no dead letters")
     else:
         output.table(
-            ("letter", "record", "group", "reason", "replayed", "value"),
+            ("letter", "record", "group", "reason", "replay", "value"),
             [
                 (
                     "/".join(map(str, letter.lies_at)),
                     _record(letter),
                     letter.group,
                     letter.reason if letter.is_ours else NOT_OURS,
-                    _replayed(letter),
+                    _replay(letter),
                     shortened(letter.value),
                 )
                 for letter in letters
@@ -125,19 +125,12 @@ async def _read(broker: "Broker", names: list[str], newest: int) -> "list[Letter
 
 
 async def _find(broker: "Broker", topic: str, partition: int, offset: int) -> "Letter | None":
-    from app.broker.dead_letters import letter_of, noted_offset
-    from app.core.errors import SetupError
+    from app.broker.dead_letters import read_letter
     from app.core.record import TopicPartition
 
     reader = broker.reader()
     try:
-        async for records in reader.read(TopicPartition(topic, partition), offset, offset + 1):
-            noted = noted_offset(records[0])
-            if noted is not None:
-                about = f"the note of a replay about {topic}/{partition}/{noted}"
-                raise SetupError("LETTER", f"{topic}/{partition}/{offset} is no letter, but {about}")
-            return letter_of(records[0])
-        return None
+        return await read_letter(reader, TopicPartition(topic, partition), offset)
     finally:
         await reader.close()
         await broker.close()
@@ -150,9 +143,9 @@ def _record(letter: "Letter") -> str:
     return f"{letter.topic}/{letter.partition}/{letter.offset}" if letter.offset >= 0 else letter.topic
 
 
-def _replayed(letter: "Letter") -> str:
+def _replay(letter: "Letter") -> str:
     before = "" if not letter.replays else "once before" if letter.replays == 1 else f"{letter.replays} times before"
-    return ", ".join(filter(None, (before, "yes" if letter.replayed else "")))
+    return ", ".join(filter(None, (before, letter.replay)))
 
 
 def as_json(letter: "Letter") -> dict[str, Any]:
@@ -170,8 +163,8 @@ def as_json(letter: "Letter") -> dict[str, Any]:
         "timestamp_ms": letter.timestamp_ms if letter.timestamp_ms >= 0 else None,
         "written_ms": letter.written_ms,
     }
-    if letter.replays or letter.replayed:
-        shown |= {"replays": letter.replays, "replayed": letter.replayed}
+    if letter.replays or letter.replay:
+        shown |= {"replays": letter.replays, "replay": letter.replay or None}
     if letter.headers:
         shown["original_headers"] = {name: text.decode(errors="replace") for name, text in letter.headers}
     if letter.length is not None:

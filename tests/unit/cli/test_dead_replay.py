@@ -39,6 +39,12 @@ def broker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryBroker:
     return broker
 
 
+async def note(broker: MemoryBroker, offset: int, state: bytes) -> None:
+    """What a replay writes about the letter at that offset."""
+    headers = (("replay_of", b"%d" % offset), ("state", state))
+    await broker.producer().confirm("shop.orders.dead", None, None, partition=2, headers=headers)
+
+
 @pytest.fixture
 def call(broker: MemoryBroker, capsys: pytest.CaptureFixture[str]) -> Call:
     return Call(capsys)
@@ -64,7 +70,25 @@ def test_dead_replay_publishes_what_was_chosen_and_list_shows_it(call: Call, bro
     assert 2 == code
     assert "is no letter, but the note of a replay about shop.orders.dead/2/1" in said
     _, listed, _ = call("dead", "list", "shop.orders")
-    assert [None, True, True, None] == [row.get("replayed") for row in listed]
+    assert [None, "published", "published", None] == [row.get("replay") for row in listed]
+
+
+def test_dead_list_and_show_say_what_came_of_a_replay(call: Call, broker: MemoryBroker) -> None:
+    """Published, for good; refused, and still to be replayed; begun, where it broke off; nothing where nobody tried."""
+    letters = DeadLetters(broker.producer(), "headrace.streams")
+    asyncio.run(letters.write(Record(*ORDERS, 4, 4_000_000_000_000, b"u-1", b"4"), "from 2096"))
+    for offset in ("0", "4"):
+        call("dead", "replay", "shop.orders", "--partition", "2", "--offset", offset, "--yes")
+    asyncio.run(note(broker, 0, b"refused"))
+    asyncio.run(note(broker, 1, b"begun"))
+    _, listed, _ = call("dead", "list", "shop.orders")
+    expected = ["published", "begun", None, None, "refused"]
+    assert expected == [row.get("replay") for row in listed]
+    assert listed == [call("dead", "show", row["letter"], app=False)[1][0] for row in listed]
+    with pytest.raises(SystemExit):
+        run(["dead", "list", "shop.orders", "-A", "topics_shop:app"])
+    shown = call.said().out
+    assert [1, 1, 1] == [shown.count(word) for word in ("published", "begun", "refused")]
 
 
 def test_dead_replay_asks_and_takes_no_for_an_answer(
