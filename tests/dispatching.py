@@ -38,6 +38,7 @@ class History:
         self.order: dict[bytes, list[int]] = defaultdict(list)
         self.given_up: list[tuple[Place, str, int]] = []
         self.assigned: list[Assignment] = []
+        self.revoked: list[Assignment] = []
         self.ended: list[Assignment] = []
         self.violations: list[str] = []
 
@@ -146,6 +147,9 @@ class RecordedWork:
         self.history.assigned.append(assignment)
         if self.prepare is not None:
             await self.prepare(assignment)
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        self.history.revoked.extend(assignments)
 
     async def ended(self, assignments: Sequence[Assignment]) -> None:
         self.history.ended.extend(assignments)

@@ -150,6 +150,9 @@ class ActionsWork:
         await ledger.restore(min(now_ms - HORIZON_MS, oldest_ms - LOOK_BACK_MS))
         return ledger
 
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """An effect waits for nothing but its retry: what runs may end."""
+
     async def ended(self, assignments: Sequence[Assignment]) -> None:
         """These partitions are another's: nothing about them is kept."""
         for assignment in assignments:

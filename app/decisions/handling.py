@@ -132,6 +132,11 @@ class AgentWork:
             self._reader, self._clock, self.agent.name, self.mode, assignment, first_unfinished, self._decided
         )
 
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """No more calls about their alerts: they would be cut off, and paid again by the next owner."""
+        for assignment in assignments:
+            self._gate.revoked(self.agent.name, assignment.partition)
+
     async def ended(self, assignments: Sequence[Assignment]) -> None:
         """These partitions are another's: nothing about them is kept."""
         for assignment in assignments:

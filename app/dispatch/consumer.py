@@ -232,6 +232,7 @@ class Dispatcher:
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
         async with self._rebalancing:
             partitions = self._held(assignments)
+            self._work.revoked([partition.assignment for partition in partitions if partition.told])
             # What is cancelled counts no more. A group that rebalances during the drain of a shutdown finds handlers running.
             await self._drain(partitions, 0 if self._cancelled else self._config.revoke_drain_ms)
             await self._commits.commit_last(partitions)

@@ -19,8 +19,8 @@ class Crashed(HeadraceError):
 class Work(Protocol):
     """What is done with each record of some topics: one consumer group, handlers that run at once.
 
-    For one partition the calls come in this order: `assigned`, then `handle` and `give_up` for its records, then
-    `ended`. A record is repeated after a crash, so `handle` and `give_up` must stand being called again for it.
+    For one partition the calls come in this order: `assigned`, then `handle` and `give_up` for its records, where it is
+    revoked `revoked`, then `ended`. A record is repeated after a crash, so `handle` and `give_up` must stand being called again for it.
     """
 
     topics: Sequence[str]
@@ -62,6 +62,12 @@ class Work(Protocol):
         first_unfinished: the offset from which records will come, as committed; 0 where nothing was committed yet.
         Raises: Rejected, which ends the dispatcher. After anything else it is called again, with backoff.
         """
+        ...
+
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """These partitions are being taken away: what has begun may still end, for `revoke_drain_ms`, and is cancelled
+        then. A handler that waits for something costly had better leave it to the next owner: by raising, whatever it
+        raises, it leaves the record unfinished, as no retry comes."""
         ...
 
     async def ended(self, assignments: Sequence[Assignment]) -> None:

@@ -50,7 +50,7 @@ class FailureCode(Enum):
     BAD_REQUEST = "bad_request"
     """The model's side does not accept the request: unknown model, schema not supported."""
     GATE_CLOSED = "gate_closed"
-    """This process is stopping and starts no more calls; the next one may."""
+    """This process is stopping, or loses the alert's partition, and starts no more calls; the next owner may."""
     BREAKER_OPEN = "breaker_open"
     """The model has failed again and again; no call is made for a while."""
     NO_BUDGET = "no_budget"

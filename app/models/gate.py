@@ -140,6 +140,7 @@ class ModelGate:
         self._pause_code = FailureCode.RATE_LIMITED
         self._opened_by = ""
         self._closed = False
+        self._revoked: set[tuple[str, int]] = set()
         self._in_flight = 0
         self._calls = 0
         self._answers = 0
@@ -167,7 +168,7 @@ class ModelGate:
     async def close(self) -> None:
         """Begins no more calls, and closes the model: calls that run fail."""
         self._closed = True
-        self._line.dismiss(_gate_closed)
+        self._line.dismiss(_stopping)
         await self.model.close()
 
     def declare(self, agent: str, partitions: int, budget: Budget | None) -> None:
@@ -182,13 +183,20 @@ class ModelGate:
 
     def assigned(self, agent: str, partition: int, spent: Spent | None) -> None:
         """A partition is ours: its part of limits and budget too, less what its decisions say was spent."""
+        self._revoked.discard((agent, partition))
         self._shares.assigned(agent, partition)
         if self._budgets is not None:
             self._budgets.assigned(agent, partition, spent)
         self._share_out()
 
+    def revoked(self, agent: str, partition: int) -> None:
+        """A partition is being taken away, until `ended`: its calls go on, and no more of them begin."""
+        self._revoked.add((agent, partition))
+        self._line.dismiss(_taken_away, only=lambda place: (place.agent, place.partition) == (agent, partition))
+
     def ended(self, agent: str, partition: int) -> None:
         """A partition is another's. Known or not."""
+        self._revoked.discard((agent, partition))
         self._shares.ended(agent, partition)
         if self._budgets is not None:
             self._budgets.ended(agent, partition)
@@ -233,13 +241,15 @@ class ModelGate:
     async def _decide(self, request: ModelRequest, deadline: float) -> ModelAnswer:
         _remaining_ms(deadline)
         if self._closed:
-            raise _gate_closed()
+            raise _stopping()
+        if (request.agent, request.partition) in self._revoked:
+            raise _taken_away()
         input_tokens = _estimated_tokens(request)
         call = _Call(self._enter(deadline), input_tokens)  # with its ticket: nothing may fail before the `try`
         try:
             if self._budgets is not None:
                 call.budget = self._reserve(self._budgets, request, call.input_tokens)
-            call.place = await self._wait(request.agent, call, deadline)
+            call.place = await self._wait(request, call, deadline)
             remaining_ms = _remaining_ms(deadline)
             call.given_ms = min(self._attempt_ms, remaining_ms)
             out_of_time = FailureCode.DEADLINE if remaining_ms <= self._attempt_ms else FailureCode.TIMEOUT
@@ -286,13 +296,13 @@ class ModelGate:
         """Whether a call that gets no answer in this time says something about the model's side."""
         return given_ms * 2 >= self._attempt_ms
 
-    async def _wait(self, agent: str, call: _Call, deadline: float) -> Place:
+    async def _wait(self, request: ModelRequest, call: _Call, deadline: float) -> Place:
         amounts = Amounts(1, call.input_tokens, _USUAL_OUTPUT_TOKENS)
         latest = deadline - LEAST_ATTEMPT_MS / 1000
-        if self._line.is_hopeless(agent, latest):
+        if self._line.is_hopeless(request.agent, latest):
             raise ModelFailure(FailureCode.DEADLINE, f"{len(self._line)} wait for their turn, too many for this alert")
         try:
-            return await self._line.enter(agent, amounts, latest)
+            return await self._line.enter(request.agent, request.partition, amounts, latest)
         except TimeoutError:
             raise ModelFailure(FailureCode.DEADLINE, "the deadline came before the turn to call") from None
 
@@ -404,8 +414,13 @@ class ModelGate:
         self._line.tick()
 
 
-def _gate_closed() -> ModelFailure:
+def _stopping() -> ModelFailure:
     return ModelFailure(FailureCode.GATE_CLOSED, "this process is stopping and calls no more models", was_tried=False)
+
+
+def _taken_away() -> ModelFailure:
+    text = "the alert's partition is being taken away; its next owner asks"
+    return ModelFailure(FailureCode.GATE_CLOSED, text, was_tried=False)
 
 
 def _no_answer(code: FailureCode, within_ms: int) -> ModelFailure:

@@ -27,12 +27,18 @@ _HOPELESS = 2.0
 class Place:
     """One caller's place. After `Line.enter` it holds a permit (of `epoch`) and `amounts`, until `Line.leave`."""
 
-    __slots__ = ("agent", "amounts", "deadline", "epoch", "goes", "holds")
+    __slots__ = ("agent", "amounts", "deadline", "epoch", "goes", "holds", "partition")
 
     def __init__(
-        self, agent: str, amounts: Amounts, deadline: float, goes: "asyncio.Future[ModelFailure | None]"
+        self,
+        agent: str,
+        partition: int,
+        amounts: Amounts,
+        deadline: float,
+        goes: "asyncio.Future[ModelFailure | None]",
     ) -> None:
         self.agent = agent
+        self.partition = partition
         self.amounts = amounts
         self.deadline = deadline
         self.goes = goes
@@ -66,12 +72,12 @@ class Line:
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    async def enter(self, agent: str, amounts: Amounts, deadline: float) -> Place:
+    async def enter(self, agent: str, partition: int, amounts: Amounts, deadline: float) -> Place:
         """Waits for the turn. On cancellation the place is free and nothing is held.
 
         Raises: TimeoutError at `deadline`, in the loop's seconds; what `dismiss` makes.
         """
-        place = Place(agent, amounts, deadline, asyncio.get_running_loop().create_future())
+        place = Place(agent, partition, amounts, deadline, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(agent, deque()).append(place)
         self.tick()
         try:

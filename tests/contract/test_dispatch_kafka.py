@@ -67,6 +67,9 @@ class CountedWork:
     async def assigned(self, assignment: Assignment, first_unfinished: int) -> None:
         """Nothing to look back at."""
 
+    def revoked(self, assignments: Sequence[Assignment]) -> None:
+        """Nothing costs."""
+
     async def ended(self, assignments: Sequence[Assignment]) -> None:
         """Nothing was kept."""
 

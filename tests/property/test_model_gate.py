@@ -20,7 +20,7 @@ from app.models import line as line_module
 from app.models.base import FailureCode, ModelAnswer, ModelFailure, ModelRequest, RateLimit, RateLimits, StopReason
 from app.models.breaker import FAILURES_IN_A_ROW, REFUSED_OPEN_S, Breaker
 from app.models.buckets import Buckets
-from app.models.budget import Budget, Budgets, Reservation, Spent
+from app.models.budget import Budget, Budgets, Reservation
 from app.models.gate import ModelGate
 from app.models.line import Line, Place
 from app.models.permits import Permits
@@ -120,11 +120,12 @@ class Model:
 
 @dataclass
 class Run:
-    """A gate with its model, and who came in which order."""
+    """A gate with its model, who came in which order, and from when to when an agent had no partition."""
 
     gate: ModelGate
     model: Model
     came: list[int] = field(default_factory=list)
+    lost: tuple[str, float, float] = ("", 0.0, 0.0)
 
     @classmethod
     def create(
@@ -157,8 +158,13 @@ class Run:
             assert asyncio.get_running_loop().time() <= deadline + 0.001
 
     async def lose(self, agent: str, after: int) -> None:
-        """Its partition goes after so many tenths, and comes back a second later with what was spent."""
+        """Its partition is revoked after so many tenths, goes half a second later, and comes back after a second with what
+        was spent."""
         await asyncio.sleep(after / 10)
+        began = asyncio.get_running_loop().time()
+        self.gate.revoked(agent, 0)
+        self.lost = (agent, began, began + 1.5)
+        await asyncio.sleep(0.5)
         spent = self.gate.spent(agent, 0)
         self.gate.ended(agent, 0)
         await asyncio.sleep(1)
@@ -252,6 +258,11 @@ def check(
             spent = run.gate.spent(agent, 0)
             assert spent is not None
             assert tokens_a_day >= spent.tokens, "more than the budget"
+            lost, from_s, to_s = run.lost
+            within = [
+                s for index, s in started_at.items() if script[index].agent == lost == agent and from_s < s < to_s
+            ]
+            assert [] == within, "a call about a partition that is revoked"
         check_limits(run, concurrency, a_minute)
         await still_serves(run)
 
@@ -310,7 +321,7 @@ def test_ablation_permit_not_given_back_on_cancellation_is_found(monkeypatch: py
 
     async def leaky(self: ModelGate, request: ModelRequest, deadline: float) -> ModelAnswer:
         call = gate_module._Call(self._enter(deadline), 0)
-        call.place = await self._wait("agent", call, deadline)
+        call.place = await self._wait(request, call, deadline)
         call.given_ms = 400
         call.answer = await self._attempt(request, FailureCode.TIMEOUT)
         self._settle(call)
@@ -326,8 +337,8 @@ def test_ablation_place_kept_by_a_waiter_that_is_cancelled_as_its_turn_comes_is_
 ) -> None:
     """The narrow moment: the permit is assigned, and the waiter is cancelled before it has run again."""
 
-    async def enter(self: Line, agent: str, amounts: Any, deadline: float) -> Place:
-        place = Place(agent, amounts, deadline, asyncio.get_running_loop().create_future())
+    async def enter(self: Line, agent: str, partition: int, amounts: Any, deadline: float) -> Place:
+        place = Place(agent, partition, amounts, deadline, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(agent, deque()).append(place)
         self.tick()
         try:
@@ -444,50 +455,18 @@ def refused_of_a_side_that_takes(capacity: int) -> float:
     return run_virtual(main, START_MS)
 
 
+def test_ablation_calls_begun_about_a_revoked_partition_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers that come one after another, of whom most wait when the partition is revoked."""
+    script = [Caller(index, 4, 60, "answer", None) for index in range(12)]
+    check(script, 1, loses=("agent", 6))
+    monkeypatch.setattr(ModelGate, "revoked", lambda self, agent, partition: None)
+    with pytest.raises(AssertionError, match="a partition that is revoked"):
+        check(script, 1, loses=("agent", 6))
+
+
 def test_ablation_additive_increase_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A side that takes eight at once refuses few calls of permits that are halved, and most of such that only grow."""
     assert 0.08 > refused_of_a_side_that_takes(8)
     monkeypatch.setattr(Permits, "overloaded", lambda self, epoch, now: None)
     monkeypatch.setattr(Breaker, "failed", lambda self, ticket, now: False)
     assert 0.5 < refused_of_a_side_that_takes(8)
-
-
-@given(
-    owners=st.lists(st.permutations([0, 0, 1, 1]), min_size=1, max_size=4),
-    calls=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4_000)), max_size=60),
-)
-def test_budgets_under_any_change_of_owners_are_never_exceeded(
-    owners: list[list[int]], calls: list[tuple[int, int]]
-) -> None:
-    """Two processes, four partitions that move between them with what was spent: the sum keeps below the budget."""
-    budget = 60_000
-
-    async def main(clock: Clock) -> None:
-        processes = [Budgets(clock, KNOWN_PRICES, MODEL) for _ in range(2)]
-        for process in processes:
-            process.declare("agent", Budget(tokens_a_day=budget), 4)
-        log: dict[int, Spent | None] = dict.fromkeys(range(4))
-        total = 0
-        share = len(calls) // len(owners) + 1
-        for number, owned in enumerate(owners):
-            for partition, owner in enumerate(owned):
-                processes[owner].assigned("agent", partition, log[partition])
-                processes[1 - owner].ended("agent", partition)
-            for partition, output in calls[number * share : (number + 1) * share]:
-                process = processes[owned[partition]]
-                reservation = process.reserve("agent", partition, 100)
-                assert process.reserve("other", partition, 100) is not None
-                if reservation is not None:
-                    process.settle(reservation, used(output))
-                    total += 100 + output
-                    log[partition] = process.spent("agent", partition)
-        assert budget >= total
-        assert all(one.tokens <= budget // 4 for one in log.values() if one is not None)
-
-    run_virtual(main, START_MS)
-
-
-def used(output: int) -> Any:
-    return ModelAnswer(
-        text="", model=MODEL, stop_reason=StopReason.COMPLETE, input_tokens=100, output_tokens=output
-    ).usage

@@ -53,7 +53,7 @@ def line_of(script: list[tuple[str, int, int]], concurrency: int) -> list[str]:
         async def caller(agent: str, comes: int, takes: int) -> None:
             await asyncio.sleep(comes / 10)
             line.seen.append(("comes", agent))
-            place = await line.enter(agent, NOTHING, asyncio.get_running_loop().time() + LONG_S)
+            place = await line.enter(agent, 0, NOTHING, asyncio.get_running_loop().time() + LONG_S)
             await asyncio.sleep(takes / 10)
             line.leave(place, NOTHING)
 

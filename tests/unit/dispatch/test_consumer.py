@@ -168,6 +168,7 @@ def test_dispatcher_revoked_partition_cancels_what_does_not_drain() -> None:
             async with stage.running(work=second):
                 await until(stage.all_ended, within_seconds=4)
                 assert 1 == first.statistics().abandoned
+                assert [(TOPIC, 1)] == [one.place for one in stage.history.revoked]
         assert [(TOPIC, 1, 0)] * 2 == stage.history.begun
         assert 1 == stage.history.ends[TOPIC, 1, 0]
 
