@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tests.faults.checker import Verdict
-from tests.faults.results import CHANGED, FIGURES, Result, is_another_size, unnoticed
+from tests.faults.results import CHANGED, FIGURES, Result, definition_of, unnoticed
 from tests.faults.rows import Row
 from tests.faults.soak import FULL, Load, Soaked
 
@@ -48,16 +48,19 @@ alert and agent in `agent.decisions`.
    holds as long as the retention of the topics outlasts the outage.
 2. **Nothing is done twice.** Each effect of a standing decision is applied at most once at a receiver that honours
    idempotency keys, however often it was attempted; one that is not applied ends as failed, unknown or withheld, with a
-   person asked. No effect of any other decision is applied.
-3. **No commit is early.** No committed offset, and no done mark in its metadata, covers an alert whose decision is not yet
-   in the log, or a decision whose effects have not all come to their end.
+   person asked, or as logged, where its action has no address. Within the horizon no effect of any other decision is
+   applied.
+3. **No commit is early, and none late.** No committed offset, and no done mark in its metadata, covers an alert whose
+   decision is not yet in the log, or a decision whose effects have not all come to their end. Of a worker to which nothing
+   is done, 99 of 100 alerts are committed within a second of their decision, and half within 0.6 s.
 4. **Repeats are bounded.** After a crash the model is asked again for no more alerts than calls were under way, or
    answered and not yet written, at the worker that died, or in partitions that moved then, where handlers outlasted the
    drain; after a SIGTERM that drains, for none. The rows that kill check the first, 'SIGTERM under load' the second. A
    worker that is frozen, cut off, or loses its session lives on with what it had begun, while its successor begins it again:
    there repeats are counted, and no bound is checked.
 5. **It goes on by itself.** When faults end, the lag is 0 again within 60 seconds plus the group's session (45 s by
-   default), without anybody's help. Measured is lag 0 within 60 seconds, with a session of {session} s.
+   default), without anybody's help. Measured with a session of {session} s, where 60 seconds are the limit; with one of 45 s
+   in 'broker gone for less than a session'.
 6. **Failure never approves.** Whatever fails, is cut, refused, late, or too expensive ends in the agent's fallback or,
    without a fallback, as a dead letter.
 7. **State is exact.** After any number of kills, features and final rows are those of a plain reading of the source topic,
@@ -80,7 +83,7 @@ model call, and its first decision still stands; an effect is applied once for a
   entity: nobody remembers then that it was called ([ADR 32](docs/adr/0032-decisions-on-record.md)).
 - An order of alerts with different keys, or of one key across a change of owners.
 - That an alert which happened to run when its process died three times is decided by the model: it goes to its fallback,
-  and at most one alert of each other partition with it.
+  and at most one alert of each other partition with it. An effect that ran then ends as failed, before a person, likewise.
 - That tables and effects' states outlive an hour without any worker that begins right after a frozen writer woke and wrote:
   compaction may then keep the old value ([ADR 63](docs/adr/0063-old-values-behind-newer-ones.md)).
 - That a budget counts model calls which were under way when their process was killed.
@@ -93,6 +96,9 @@ model call, and its first decision still stands; an effect is applied once for a
 """
 
 HOW = """\
+The promises about alerts that are too old, too expensive, or nobody's but a dead letter's, and all rules of the model's gate
+beyond these rows, rest on the property tests in `tests/property` and the unit tests, under virtual time.
+
 Each row ran once, with one seed: what does not come up in one run is not seen. 'a compromised model' and 'hostile text' use no
 broker. 'model without credit or key' tries a refused key again after 6 seconds, where it is five minutes otherwise. Behind a
 commit `{changed}` means: with changes that were not committed. An ablation is noticed when the row turns red, in the way
@@ -245,7 +251,7 @@ def _open(
             lines.append(f"- **{row.name}**, small, classic protocol: not run")
         elif result is not None and result.verdict != "held":
             lines.append(f"- **{row.name}**, small, classic protocol: {'; '.join(result.violations)}")
-        elif result is not None and is_another_size(result.size, row.small):
+        elif result is not None and result.definition != definition_of(row):
             lines.append(f"- **{row.name}**, small, classic protocol: measured before its definition changed")
     if soaked is None:
         lines.append("- **soak**: not run")
@@ -266,7 +272,7 @@ def _open_of_row(row: Row, result: Result | None) -> list[str]:
     names = {ablation.name for ablation in row.ablations}
     ran = {one.name: one for one in result.ablations if one.name in names}
     found = ["; ".join(result.violations)] if result.violations else []
-    if is_another_size(result.size, row.full) or (result.promise and result.promise != row.promise):
+    if result.definition != definition_of(row):
         found.append("measured before its definition changed")
     for ablation in unnoticed(row, result):
         if ablation.name not in ran:

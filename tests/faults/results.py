@@ -1,6 +1,8 @@
 """What came of a row and of its ablations, and how it is kept for a later run."""
 
 import asyncio
+import hashlib
+import inspect
 import re
 import subprocess
 import time
@@ -16,12 +18,15 @@ from app.core.text import one_line
 from app.local.process import ROOT
 from benchmarks.common import environment
 from tests.faults.checker import ZEROS
-from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, matched, turned_red
+from tests.faults.rows import HERE, Ablation, Bench, Outcome, Row, Size, matched, turned_red
 
 FIGURES = ("alerts", "kills", "lost", "effects_twice", "early_commits", "conflicting", "repeated", "recovery_s")
 
 SAID, SAID_CHARACTERS = 3, 160
 """Failures of an ablation that are kept, and how much of each is shown."""
+
+JUDGES = "checker.py", "repeats.py", "history.py", "run.py"
+"""What says of any row whether it holds, beside the row's own file."""
 
 CHANGED = "*"
 """Behind a commit whose files were changed when the row ran."""
@@ -58,8 +63,8 @@ def _shortened(text: str) -> str:
 
 class Result(msgspec.Struct, kw_only=True):
     """failed: there is no verdict, since the run itself broke off. more: figures beyond the table's. protocol: of the
-    groups. at, commit, machine: when, on what and where it was measured. promise: the row's then, empty where nobody wrote
-    it down."""
+    groups. at, commit, machine: when, on what and where it was measured. promise, definition: the row's then, empty where
+    nobody wrote them down."""
 
     fault: str
     small: bool
@@ -76,6 +81,7 @@ class Result(msgspec.Struct, kw_only=True):
     commit: str
     machine: str
     promise: str = ""
+    definition: str = ""
     ablations: list[AblationResult] = []
 
     @property
@@ -135,7 +141,15 @@ async def measured(bench: Bench, row: Row, *, small: bool, limit_s: float) -> Re
         commit=commit,
         machine=f"{found['cores']} cores, {found['processor']}, {found['system']}, Python {found['python']}",
         promise=row.promise,
+        definition=definition_of(row),
     )
+
+
+def definition_of(row: Row) -> str:
+    """Changes with whatever says what the row does, how large it is, and what it must come to."""
+    files = [HERE / name for name in JUDGES] + [Path(inspect.getfile(row.run))]
+    said = encode([row.promise, row.full, row.small])
+    return hashlib.sha256(said + b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def checked_out() -> str:
@@ -173,11 +187,11 @@ def unnoticed(row: Row, result: Result) -> list[Ablation]:
         for ablation in row.ablations
         if ablation.name not in known
         or not known[ablation.name].noticed
-        or is_another_size(known[ablation.name].size, ablation.size)
+        or _is_another_size(known[ablation.name].size, ablation.size)
     ]
 
 
-def is_another_size(measured: Mapping[str, Any], defined: Size | None) -> bool:
+def _is_another_size(measured: Mapping[str, Any], defined: Size) -> bool:
     """Whether the definition has changed since. What was not written down counts as the same."""
     return bool(measured) and msgspec.json.decode(encode(measured)) != msgspec.json.decode(encode(defined))
 
@@ -230,12 +244,10 @@ def keep(folder: Path, result: Result) -> None:
 
 
 def kept(folder: Path, row: Row, seed: int, *, small: bool, protocol: str) -> Result | None:
-    """What is kept of a row with this seed and size, when it held."""
+    """What is kept of a row with this seed, as it is defined now, when it held."""
     result = latest(folder, row, small=small, protocol=protocol)
-    size = row.small if small else row.full
-    if result is None or (result.seed, result.verdict) != (seed, "held") or is_another_size(result.size, size):
-        return None
-    return result
+    wanted = (seed, "held", definition_of(row))
+    return result if result and (result.seed, result.verdict, result.definition) == wanted else None
 
 
 def latest(folder: Path, row: Row, *, small: bool, protocol: str) -> Result | None:

@@ -1,9 +1,10 @@
 """What comes of a row: no verdict means failed, an ablation must be noticed as expected, and results are kept."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -121,6 +122,13 @@ async def test_violations_are_what_must_not_be(tmp_path: Path) -> None:
     assert ["not held"] == failed.violations
 
 
+@pytest.mark.parametrize("change", [{"promise": "More holds."}, {"full": {"alerts": 2}}, {"run": pytest.fixture}])
+async def test_kept_not_when_the_row_was_defined_otherwise(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Other words, another size or another judgement is another row."""
+    keep(tmp_path, await ran(a_row := row(Outcome(LOST), "lost"), tmp_path))
+    assert kept(tmp_path, dataclasses.replace(a_row, **change), 7, small=True, protocol="consumer") is None
+
+
 async def test_kept_only_what_held_with_this_seed_and_size(tmp_path: Path) -> None:
     """A run goes on behind what is finished; another seed, another size or a failure is run again."""
     held = await ran(a_row := row(Outcome(LOST), "lost"), tmp_path)
@@ -168,10 +176,10 @@ async def test_document_everything_holds_only_when_all_was_run(tmp_path: Path) -
     (said,) = open_still(replace(held, ablations=[]), small, soaked())
     assert "ablation commit_highest_seen was not run" in said
     assert "| 0 of 1 run |" in document([a_row], [replace(held, ablations=[])], [], None, 2)
-    (said,) = open_still(replace(held, size={"alerts": 2}), small, soaked())
-    assert "measured before its definition changed" in said
-    (said,) = open_still(replace(held, promise="It held."), small, soaked())
-    assert "measured before its definition changed" in said
+    (said,) = open_still(replace(held, definition=""), small, soaked())
+    assert "a row: of tests**: measured before its definition changed" in said
+    (said,) = open_still(held, replace(small, definition=""), soaked())
+    assert "classic protocol: measured before its definition changed" in said
     (said,) = open_still(held, replace(small, verdict="not held", failures=["lag 0 after 70 s"]), soaked())
     assert "classic protocol: lag 0 after 70 s" in said
     (said,) = open_still(held, small, soaked(failures=["3 lanes were never given back"]))
