@@ -1,7 +1,8 @@
 """Which alerts an agent has decided: so none is sent to the model again after a restart, or when it is repeated.
 
-The memory is bounded by number and by age; an alert repeated beyond that may be decided again, and then the decision
-that stands is still the first one in the log.
+The memory is bounded by number and by age; an alert repeated beyond that is decided again. The first decision still
+stands for as long as the actions remember it, which is bounded too (ADR 30, Horizons): beyond that the second one is acted
+upon.
 """
 
 from contextlib import aclosing
