@@ -51,8 +51,10 @@ async def _found(arguments: Sequence[str], ablate: Sequence[str]) -> Found:
 ROWS = (
     Row(
         "a compromised model",
-        "Whatever a model answers (other ids, unknown actions, markup, forged JSON, tool calls), every effect is one that its "
-        "valid answer allows, and its target is the alert's. No broker is used.",
+        "Whatever a model answers the shipped fraud agent (other ids, unknown actions, markup, forged JSON, tool calls) about "
+        "alerts with hostile ids, every call of a receiver and every request to a person is one that its valid answer and the "
+        "agent's policy allow, and its target is the alert's. The agent's limits are on, and alerts come too slowly to reach "
+        "them: each call that is allowed is made. No broker is used.",
         compromised_model,
         full={"answers": 10_000},
         small={"answers": 2_000},
@@ -63,9 +65,10 @@ ROWS = (
     ),
     Row(
         "hostile text",
-        "Text that wants to be instructions, structure or invisible, in any text field of an alert or of features, reaches "
-        "the model as that field's text and as nothing else: it reads back identical, escaped, within the caps. No broker is "
-        "used.",
+        "Text that wants to be instructions, structure or invisible, in any text field of the fraud agent's alert or of its "
+        "features, also in the place of a feature's number, reaches the model as that field's text and as nothing else: what "
+        "the shipped agent asks has its own instructions alone, and reads back identical, escaped, within the caps. No broker "
+        "is used.",
         hostile_text,
         full={"every": 1},
         small={"every": 9},

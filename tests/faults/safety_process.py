@@ -13,7 +13,7 @@ import msgspec
 
 from app.core.clock import run_virtual
 from app.core.codec import encode
-from tests.decisions_kit import START_MS, make_agent, with_actions
+from tests.decisions_kit import START_MS
 from tests.faults import ablations, hostile
 from tests.faults.processes import die_with_parent
 from tests.faults.safety import compromised, rendering_violations, request_violations
@@ -31,16 +31,15 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def try_answers(answers: int, seed: int) -> Found:
-    """Alerts with a compromised model; one answer each."""
-    agent = with_actions(make_agent())
-    outcome = run_virtual(lambda clock: compromised(clock, agent, answers, seed), START_MS)
+    """Alerts of the shipped agent with a compromised model; one answer each."""
+    outcome = run_virtual(lambda clock: compromised(clock, answers, seed), START_MS)
     return Found(outcome.alerts, outcome.authorized, len(outcome.violations), outcome.violations[:SHOWN])
 
 
 def try_texts(every: int) -> Found:
     """Every hostile string in every text field, one at a time and all; every so many of them as a whole request too."""
     texts = hostile.strings()
-    found = [*rendering_violations(texts), *asyncio.run(request_violations(texts[::every]))]
+    found = [*asyncio.run(rendering_violations(texts)), *asyncio.run(request_violations(texts[::every]))]
     return Found(len(texts), 0, len(found), found[:SHOWN])
 
 
