@@ -8,7 +8,18 @@ from itertools import pairwise
 
 import msgspec
 
-from tests.faults.history import ACTIONS_GROUP, ALERTS_GROUP, Accepted, Committed, Decided, Ended, Held, History
+from tests.faults.history import (
+    ACTIONS_GROUP,
+    ALERTS_GROUP,
+    Accepted,
+    Committed,
+    Decided,
+    Ended,
+    Held,
+    History,
+    Published,
+    Raw,
+)
 from tests.faults.repeats import Owners, repeats
 
 SHOWN = 5
@@ -20,6 +31,7 @@ GRANULARITY_MS = 1
 ZEROS = (
     "lost",
     "dead_and_decided",
+    "dead_missing",
     "effects_twice",
     "effects_missing",
     "effects_early",
@@ -63,6 +75,9 @@ class Verdict(msgspec.Struct, kw_only=True):
     kills: int
     lost: int
     dead_and_decided: int
+    dead_missing: int
+    dead_again: int
+    decided_again: int
     effects_twice: int
     effects_missing: int
     effects_early: int
@@ -101,6 +116,9 @@ def check(history: History) -> Verdict:
     found = {
         "lost": list(_lost(history, standing)),
         "dead_and_decided": [f"{alert_id} is a dead letter" for alert_id in standing.keys() & history.dead.keys()],
+        "dead_missing": list(_dead_missing(history)),
+        "dead_again": list(_dead_again(history)),
+        "decided_again": list(_decided_again(history, standing)),
         "effects_twice": [*_effects_twice(history), *_reviews_twice(history)],
         "effects_missing": missing,
         "effects_early": list(_effects_early(history, standing)),
@@ -154,6 +172,28 @@ def _lost(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:
         if one.alert_id not in standing:
             where = "is a dead letter" if one.alert_id in history.dead else "has no decision"
             yield f"{one.alert_id} ({one.partition}/{one.offset}) {where}"
+
+
+def _dead_missing(history: History) -> Iterator[str]:
+    buried = {(letter.partition, letter.offset, letter.value) for letter in history.letters}
+    for one in history.undecodable:
+        if (one.partition, one.offset, one.value) not in buried:
+            yield f"{one.partition}/{one.offset} has no dead letter with its bytes"
+
+
+def _dead_again(history: History) -> Iterator[str]:
+    seen: set[tuple[int, int]] = set()
+    for letter in history.letters:
+        if (letter.partition, letter.offset) in seen:
+            yield f"{letter.partition}/{letter.offset} is a dead letter once more"
+        seen.add((letter.partition, letter.offset))
+
+
+def _decided_again(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:
+    for decision in history.decisions:
+        first = standing.get(decision.alert_id)
+        if first is not None and decision is not first and decision.mode == "live":
+            yield f"{decision.alert_id} is decided at {first.offset} and at {decision.offset}"
 
 
 def _effects_twice(history: History) -> Iterator[str]:
@@ -244,6 +284,9 @@ def _early_alerts(history: History, standing: Mapping[str, Decided]) -> Iterator
         else history.dead.get(one.alert_id)
         for one in history.published
     }
+    ends |= {(one.partition, one.offset): None for one in history.undecodable}
+    for letter in sorted(history.letters, key=lambda one: one.at_ms, reverse=True):
+        ends[letter.partition, letter.offset] = letter.at_ms
     yield from _early(ALERTS_GROUP, history.commits, ends)
 
 
@@ -294,7 +337,7 @@ def _covered(
 def _commit_delays(history: History, standing: Mapping[str, Decided]) -> list[tuple[int, bool]]:
     """ms from decisions to the first commit that covers them, and whether something was done to the owner in between."""
     decided = {
-        (one.partition, one.offset): standing[one.alert_id].at_ms
+        (one.partition, one.offset): max(standing[one.alert_id].at_ms, one.at_ms)  # it may be published again later
         for one in history.published
         if one.alert_id in standing
     }
@@ -325,10 +368,12 @@ def set_back(commits: Iterable[Committed]) -> Iterator[str]:
 def _lag_zero(history: History) -> tuple[int, list[str]]:
     """When the last partition's lag was 0, and the partitions where it never came to that."""
     ends: dict[tuple[str, int], int] = {}
-    for kind, records in ((ALERTS_GROUP, history.published), (ACTIONS_GROUP, history.decisions)):
-        for record in records:
-            place = kind, record.partition
-            ends[place] = max(ends.get(place, 0), record.offset + 1)
+    written: list[tuple[str, Published | Raw | Decided]] = [(ALERTS_GROUP, one) for one in history.published]
+    written += [(ALERTS_GROUP, one) for one in history.undecodable]
+    written += [(ACTIONS_GROUP, one) for one in history.decisions]
+    for kind, record in written:
+        place = kind, record.partition
+        ends[place] = max(ends.get(place, 0), record.offset + 1)
     reached: dict[tuple[str, int], int] = {}
     for commit in history.commits:
         place = commit.group, commit.partition

@@ -5,9 +5,12 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
+from app.broker.dead_letters import DeadLetters
 from app.broker.kafka.consumer import KafkaConsumer
+from app.decisions import effects
 from app.decisions.actions import GROUP as ACTIONS
 from app.decisions.context import Context
 from app.decisions.handling import AgentWork
@@ -16,18 +19,20 @@ from app.decisions.log import DecisionLog
 from app.dispatch.offsets import OffsetTracker
 from app.http.client import HttpClient
 from app.models.anthropic import AnthropicModel
+from tests.faults.sink import KEYLESS
 
 
 @dataclass(frozen=True)
 class Failpoint:
-    """A place before or after one function. counts: which of its calls are meant, by self and result. hits: up to which
-    hit a run of a few alerts surely comes."""
+    """A place before or after one function. counts: which of its calls are meant, by the first argument (self, of a method)
+    and the result; about: by the other arguments. hits: up to which hit a run of a few alerts surely comes."""
 
-    owner: type
+    owner: type | ModuleType
     function: str
     side: Literal["before", "after"]
     counts: Callable[[Any, Any], bool] = lambda self, result: True
     hits: int = 6
+    about: Callable[..., bool] = lambda *arguments: True
 
 
 def _of_agent(consumer: Any, result: Any) -> bool:
@@ -36,6 +41,10 @@ def _of_agent(consumer: Any, result: Any) -> bool:
 
 def _of_actions(consumer: Any, result: Any) -> bool:
     return bool(consumer.group == ACTIONS)
+
+
+def _of_keyless(url: str, *arguments: Any) -> bool:
+    return url.rpartition("/")[2] in KEYLESS
 
 
 FAILPOINTS = {
@@ -63,6 +72,14 @@ FAILPOINTS = {
     "effect posted": Failpoint(HttpClient, "post_json", "after", hits=4),
     "effect's end not yet written": Failpoint(Ledger, "advance", "before"),
     "effect's end written": Failpoint(Ledger, "advance", "after"),
+    "effect not yet claimed": Failpoint(Ledger, "claim", "before", hits=2),
+    "effect claimed": Failpoint(Ledger, "claim", "after", hits=2),
+    "claimed effect not yet posted": Failpoint(HttpClient, "post_json", "before", hits=2, about=_of_keyless),
+    "claimed effect posted": Failpoint(HttpClient, "post_json", "after", hits=2, about=_of_keyless),
+    "person not yet asked": Failpoint(effects, "write_review", "before", hits=2),
+    "person asked": Failpoint(effects, "write_review", "after", hits=2),
+    "dead letter not yet written": Failpoint(DeadLetters, "write", "before", hits=1),
+    "dead letter written": Failpoint(DeadLetters, "write", "after", hits=1),
     "decisions not yet committed": Failpoint(KafkaConsumer, "commit", "before", _of_actions, hits=2),
     "decisions committed": Failpoint(KafkaConsumer, "commit", "after", _of_actions, hits=2),
 }
@@ -73,9 +90,9 @@ def arm(name: str, hit: int, tell: Callable[[], None]) -> None:
     point = FAILPOINTS[name]
     original, passed = getattr(point.owner, point.function), 0
 
-    def pass_by(self: Any, result: Any) -> None:
+    def pass_by(self: Any, result: Any, arguments: Any) -> None:
         nonlocal passed
-        if point.counts(self, result):
+        if point.counts(self, result) and point.about(*arguments):
             passed += 1
             if passed == hit:
                 tell()
@@ -84,19 +101,19 @@ def arm(name: str, hit: int, tell: Callable[[], None]) -> None:
     @functools.wraps(original)
     def plain(self: Any, *arguments: Any, **options: Any) -> Any:
         if point.side == "before":
-            pass_by(self, None)
+            pass_by(self, None, arguments)
         result = original(self, *arguments, **options)
         if point.side == "after":
-            pass_by(self, result)
+            pass_by(self, result, arguments)
         return result
 
     @functools.wraps(original)
     async def awaiting(self: Any, *arguments: Any, **options: Any) -> Any:
         if point.side == "before":
-            pass_by(self, None)
+            pass_by(self, None, arguments)
         result = await original(self, *arguments, **options)
         if point.side == "after":
-            pass_by(self, result)
+            pass_by(self, result, arguments)
         return result
 
     setattr(point.owner, point.function, plain if point.owner is OffsetTracker else awaiting)

@@ -19,6 +19,15 @@ class Published(msgspec.Struct, frozen=True):
     at_ms: int
 
 
+class Raw(msgspec.Struct, frozen=True):
+    """The bytes of a record that is no alert; or of its dead letter, where the place is the record's."""
+
+    partition: int
+    offset: int
+    at_ms: int
+    value: bytes
+
+
 class Call(msgspec.Struct, frozen=True):
     """A call of the model. number: from 1 for each alert. end_ms: when it was answered; 0 where nobody waited any more.
     fault: what came instead of an answer, empty for nothing."""
@@ -149,7 +158,8 @@ class Accepted(msgspec.Struct, frozen=True):
 
 class History(msgspec.Struct, kw_only=True):
     """posting: which effects an action posts to the sink; reviewing: which of them ask for a person. dead: ids of alerts
-    that are dead letters, and since when. asked: keys of effects about which a person was asked, since they could not be
+    that are dead letters, and since when. undecodable: records among the alerts that are none; letters: their dead letters.
+    asked: keys of effects about which a person was asked, since they could not be
     completed; reviews: what decisions themselves have asked. sample_gap_ms: the longest time without a look at commits."""
 
     published: list[Published] = []
@@ -161,6 +171,8 @@ class History(msgspec.Struct, kw_only=True):
     faults: list[Fault] = []
     owned: list[Owned] = []
     dead: dict[str, int] = {}
+    undecodable: list[Raw] = []
+    letters: list[Raw] = []
     asked: list[str] = []
     posting: Mapping[str, tuple[str, ...]] = {}
     reviewing: Mapping[str, tuple[str, ...]] = {}

@@ -4,24 +4,30 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.faults.checker import Verdict, check
+from tests.faults.checker import REPORTED, SHOWN, Verdict, check
 from tests.faults.failpoints import FAILPOINTS
-from tests.faults.history import ALERTS_GROUP, Fault
+from tests.faults.history import ALERTS_GROUP, Fault, History
+from tests.faults.repeats import STRAGGLES_MS
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
 from tests.faults.run import LAG_LIMIT_S, Latency, Run
+from tests.faults.sink import KEYLESS
 from tests.faults.workers import Worker
 
 AFTER_COMMIT_S = 2.0
 COMMITTED_S, LATEST_COMMITTED_S = 0.6, 1.0
 """Commits follow completions within half a second; sampling adds a tenth to half of them, a busy machine more to one in a
 hundred. Those are not counted whose worker was killed in between."""
+TRIALS = 3
+"""After so many processes a decision's effects are given up."""
 HIT_S = 40.0
 TRICKLE, TRICKLE_S, TRICKLE_BACKLOG = 6, 0.1, 150
+ANSWERS = ("block:0.5", "hold:0.3")
+"""A receiver that knows keys, one that does not; the rest is put before a person."""
 
 
 async def kill_workers(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
     """size: alerts, kills, backlog (alerts published ahead of what is committed), latency, settle_s."""
-    async with bench.run("kills", Latency(*size.get("latency", (0.2, 1.2)))) as run:
+    async with bench.run("kills", Latency(*size.get("latency", (0.2, 1.2))), answers=ANSWERS) as run:
         workers = run.workers
         await workers.at_work(*(workers.start(ablate=ablate) for _ in range(2)))
         alerts, kills = size["alerts"], size["kills"]
@@ -43,9 +49,11 @@ async def concluded(bench: Bench, run: Run, settle_s: float) -> Outcome:
     was broken off, and commit in time."""
     await run.settled(settle_s)
     codes = await run.workers.stop()
-    verdict = check(await run.finish())
+    history = await run.finish()
+    verdict = check(history)
     failures = [f"a worker ended with {code}" for code in codes if code != 0]
     failures += repeated_beyond(verdict)
+    failures += reported_beyond(history)
     if verdict.commit_p50_s is None or verdict.commit_p50_s > COMMITTED_S:
         failures.append(f"half of the decisions were committed only {verdict.commit_p50_s} s later")
     latest_s = verdict.commit_p99_undisturbed_s
@@ -67,6 +75,24 @@ def repeated_beyond(verdict: Verdict) -> list[str]:
     ]
 
 
+def reported_beyond(history: History) -> list[str]:
+    """What is wrong when a person is asked about an effect for no reason: one whose receiver knows no keys was claimed and
+    its worker killed before it had ended; or three died of a decision, which is then given up."""
+    deaths = [fault.at_ms for fault in history.faults if fault.is_death]
+    first: dict[tuple[str, str, str], int] = {}
+    for entry in sorted(history.effects, key=lambda one: one.at_ms):
+        for name, state in entry.states.items():
+            first.setdefault((entry.alert_id, name, state), entry.at_ms)
+    wrong = []
+    for (alert_id, name, state), at_ms in first.items():
+        if state in REPORTED:
+            is_claimed = state == "unknown" and name in KEYLESS
+            since_ms = first.get((alert_id, name, "called" if is_claimed else "intended"), at_ms) - STRAGGLES_MS
+            if sum(since_ms <= death_ms <= at_ms for death_ms in deaths) < (1 if is_claimed else TRIALS):
+                wrong.append(f"{name} of {alert_id} is {state} since {at_ms}, and no kill was the reason")
+    return wrong[:SHOWN]
+
+
 async def next_commit(run: Run) -> None:
     """Until the agent's group has committed again, or there is nothing to commit."""
     seen = len(run.sampler.changes)
@@ -83,7 +109,7 @@ async def kill_at_every_step(bench: Bench, size: Size, ablate: Sequence[str]) ->
     given; at_most, how many of a shuffled round."""
     points = list(size.get("points", FAILPOINTS))
     hits = Counter[str]()
-    async with bench.run("steps", QUICK) as run:
+    async with bench.run("steps", QUICK, answers=ANSWERS) as run:
         workers = run.workers
         await workers.at_work(workers.start(ablate=ablate))
         sequence = [point for _ in range(size["rounds"]) for point in run.chance.sample(points, len(points))]
@@ -117,6 +143,7 @@ async def _hit(run: Run, armed: Worker, point: str) -> bool:
     while armed.code is None and loop.time() < deadline:
         if run.backlog < TRICKLE_BACKLOG and armed.is_at_work:
             await run.publish(TRICKLE)
+            await run.publish_undecodable(1)
         await asyncio.sleep(TRICKLE_S)
     if armed.code is None:
         run.workers.kill(armed)
@@ -153,7 +180,8 @@ ROWS = (
     ),
     Row(
         "kill at every step",
-        "A worker killed at any await boundary between fetching an alert and committing what came of it: the same zeros.",
+        "A worker killed at any await boundary between fetching an alert and committing what came of it: the same zeros, also "
+        "around dead letters, requests for a person, and the claim and call of a receiver that knows no keys.",
         kill_at_every_step,
         full={"rounds": 10},
         small={"rounds": 1, "at_most": 7},

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,7 +14,7 @@ import msgspec
 from app.broker.base import Producer
 from app.core.clock import SystemClock
 from app.core.codec import encode
-from app.core.record import Record, TopicPartition
+from app.core.record import Headers, Record, TopicPartition
 from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, DecisionRecord, EffectRecord
 from app.streams.outputs import alert_headers, derived_id
 from features.fraud import HighValueOrder
@@ -30,6 +31,7 @@ from tests.faults.history import (
     History,
     Post,
     Published,
+    Raw,
 )
 from tests.faults.lines import read_lines
 from tests.faults.processes import Child
@@ -38,6 +40,8 @@ from tests.faults.workers import Workers
 ALERTS = "processed.alerts"
 AT_ONCE = 250
 """Publications that wait for their acknowledgement together."""
+RECENT = 1_000
+"""Of so many alerts it is known how to publish them again."""
 LAG_LIMIT_S = 60.0
 LOOK_S = 0.1
 STALLED_S = 60.0
@@ -73,6 +77,8 @@ class Run:
         self.directory = directory
         self.chance = Random(seed)
         self.published: list[Published] = []
+        self.undecodable: list[Raw] = []
+        self._recent: deque[tuple[str, bytes, bytes, Headers]] = deque(maxlen=RECENT)
         self._seed = seed
         self._latency = latency
         self._answers = answers
@@ -180,12 +186,29 @@ class Run:
             user_id=user,
             amount_usd=Decimal("12000.50"),
         )
-        confirmation = await self._producer.confirm(
-            ALERTS, encode(alert), user.encode(), headers=alert_headers("high_value_order", "", 0, now_ms, now_ms, ())
-        )
+        headers = alert_headers("high_value_order", "", 0, now_ms, now_ms, ())
+        return await self._send(alert_id, encode(alert), user.encode(), headers)
+
+    async def _send(self, alert_id: str, value: bytes, key: bytes, headers: Headers) -> Published:
+        confirmation = await self._producer.confirm(ALERTS, value, key, headers=headers)
         one = Published(alert_id, *confirmation, self._clock.now_ms())
         self._note(one)
+        self._recent.append((alert_id, value, key, headers))
         return one
+
+    async def publish_again(self, count: int) -> None:
+        """Publishes so many of the last alerts once more, some that are decided and some that are not, as a producer does
+        that saw no acknowledgement."""
+        await asyncio.gather(*(self._send(*one) for one in self.chance.sample(self._recent, count)))
+
+    async def publish_undecodable(self, count: int) -> None:
+        """Publishes so many records between the alerts, under keys of theirs, that say they are alerts and are none."""
+        for _ in range(count):
+            _, whole, key, headers = self.chance.choice(self._recent)
+            value = self.chance.choice((b"", b"\xff\xfe", b"{}", whole[: len(whole) // 2], whole + b"]"))
+            confirmation = await self._producer.confirm(ALERTS, value, key, headers=headers)
+            self.undecodable.append(Raw(*confirmation, self._clock.now_ms(), value))
+            self._note_end(*confirmation)
 
     async def adopt_alerts(self, count: int) -> None:
         """Takes for published what streams have written to the alerts' topic too, once there are so many in all, or after a
@@ -200,8 +223,11 @@ class Run:
             self._note(Published(alert_id, record.partition, record.offset, record.timestamp_ms))
 
     def _note(self, one: Published) -> None:
-        self._ends[one.partition] = max(self._ends.get(one.partition, 0), one.offset + 1)
+        self._note_end(one.partition, one.offset)
         self.published.append(one)
+
+    def _note_end(self, partition: int, offset: int) -> None:
+        self._ends[partition] = max(self._ends.get(partition, 0), offset + 1)
 
     @property
     def backlog(self) -> int:
@@ -239,6 +265,7 @@ class Run:
         ours = {one.alert_id for one in self.published}
         asked, reviews = await self._asked()
         held, accepted = self.workers.grips()
+        dead, letters = await self._dead_letters()
         history = History(
             published=self.published,
             calls=_calls(read_lines(self.directory / "model.jsonl", Call), ours),
@@ -248,7 +275,9 @@ class Run:
             commits=list(self.sampler.changes),
             faults=list(self.workers.faults),
             owned=self.workers.owned(),
-            dead=await self._dead_letters(),
+            dead=dead,
+            undecodable=self.undecodable,
+            letters=letters,
             asked=asked,
             posting=POSTING,
             reviewing=REVIEWING,
@@ -281,14 +310,19 @@ class Run:
                 reviews.append(Asked(request.review_id, request.alert_id, request.decision_offset, record.timestamp_ms))
         return keys, reviews
 
-    async def _dead_letters(self) -> dict[str, int]:
+    async def _dead_letters(self) -> tuple[dict[str, int], list[Raw]]:
+        """Alerts that are dead letters, and since when; and the letters of what is no alert."""
         ids = {(one.partition, one.offset): one.alert_id for one in self.published}
+        undecodable = {(one.partition, one.offset) for one in self.undecodable}
         dead: dict[str, int] = {}
+        letters: list[Raw] = []
         for record in await self.read(f"{ALERTS}.dead"):
             place = int(record.header("partition") or b"-1"), int(record.header("offset") or b"-1")
             if place in ids:
                 dead.setdefault(ids[place], record.timestamp_ms)
-        return dead
+            elif place in undecodable:
+                letters.append(Raw(*place, record.timestamp_ms, record.value or b""))
+        return dead, letters
 
 
 def _places(topic: str) -> list[TopicPartition]:

@@ -24,7 +24,9 @@ from tests.faults.history import (
     Owned,
     Post,
     Published,
+    Raw,
 )
+from tests.faults.rows_kills import reported_beyond
 from tests.faults.workers import Workers
 
 ALERTS = 6
@@ -292,6 +294,35 @@ def move_without_a_drain(history: History) -> None:
     history.calls.append(Call("a-1", 2, 1_500, 1_600))
 
 
+def leave_bytes_unburied(history: History) -> None:
+    history.undecodable.append(Raw(0, 1, 1_100, b"no alert"))
+
+
+def bury_other_bytes(history: History) -> None:
+    leave_bytes_unburied(history)
+    history.letters.append(Raw(0, 1, 1_110, b"no aler"))
+
+
+def bury_bytes_twice(history: History) -> None:
+    leave_bytes_unburied(history)
+    history.letters += [Raw(0, 1, 1_110, b"no alert")] * 2
+
+
+def bury_bytes_after_their_commit(history: History) -> None:
+    history.undecodable.append(Raw(0, 1, 1_100, b"no alert"))
+    history.letters.append(Raw(0, 1, 1_990, b"no alert"))
+
+
+def decide_again_what_is_published_twice(history: History) -> None:
+    publish_twice(history)
+    history.decisions.append(decided(1, offset=3, at_ms=1_850))
+
+
+def publish_twice(history: History) -> None:
+    history.published.append(Published("a-1", 1, 3, 1_800))
+    history.commits += [Committed(group, 1, 4, "", 1_900) for group in (ALERTS_GROUP, ACTIONS_GROUP)]
+
+
 PLANTED: tuple[tuple[Callable[[History], None], str, int], ...] = (
     (lose_a_decision, "lost", 1),
     (shadow_in_its_place, "lost", 1),
@@ -334,10 +365,15 @@ PLANTED: tuple[tuple[Callable[[History], None], str, int], ...] = (
     (repeat_what_was_begun_after_the_kill, "repeats_unexplained", 1),
     (repeat_twice_after_one_kill, "repeats_unexplained", 1),
     (move_without_a_drain, "repeats_unexplained", 1),
+    (leave_bytes_unburied, "dead_missing", 1),
+    (bury_other_bytes, "dead_missing", 1),
+    (bury_bytes_twice, "dead_again", 1),
+    (bury_bytes_after_their_commit, "early_commits", 1),
+    (decide_again_what_is_published_twice, "decided_again", 1),
 )
 
 
-DEMANDED_BY_ROWS = ("two_owners", "repeats_unexplained")
+DEMANDED_BY_ROWS = ("two_owners", "repeats_unexplained", "dead_again", "decided_again")
 """Counts that are 0 only under some faults."""
 
 
@@ -350,6 +386,47 @@ def test_check_planted_violation_is_counted(plant: Callable[[History], None], ki
     assert count == getattr(verdict, kind)
     assert any(problem.startswith(f"{kind}: ") for problem in verdict.problems)
     assert not verdict.zeros_hold or kind in DEMANDED_BY_ROWS
+
+
+def test_check_alert_published_twice_and_decided_once_is_clean() -> None:
+    """The second one is at its end with the decision about the first, and was not waited for since then."""
+    history = clean()
+    publish_twice(history)
+    verdict = check(history)
+    assert ((), 0.1) == (verdict.problems, verdict.commit_p99_s)
+
+
+def test_check_record_that_is_no_alert_is_waited_for() -> None:
+    """A partition is not at its end before what cannot be decoded has been passed, too."""
+    history = clean()
+    history.undecodable.append(Raw(0, 3, 1_600, b"no alert"))
+    history.letters.append(Raw(0, 3, 1_610, b"no alert"))
+    assert 1 == check(history).unfinished
+    history.commits.append(Committed(ALERTS_GROUP, 0, 4, "", 1_990))
+    assert () == check(history).problems
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "deaths", "is_wrong"),
+    [
+        ("unknown", "hold_payment", 1, False),
+        ("unknown", "hold_payment", 0, True),
+        ("unknown", "block_order", 1, True),
+        ("withheld", "hold_payment", 1, True),
+        ("failed", "block_order", 2, True),
+        ("failed", "block_order", 3, False),
+    ],
+)
+def test_reported_effects_are_explained_by_kills(state: str, name: str, deaths: int, *, is_wrong: bool) -> None:
+    """Only a call that was claimed is broken off by one kill; three make a decision that is given up."""
+    entry = EffectEntry("a-0", 0, 0, 2_000, 0, {name: "intended"}, ended=False)
+    later = {"called": 2_100, state: 5_000}
+    effects = [entry] + [
+        msgspec.structs.replace(entry, at_ms=at_ms, states={name: reached}) for reached, at_ms in later.items()
+    ]
+    faults = [Fault("kill -9", f"worker-{number}", 2_500) for number in range(deaths)]
+    faults += [Fault("SIGSTOP", "worker-9", 2_500)]
+    assert is_wrong is bool(reported_beyond(History(effects=effects, faults=faults)))
 
 
 def test_check_effect_put_before_a_person_is_not_missing() -> None:
