@@ -12,10 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from redis import Redis
+
 from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
 from app.core.codec import encode
-from app.core.security import BrokerSecurity
+from app.core.security import BrokerSecurity, StoreSecurity
 from app.core.settings import load_settings
 from app.local.services import Addresses, own_directory, running
 from app.serving.base import FeatureStore
@@ -92,8 +94,19 @@ def broker_security(address: str) -> BrokerSecurity:
 
 def store_at(address: str) -> FeatureStore:
     """The store there, by the certificates and the user that `HEADRACE_STORE_*` say."""
-    security = load_settings({**os.environ, "HEADRACE_STORE": address}).store_security
-    return open_store(address, SystemClock(), security)
+    return open_store(address, SystemClock(), _store_security(address))
+
+
+def redis_at(address: str) -> Redis:
+    """A bare client there, by the same settings."""
+    security = _store_security(address)
+    login = {"username": security.user or None, "password": security.password} if security.password else {}
+    files = {"ssl_ca_certs": security.ca, "ssl_certfile": security.certificate, "ssl_keyfile": security.key}
+    return Redis.from_url(address, retry=None, **login, **{name: file for name, file in files.items() if file})
+
+
+def _store_security(address: str) -> StoreSecurity:
+    return load_settings({**os.environ, "HEADRACE_STORE": address}).store_security
 
 
 def keep(name: str, result: dict[str, Any]) -> Path:

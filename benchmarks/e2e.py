@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
-import redis
 import typer
 import uvloop
 
@@ -74,7 +73,7 @@ class Probe:
     """Asks Redis for one order's tile until it is there: event to feature, as a reader sees it."""
 
     def __init__(self, address: str) -> None:
-        self._client = redis.Redis.from_url(address, retry=None)
+        self._client = common.redis_at(address)
         self.waits_ms: list[float] = []
         self.lost = 0
 
@@ -241,7 +240,7 @@ async def measure(
 
 async def ready(broker: KafkaBroker, store_address: str) -> None:
     """An event of every partition's has reached the store."""
-    producer, client = broker.producer(), redis.Redis.from_url(store_address)
+    producer, client = broker.producer(), common.redis_at(store_address)
     await producer.start()
     users, number = [f"ready-{number}" for number in range(48)], 0
     while not all(client.exists(f"user_features:{user}") for user in users):
