@@ -83,7 +83,7 @@ class _Scan:
         self._stop = stop
         self._cluster = cluster
         self._client: Client | None = None
-        self._lookout = Lookout(cluster.probe)
+        self._lookout = Lookout(cluster.probe) if stop is None else None  # else it ends by itself when it hears nothing
 
     def next_batch(self) -> list[Record]:
         """Raises: Unavailable, Rejected."""
@@ -109,12 +109,13 @@ class _Scan:
             self._client.assign([ClientPartition(*self.place, self._start)])
         message = self._client.poll(FOLLOW_SECONDS if self._stop is None else QUIET_SECONDS)
         if message is None:
-            if self._stop is None:
-                if self._lookout.is_lost(self._client, self.place.topic):
-                    raise Unavailable(f"{self.place}: the client that followed it has lost the brokers")
-                return []
-            raise Unavailable(f"{self.place}: nothing could be read for {QUIET_SECONDS:.0f} s")
-        self._lookout.heard()
+            if self._lookout is None:
+                raise Unavailable(f"{self.place}: nothing could be read for {QUIET_SECONDS:.0f} s")
+            if self._lookout.is_lost(self._client, self.place.topic):
+                raise Unavailable(f"{self.place}: the client that followed it has lost the brokers")
+            return []
+        if self._lookout is not None:
+            self._lookout.heard()
         records: list[Record] = []
         for found in [message, *self._client.consume(BATCH_RECORDS - 1, 0)]:
             error = found.error()
