@@ -52,6 +52,9 @@ class Verdict(msgspec.Struct, kw_only=True):
     """What a history comes to.
 
     lost: alerts without a standing decision. dead_and_decided: alerts that have one and are a dead letter too.
+    dead_missing: records that cannot be decoded, without a dead letter that has their bytes. dead_again: dead letters of
+    those beyond one each, as there are after a worker that died before its commit. decided_again: live decisions beyond one
+    an alert.
     effects_twice: effects applied more than once at the sink, or put before a person under more than one id.
     effects_missing: effects of standing decisions that were never made, but for those that are on record as not
     completed and put before a person: effects_to_a_person. effects_early: effects made before their decision was in the

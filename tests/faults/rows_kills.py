@@ -156,8 +156,9 @@ async def _hit(run: Run, armed: Worker, point: str) -> bool:
 ROWS = (
     Row(
         "kill -9 of workers",
-        "A worker killed at any time loses no alert and repeats no effect; its successor asks the model again only for "
-        "what was in flight at it, and for handlers that outlast the drain of a partition that moves.",
+        "A worker killed at any time loses no alert and repeats no effect, also where the receiver knows no keys; its "
+        "successor asks the model again only for what was in flight at it, and for handlers that outlast the drain of a "
+        "partition that moves.",
         kill_workers,
         full={"alerts": 100_000, "kills": 20, "backlog": 2_000},
         small={"alerts": 500, "kills": 3, "backlog": 150},
