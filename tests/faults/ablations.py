@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from app.broker.base import Assignment, Confirmation
+from app.broker.dead_letters import DeadLetters
 from app.decisions import effects
 from app.decisions.handling import AgentWork
 from app.decisions.log import DecisionLog
@@ -68,6 +69,20 @@ def failures_are_done() -> None:
             return
 
     AgentWork.handle = swallow  # type: ignore[method-assign]
+
+
+def nothing_is_buried() -> None:
+    """Passes over what it cannot decode."""
+
+    async def pass_over(self: DeadLetters, record: Any, reason: str) -> Confirmation:
+        return Confirmation(0, 0)
+
+    DeadLetters.write = pass_over  # type: ignore[method-assign]
+
+
+def nothing_is_known_again() -> None:
+    """Decides an alert as often as it comes."""
+    AgentWork._is_repeated = lambda self, record, alert: False  # type: ignore[method-assign]
 
 
 def crashes_not_counted() -> None:

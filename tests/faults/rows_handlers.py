@@ -18,12 +18,15 @@ TIME_TO_DECIDE_MS = 1_000
 """For an alert whose handler raises nothing, on a busy machine."""
 
 POISON_KEY = "poison"
+ODD = 1_000
+"""One alert in so many is published twice, and beside as many stands a record that is none: three a piece at least."""
 BRISK = Latency(0.02, 0.2)
 """Answers come before the attempts at a poisonous alert are over, or it could not be seen that its partition goes on."""
 
 
 async def raising(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
-    """size: alerts, backlog. One alert in a hundred raises at its first attempt, all of one key at every attempt."""
+    """size: alerts, backlog. One alert in a hundred raises at its first attempt, all of one key at every attempt. A few
+    come twice, and a few records between them are none."""
     async with bench.run("raising", BRISK) as run:
         workers = run.workers
         await workers.at_work(*(workers.start(ablate=ablate) for _ in range(2)))
@@ -32,6 +35,8 @@ async def raising(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
             await run.publish(1, RAISES_ALWAYS, f"{run.name}-{POISON_KEY}")
             await run.publish(max(1, alerts // 100 // pieces), RAISES_ONCE)
             await run.feed(alerts * piece // pieces, size["backlog"])
+            odd = max(3, alerts // ODD // pieces)
+            await asyncio.gather(run.publish_undecodable(odd), run.publish_again(odd))
             bench.say(f"{len(run.published):,} of {alerts:,} alerts published")
         await run.settled(size.get("settle_s", LAG_LIMIT_S))
         deaths = len(workers.all) - len(workers.alive)
@@ -43,10 +48,19 @@ async def raising(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
         failures.append(f"{deaths} workers died")
     if verdict.repeated:
         failures.append(f"{verdict.repeated} model calls repeated")
+    if verdict.dead_again:
+        failures.append(f"{verdict.dead_again} dead letters written again")
+    if verdict.decided_again:
+        failures.append(f"{verdict.decided_again} alerts decided again")
     failures += _judged_as_raised(history)
     if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S:
         failures.append(f"lag 0 after {verdict.recovery_s} s")
-    return Outcome(verdict, failures, {"worker_deaths": deaths})
+    twice = len(history.published) - len({one.alert_id for one in history.published})
+    return Outcome(
+        verdict,
+        failures,
+        {"worker_deaths": deaths, "published_twice": twice, "undecodable": len(history.undecodable)},
+    )
 
 
 def _kind(alert_id: str) -> str:
@@ -78,9 +92,10 @@ def _judged_as_raised(history: History) -> list[str]:
 def _went_on(history: History, poison: Decided, standing: dict[str, Decided]) -> bool | None:
     """Whether one behind it in its partition was decided before it; None where none was, and none had the time."""
     place = next(one for one in history.published if one.alert_id == poison.alert_id)
+    first = {one.alert_id: one for one in reversed(history.published)}  # an alert may be published again
     behind = [
         one
-        for one in history.published
+        for one in first.values()
         if one.partition == place.partition and one.offset > place.offset and one.alert_id in standing
     ]
     if any(standing[one.alert_id].at_ms < poison.at_ms for one in behind):
@@ -150,11 +165,16 @@ ROWS = (
     Row(
         "handlers that raise",
         "An alert whose handler raises is tried again; one that raises every time ends in its fallback, while its "
-        "partition goes on. No worker ends.",
+        "partition goes on. What is no alert ends as one dead letter with its bytes, and an alert that is published twice "
+        "is judged, decided and acted on once. No worker ends.",
         raising,
         full={"alerts": 10_000, "backlog": 1_000},
         small={"alerts": 300, "backlog": 200},
-        ablations=(Ablation("failures_are_done", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("lost",)),),
+        ablations=(
+            Ablation("failures_are_done", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("lost",)),
+            Ablation("nothing_is_buried", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("dead_missing",)),
+            Ablation("nothing_is_known_again", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("decided_again",)),
+        ),
     ),
     Row(
         "handlers that kill their process",
