@@ -28,9 +28,9 @@ ROLES = {
 
 
 STORE_COMMANDS = {
-    "features": ("info", "select", "ping", "hgetall", "hmget", "hset", "hdel", "pexpire", "eval", "evalsha"),
-    "agents": ("info", "select", "ping", "hgetall", "hmget"),
-    "operator": ("info", "select", "ping", "hgetall", "hmget", "del", "unlink", "scan"),
+    "features": ("info", "select", "hgetall", "hmget", "hset", "hdel", "pexpire", "eval", "evalsha"),
+    "agents": ("info", "select", "hgetall", "hmget"),
+    "operator": ("info", "select", "hgetall", "hmget", "del", "unlink", "scan"),
 }
 """What the roles that use Redis ask of it."""
 

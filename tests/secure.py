@@ -27,6 +27,8 @@ from app.local.secure import ADMIN, HOST
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_SECONDS = 30.0
+LIMIT_SECONDS = 10.0
+"""Until a command that is kept out has said so."""
 SETTLE_SECONDS = 0.3
 """Until a right that was given or taken counts: the controller answers before the broker has heard of it."""
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d ")
@@ -57,6 +59,12 @@ class Ended(NamedTuple):
         assert (2, 1) == (self.code, len(lines)), self
         assert lines[0].startswith("error: "), self
         return lines[0].removeprefix("error: ")
+
+    @property
+    def refusal(self) -> str:
+        """The same of a command that could not even begin: in time."""
+        assert self.seconds < LIMIT_SECONDS, self
+        return self.complaint
 
     @property
     def warnings(self) -> list[str]:

@@ -291,6 +291,10 @@ PASSING_ANSWERS = frozenset(
 """First words of error answers that end by themselves, or by somebody's help, without a change of ours."""
 
 
+OLD_NOPERM_IN_SCRIPT = "The user executing the script can't run this command"
+"""What Redis before 7.2 says of a right that a script lacks; it does not name it."""
+
+
 def translated(error: Exception, address: str, since_ms: int) -> HeadraceError:
     """Our error for one of redis-py's, hiredis' or the socket's. since_ms: when the failures began."""
     refusal = refusal_in(error, address)
@@ -300,7 +304,7 @@ def translated(error: Exception, address: str, since_ms: int) -> HeadraceError:
     text = " ".join(str(error).split()) or type(error).__name__
     if _is_of_login(error) or text.startswith(("WRONGPASS", "NOAUTH")):
         return SetupError("store_password", f"redis at {address} does not know the user with this password: {text}")
-    if isinstance(error, exceptions.NoPermissionError) or text.startswith("NOPERM"):
+    if isinstance(error, exceptions.NoPermissionError) or text.startswith(("NOPERM", OLD_NOPERM_IN_SCRIPT)):
         return Rejected(f"redis at {address} refuses: {text} (docs/security.md has the rights that are needed)")
     if meaning is Rejected and text.split(" ", 1)[0] in PASSING_ANSWERS:
         meaning = Unavailable
