@@ -127,8 +127,7 @@ class Dispatcher:
     def _cancel_handlers(self) -> None:
         self._cancelled = True
         for partition in self._partitions.values():
-            for task in partition.tasks:
-                task.cancel()
+            self._runner.cancel(partition)
 
     def _on_hold(self) -> None:
         self._commits.hurry()
@@ -245,6 +244,9 @@ class Dispatcher:
     async def _lose(self, partitions: Sequence[Partition]) -> None:
         """A refused commit means the same as lost, and may come before polling hears of it."""
         async with self._rebalancing:
+            partitions = [
+                partition for partition in partitions if not partition.tracker.ended
+            ]  # while it was under way
             await self._end(partitions)
             due = asyncio.get_running_loop().time() + TAKE_BACK_SECONDS
             self._refused.update(dict.fromkeys(partitions, due))

@@ -50,6 +50,8 @@ class Partition:
         self.held: deque[Record] = deque()
         """What came while there was no room: no more than was fetched before the pause."""
         self.tasks: set[asyncio.Task[None]] = set()
+        self.cancelled = False
+        """What runs of it was told to stop: it may have stopped anywhere, so its end does not count."""
         self.timers: set[asyncio.TimerHandle] = set()
         self.waiting = 0
         """Records taken that do not run now; those that wait for a retry among them."""

@@ -248,6 +248,11 @@ class Runner:
             self.close(partition)
         self.counts.abandoned += partition.tracker.unfinished
         partition.tracker.end()
+        self.cancel(partition)
+
+    def cancel(self, partition: Partition) -> None:
+        """Cancels what runs of the partition: unfinished, for whoever owns it next."""
+        partition.cancelled = True
         for task in partition.tasks:
             task.cancel()
 
@@ -260,10 +265,8 @@ class Runner:
         self.start()
 
     async def _run_head(self, partition: Partition, lane: Lane[_Item], item: _Item) -> None:
-        delay_ms = await self._bring_to_end(item)
-        task = asyncio.current_task()
-        assert task is not None
-        if task.cancelling():  # a handler that swallows its cancellation may have stopped anywhere
+        delay_ms = await self._bring_to_end(partition, item)
+        if partition.cancelled:  # and the handler has swallowed it
             return
         if delay_ms is None:
             partition.unfinished_bytes -= len(item.record.value or b"")
@@ -283,13 +286,13 @@ class Runner:
             self._wake_later(partition, lane, item, delay_ms)
             self._on_progress(partition)  # a withdrawn announcement is to be committed, or a kill is laid to its charge
 
-    async def _bring_to_end(self, item: _Item) -> float | None:
+    async def _bring_to_end(self, partition: Partition, item: _Item) -> float | None:
         """One attempt. None when the record has reached its end, else ms to wait before the next one."""
         if item.error is None:
             item.attempts += 1
             if item.failure is None and self._retry.within_ms is not None:
                 item.ends_at = self._loop.time() + self._retry.within_ms / 1000
-            error = await _failure(self._work.handle(item.record, item.attempts))
+            error = await _failure(partition, self._work.handle(item.record, item.attempts))
             if error is None:
                 return None
             delay_ms = self._delay_of_retry_ms(item, error)
@@ -297,7 +300,7 @@ class Runner:
                 item.failure = error
                 return delay_ms
             item.error = error
-        error = await _failure(self._work.give_up(item.record, item.error, item.attempts))
+        error = await _failure(partition, self._work.give_up(item.record, item.error, item.attempts))
         if error is None:
             return None
         if isinstance(error, Rejected):
@@ -362,16 +365,14 @@ class Runner:
         partition.timers.add(timer)
 
 
-async def _failure(handling: Awaitable[None]) -> Exception | None:
-    """Awaits a handler: what it raised, or None. Its own cancellation passes through."""
+async def _failure(partition: Partition, handling: Awaitable[None]) -> Exception | None:
+    """Awaits a handler: what it raised, or None. The partition's cancellation passes through."""
     try:
         await handling
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        assert task is not None
-        if task.cancelling():
+        if partition.cancelled:
             raise
-        # Something that it awaited was cancelled, not the handler. Without this the record would never end.
+        # Something that it awaited was cancelled, or it cancelled itself. Without this the record would never end.
         return RuntimeError("a task or future that the handler awaited was cancelled")
     except Exception as error:  # noqa: BLE001 - whatever a handler raises is retried, then given up
         return error

@@ -2,16 +2,19 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException
 from confluent_kafka import Consumer as Client
 
-from app.broker.base import CommittedOffset
+from app.broker.base import Assignment, CommittedOffset
 from app.broker.kafka import consumer, lost, membership
 from app.broker.kafka.consumer import KafkaConsumer
 from app.broker.kafka.lost import Lookout
+from app.broker.kafka.polling import PollingThread
 from app.core.errors import Fenced, Unavailable
 from app.core.record import TopicPartition
 from tests.contract.conftest import Cluster, Member
@@ -40,7 +43,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             forgot.append(client)
         return client not in forgot
 
-    monkeypatch.setattr(Lookout, "_reaches_a_broker", reaches)
+    monkeypatch.setattr(Lookout, "look", reaches)
     monkeypatch.setattr(lost, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(membership, "LOST_SECONDS", 0.5)
     monkeypatch.setattr(Lookout.__init__, "__defaults__", (0.5,))
@@ -90,6 +93,66 @@ async def test_lost_follower_says_so(cluster: Cluster, forget: Callable[[], None
     with pytest.raises(Unavailable, match="has lost the brokers"):
         await follow()
     assert [0, 1, 2] == offsets
+
+
+async def test_consumer_that_loses_its_brokers_while_its_listener_waits_joins_anew(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener that asks again and again what is committed would wait for ever: the thread stands in its callback."""
+    monkeypatch.setattr(membership, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(consumer, "LOOK_SECONDS", 0.5)
+    topic = await cluster.topic(1)
+    await cluster.fill(topic, 5)
+    forgot: list[Client] = []
+    look: Any = Lookout.look
+    monkeypatch.setattr(Lookout, "look", lambda self, client, topic: client not in forgot and look(self, client, topic))
+    committed: Any = PollingThread.committed
+
+    def asked(self: PollingThread, places: Any, seconds: float) -> Any:
+        if self._client in forgot:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return committed(self, places, seconds)
+
+    monkeypatch.setattr(PollingThread, "committed", asked)
+    member: Member
+
+    async def ask_until_answered(assignments: Sequence[Assignment]) -> None:
+        assert isinstance(member.consumer, KafkaConsumer)
+        assert member.consumer._polling is not None
+        if not forgot:
+            forgot.append(member.consumer._polling._client)
+        while True:
+            with suppress(Unavailable):
+                await member.consumer.committed([held.place for held in assignments])
+                return
+
+    member = await cluster.join(cluster.unique("group"), topic, assigned=ask_until_answered)
+    await member.poll_until(lambda: len(member.records) == 5)
+    assert ["assigned", "lost", "assigned"] == [kind for kind, _ in member.events]
+
+
+async def test_consumer_begins_where_its_listener_found_it(cluster: Cluster) -> None:
+    """The client looks up nothing by itself then, which may fail for ever where the coordinator moves meanwhile."""
+    topic, group = await cluster.topic(2), cluster.unique("group")
+    for partition in range(2):
+        await cluster.fill(topic, 5, partition)
+    starts: list[Mapping[TopicPartition, int]] = []
+    member: Member
+
+    async def look_up(assignments: Sequence[Assignment]) -> None:
+        assert isinstance(member.consumer, KafkaConsumer)
+        assert member.consumer._coming is not None
+        await member.consumer.committed([held.place for held in assignments])
+        starts.append(member.consumer._coming.starts)
+
+    member = await cluster.join(group, topic, assigned=look_up)
+    await member.poll_until(lambda: len(member.records) == 10)
+    await member.consumer.commit({member.held(TopicPartition(topic, 1)): CommittedOffset(3)})
+    await member.consumer.close()
+    member = await cluster.join(group, topic, assigned=look_up)
+    await member.poll_until(lambda: len(member.records) == 7)
+    here, there = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    assert [{here: OFFSET_BEGINNING, there: OFFSET_BEGINNING}, {here: OFFSET_BEGINNING, there: 3}] == starts
 
 
 @pytest.fixture

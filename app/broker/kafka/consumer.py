@@ -11,17 +11,18 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException
 from confluent_kafka import Consumer as Client
-from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.base import MAX_METADATA_CHARACTERS, Assignment, CommittedOffset, RebalanceListener
 from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster
 from app.broker.kafka.errors import translate
-from app.broker.kafka.lost import Lookout
+from app.broker.kafka.lost import LOOK_SECONDS, Lookout
 from app.broker.kafka.membership import UNNAMED, Membership
 from app.broker.kafka.polling import Batch, BrokersLost, Item, PollingThread, Rebalance
 from app.broker.kafka.threads import call_loop, run_through
@@ -75,13 +76,11 @@ class KafkaConsumer:
     async def start(self) -> None:
         assert self._polling is None, "started twice"
         await self._cluster.require_topics(self.topics)
-        self._begin_polling(0)
+        self._poll_with(self._new_client(), 0)
 
-    def _begin_polling(self, generation: int) -> None:
-        """generation: of what came before."""
-        loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+    def _new_client(self) -> Client:
         try:
-            client = Client(
+            return Client(
                 self._cluster.settings(
                     group_id=self.group,
                     logger=_ClientLog(),
@@ -96,22 +95,27 @@ class KafkaConsumer:
             )
         except KafkaException as error:
             raise translate(error, self.group) from None
-        self._polling = PollingThread(
+
+    def _poll_with(self, client: Client, generation: int) -> None:
+        """generation: of what came before."""
+        loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        polling = self._polling = PollingThread(
             client,
             self.group,
             self.topics,
             membership=self._membership,
             lookout=Lookout(self._cluster.probe, self._membership.lost_after_s),
-            deliver=lambda item: call_loop(loop, self._arrive, item),
+            deliver=lambda item: call_loop(loop, self._arrive, polling, item),
             on_lost=self._lose,
             on_end=partial(call_loop, loop, self._ended.set),
             generation=generation,
         )
-        self._polling.start()
+        polling.start()
 
-    def _arrive(self, item: Item) -> None:
-        self._inbox.append(item)
-        self._arrived.set()
+    def _arrive(self, polling: PollingThread, item: Item) -> None:
+        if polling is self._polling:  # else it was on its way when that thread was left behind
+            self._inbox.append(item)
+            self._arrived.set()
 
     def _lose(self, places: list[TopicPartition], generation: int) -> None:
         """On the polling thread: from here on nothing of these places is committed or returned."""
@@ -132,10 +136,10 @@ class KafkaConsumer:
                     if records:
                         return records
                     continue
-                self._inbox.popleft()
                 if isinstance(item, BrokersLost):
                     await self._join_anew()
                     continue
+                self._inbox.popleft()
                 if isinstance(item, Exception):
                     raise item
                 await self._rebalance(item)
@@ -186,6 +190,8 @@ class KafkaConsumer:
             else:
                 self._forget(change.places)
                 await self._listener.on_lost(assignments)
+        except BrokersLost:
+            self._arrive(self._polling, BrokersLost())  # of `committed`
         finally:
             self._coming = None
             if change.kind != "assigned":
@@ -193,14 +199,16 @@ class KafkaConsumer:
             self._polling.tell(change.finish)
 
     async def _join_anew(self) -> None:
-        """With another client on another thread; everything is lost that was held."""
+        """With another client on another thread; everything is lost that was held. Raises: Unavailable where no client can
+        be opened; to be called again."""
         assert self._polling is not None, "not started"
+        client = self._new_client()
         logger.warning("%s: this member has lost the brokers, which others reach; it joins anew", self.group)
         self._newest = self._polling.abandon()
         self._inbox.clear()
         held = list(self._assigned.values())
         self._forget([one.place for one in held])
-        self._begin_polling(self._newest)
+        self._poll_with(client, self._newest)
         if held:
             await self._listener.on_lost(held)
 
@@ -213,16 +221,17 @@ class KafkaConsumer:
         return frozenset(held for place, held in self._assigned.items() if place in self._since)
 
     def pause(self, places: Iterable[TopicPartition]) -> None:
-        self._tell_places(places, "pause")
+        self._tell_places(places, PollingThread.pause)
 
     def resume(self, places: Iterable[TopicPartition]) -> None:
-        self._tell_places(places, "resume")
+        self._tell_places(places, PollingThread.resume)
 
-    def _tell_places(self, places: Iterable[TopicPartition], what: str) -> None:
-        held = [place for place in places if place in self._assigned]
-        if held and self._polling is not None:
-            act = self._polling.pause if what == "pause" else self._polling.resume
-            self._polling.tell(lambda: act(held))
+    def _tell_places(
+        self, places: Iterable[TopicPartition], act: Callable[[PollingThread, list[TopicPartition]], None]
+    ) -> None:
+        held, polling = [place for place in places if place in self._assigned], self._polling
+        if held and polling is not None:
+            polling.tell(lambda: act(polling, held))
 
     async def seek(self, place: TopicPartition, offset: int) -> None:
         assert self._polling is not None, "not started"
@@ -236,8 +245,10 @@ class KafkaConsumer:
             error = await self._move(self._polling, place, offset)
             if error is None:
                 return
-            if error.code() != KafkaError._STATE or asyncio.get_running_loop().time() > deadline:
+            if error.code() != KafkaError._STATE:
                 raise translate(error, str(place))
+            if asyncio.get_running_loop().time() > deadline:
+                raise Unavailable(f"{place}: its position had no answer for {ANSWER_SECONDS:.0f} s")
             await asyncio.sleep(RETRY_SECONDS)  # just assigned: its first position is still being looked up
 
     async def _move(self, polling: PollingThread, place: TopicPartition, offset: int) -> KafkaError | None:
@@ -268,7 +279,7 @@ class KafkaConsumer:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _commit_once(self, offsets: Mapping[Assignment, CommittedOffset]) -> KafkaError | None:
-        """On the polling thread."""
+        """On the polling thread; of one that was left behind every epoch has ended."""
         assert self._polling is not None
         self._refuse_ended(offsets)
         try:
@@ -286,19 +297,31 @@ class KafkaConsumer:
                 return await run_through(polling.tell, call)
         except TimeoutError:
             # A client that has lost its brokers keeps a commit for its session's time, and its thread with it.
-            if self._looking is None or self._looking.done():
-                self._looking = asyncio.create_task(self._look_whether_lost(polling))
+            self._look(polling)
             message = f"{self._cluster.address}: group {self.group} had no answer for {GROUP_SECONDS:.0f} s"
             raise Unavailable(message) from None
+        except Unavailable:
+            self._look(polling)
+            raise
+
+    def _look(self, polling: PollingThread) -> None:
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_whether_lost(polling))
 
     async def _look_whether_lost(self, polling: PollingThread) -> None:
-        """A client is still to be waited for that had no broker either, while nobody had one."""
-        call = polling.calling_since
-        if call is not None and await self._cluster.answers():
-            await asyncio.sleep(self._membership.lost_after_s)
-            stands_still = polling.calling_since == call and await self._cluster.answers()
-            if stands_still and polling is self._polling:  # not one that was left behind meanwhile
-                self._arrive(BrokersLost())
+        """A client is lost that has no answer while others have. It is still to be waited for when it had no broker either,
+        while nobody had one; and where it was asked nothing it is asked."""
+        answers = polling.answers
+        if not await self._cluster.answers():
+            return
+        await asyncio.sleep(self._membership.lost_after_s)
+        if polling.answers == answers:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2 * LOOK_SECONDS):
+                    await run_through(polling.tell, polling.look)
+        if polling.answers == answers and await self._cluster.answers():
+            polling.is_lost = True
+            self._arrive(polling, BrokersLost())
 
     def _refuse_ended(self, offsets: Iterable[Assignment]) -> None:
         for held in offsets:
@@ -309,6 +332,8 @@ class KafkaConsumer:
         polling = self._polling
         assert polling is not None, "not started"
         wanted = [ClientPartition(*place) for place in places]
+        if self._coming is not None and polling.is_lost:  # what has come is no more, and its listener need not wait
+            raise BrokersLost
 
         def ask() -> dict[TopicPartition, CommittedOffset | None]:
             try:
@@ -317,7 +342,12 @@ class KafkaConsumer:
                 raise translate(error, f"group {self.group}", "Read") from None
             return {TopicPartition(at.topic, at.partition): _committed_of(at) for at in found}
 
-        return await self._ask(ask) if wanted else {}
+        found = await self._ask(ask) if wanted else {}
+        if self._coming is not None:
+            # Else the client looks them up once more, and waits for ever where the coordinator moves meanwhile (librdkafka 5586).
+            for place, committed in found.items():
+                self._coming.starts.setdefault(place, committed.offset if committed else OFFSET_BEGINNING)
+        return found
 
     def known_end_offset(self, place: TopicPartition) -> int:
         if self._polling is None or place not in self._since:

@@ -23,12 +23,15 @@ class Lookout:
     answers. patience_s: so long the client must have reached nobody, while others did, to be lost."""
 
     def __init__(self, probe: Callable[[], object], patience_s: float = LOST_SECONDS) -> None:
+        self.answers = 0
+        """How often the client was answered."""
         self._probe = probe
         self._patience_s = patience_s
         self.heard()
 
     def heard(self) -> None:
-        """The client gave something."""
+        """The client was answered, or gave something."""
+        self.answers += 1
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._alone_s = 0.0
         self._found_alone_s: float | None = None
@@ -38,8 +41,7 @@ class Lookout:
         now = time.monotonic()
         if now < self._next_look:
             return False
-        if self._reaches_a_broker(client, topic):
-            self.heard()
+        if self.look(client, topic):
             return False
         is_alone = self._others_do()
         self._next_look = time.monotonic() + LOOK_SECONDS
@@ -48,11 +50,13 @@ class Lookout:
         self._found_alone_s = now if is_alone else None
         return self._alone_s >= self._patience_s
 
-    def _reaches_a_broker(self, client: Client, topic: str) -> bool:
+    def look(self, client: Client, topic: str) -> bool:
+        """Whether the client reaches a broker now."""
         try:
             client.list_topics(topic, LOOK_SECONDS)
         except KafkaException:
             return False
+        self.heard()
         return True
 
     def _others_do(self) -> bool:

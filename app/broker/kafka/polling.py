@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message
 from confluent_kafka import Consumer as Client
@@ -27,6 +27,7 @@ from app.broker.kafka.records import record_of
 from app.core.errors import Unavailable
 from app.core.record import Record, TopicPartition
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 BATCH_RECORDS = 500
@@ -78,7 +79,6 @@ class PollingThread:
 
     generation: of the thread before it. lookout: over this client.
     failure: what ended the polling for good, None while it goes on. ends: end offsets as of the last fetches.
-    calling_since: when it began a call of the client that has not ended, in monotonic seconds; None while there is none.
     deliver: hands an item to the loop; False when the loop is gone. on_lost: called at once, on this thread, for places
     that are another member's already. on_end: called on this thread when it has left the group.
     """
@@ -97,7 +97,8 @@ class PollingThread:
     ) -> None:
         self.ends: dict[TopicPartition, int] = {}
         self.failure: Exception | None = None
-        self.calling_since: float | None = None
+        self.is_lost = False
+        """Its client has lost its brokers: another thread is to take its place."""
         self._client = client
         self._lookout = lookout
         self._group = group
@@ -119,6 +120,11 @@ class PollingThread:
         self._thread = threading.Thread(target=self._run, name=f"kafka-poll-{group}", daemon=True)
 
     # Called on the loop.
+
+    @property
+    def answers(self) -> int:
+        """How often the client was answered; does not stand still while it reaches a broker."""
+        return self._lookout.answers
 
     def start(self) -> None:
         self._thread.start()
@@ -151,11 +157,15 @@ class PollingThread:
 
     def commit(self, offsets: list[ClientPartition]) -> KafkaError | None:
         """The first partition's error, or None when the broker has them all."""
-        committed = self._client.commit(offsets=offsets, asynchronous=False)
+        committed = self._answered(lambda: self._client.commit(offsets=offsets, asynchronous=False))
         return next((at.error for at in committed if at.error is not None), None)
 
     def committed(self, places: list[ClientPartition], timeout_seconds: float) -> list[ClientPartition]:
-        return self._client.committed(places, timeout=timeout_seconds)
+        return self._answered(lambda: self._client.committed(places, timeout=timeout_seconds))
+
+    def look(self) -> None:
+        """Has the client ask a broker, and counts its answer."""
+        self._lookout.look(self._client, self._topics[0])
 
     def pause(self, places: Sequence[TopicPartition]) -> None:
         self._paused.update(places)
@@ -166,6 +176,17 @@ class PollingThread:
         self._each(places, self._client.resume)
 
     # This thread's own.
+
+    def _answered(self, call: Callable[[], T]) -> T:
+        """What a call returns. A refusal is an answer, too; what the client itself says, by numbers below 0, is none."""
+        try:
+            answer = call()
+        except KafkaException as failure:
+            if failure.args[0].code() > 0:
+                self._lookout.heard()
+            raise
+        self._lookout.heard()
+        return answer
 
     def _deliver(self, item: Item) -> bool:
         return not self._abandoned and self._tell_loop(item)
@@ -192,7 +213,6 @@ class PollingThread:
             while not self._stopping:
                 self._serve_inbox(wait=self._room <= 0)
                 if self._room > 0 and not self._stopping:
-                    self.calling_since = time.monotonic()
                     self._fetch()
                     self._look_up_ends()
         except BrokersLost as lost:
@@ -219,10 +239,7 @@ class PollingThread:
 
     def _serve_one(self, *, wait: bool) -> None:
         """Raises: Empty where none is there and it is not to wait."""
-        self.calling_since = None
-        call = self._inbox.get(wait)
-        self.calling_since = time.monotonic()
-        call()
+        self._inbox.get(wait)()
 
     def _fetch(self) -> None:
         message = self._client.poll(POLL_SECONDS)
@@ -321,4 +338,3 @@ class PollingThread:
             return
         while not (rebalance.finished or self._stopping):
             self._serve_one(wait=True)
-        self.calling_since = time.monotonic()

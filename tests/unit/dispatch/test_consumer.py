@@ -193,6 +193,23 @@ def test_dispatcher_expelled_member_commits_nothing() -> None:
     on_stage(play)
 
 
+def test_dispatcher_commit_refused_after_its_epoch_pauses_no_later_one() -> None:
+    """A partition is lost and back while a commit of before is under way; what that is refused says nothing of now."""
+
+    async def play(stage: Stage) -> None:
+        async with stage.running() as dispatcher:
+            await until(lambda: bool(dispatcher.statistics().partitions))
+            (before,) = dispatcher._partitions.values()
+            stage.broker.expel(stage.broker.consumers[0])
+            await until(lambda: before not in dispatcher._partitions.values() and bool(dispatcher._partitions))
+            await until(lambda: dispatcher.statistics().partitions[0].prepared)
+            await dispatcher._lose([before])
+            stage.send("u-1")
+            await until(stage.all_ended, within_seconds=5)
+
+    on_stage(play)
+
+
 def test_dispatcher_partition_that_comes_back_starts_clean() -> None:
     """Parallel-consumer #909: the same partition, lost and given back, runs every record of the new epoch, though
     handlers of the old one are still on their way out under the same keys and offsets."""

@@ -1,6 +1,7 @@
 """How records reach their end: order, concurrency, retries, giving up."""
 
 import asyncio
+import contextlib
 from itertools import pairwise
 
 import pytest
@@ -277,5 +278,28 @@ def test_runner_cancellation_from_inside_a_handler_is_a_failure() -> None:
         async with stage.running(DispatchConfig(retry=RETRY)) as dispatcher:
             await until(stage.all_ended)
             assert 1 == dispatcher.statistics().retries
+
+    on_stage(play)
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+def test_runner_handler_that_cancels_itself_holds_nothing_up(swallows: bool) -> None:
+    """As libraries do that take a time limit for a cancellation of their own: its record and those behind it end."""
+
+    async def play(stage: Stage) -> None:
+        async def handle(record: Record, attempt: int) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            if attempt == 1:
+                task.cancel()
+                with contextlib.suppress(*[asyncio.CancelledError] * swallows):
+                    await asyncio.sleep(1)
+
+        stage.work.handler = handle
+        stage.send("u-1", "u-1")
+        async with stage.running(DispatchConfig(retry=RETRY)) as dispatcher:
+            await until(stage.all_ended)
+            assert 2 * (not swallows) == dispatcher.statistics().retries
+        assert 2 == stage.broker.position()
 
     on_stage(play)
