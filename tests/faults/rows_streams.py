@@ -1,4 +1,4 @@
-"""Workers of the streams killed and frozen: features, rows and alerts are those of a plain reading, to the cent."""
+"""Workers of streams and features killed and frozen: features, rows and alerts are those of a plain reading, to the cent."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,11 +12,13 @@ from tests.faults.checker import SHOWN, late_commits, set_back
 from tests.faults.commits import CommitSampler
 from tests.faults.processes import Child
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size
+from tests.faults.served import NOT_THOSE
 from tests.faults.streams import LIMIT_S, Plan, run
 from tests.faults.worker import grips_of
 from tests.faults.workers import grips
 
 APP, SEAM = "tests.faults.application:app", "freezes_at_table_writes"
+PARTS = ("--only", "streams", "--only", "features")
 BEYOND_SESSION_S = 3.0
 
 OUTPUTS_DIFFER = ("outputs differ", "one record, one alert", "never two values for one key")
@@ -30,10 +32,10 @@ async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Litera
     plan = Plan(fault=fault, seed=bench.seed, frozen_s=bench.session_s + BEYOND_SESSION_S, **size)
     servers = await asyncio.to_thread(own_directory, "faults-streams")
     try:
-        addresses = await asyncio.to_thread(up, servers, ["kafka"])
+        addresses = await asyncio.to_thread(up, servers)
         environment = {
             "HEADRACE_BROKER": addresses.kafka,
-            "HEADRACE_STORE": "memory://",
+            "HEADRACE_STORE": addresses.redis,
             "HEADRACE_REPLICATION": "1",
             "HEADRACE_GROUP_PROTOCOL": bench.protocol,
         }
@@ -49,11 +51,11 @@ async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Litera
             traces[name] = directory / f"{name}.trace"
             traces[name].unlink(missing_ok=True)
             grips_of(traces[name]).unlink(missing_ok=True)
-            arguments = ["--trace", str(traces[name]), *seams, "--", "-A", APP, "--only", "streams"]
+            arguments = ["--trace", str(traces[name]), *seams, "--", "-A", APP, *PARTS]
             return Child("tests.faults.worker", arguments, directory / f"{name}.log", environment)
 
         try:
-            outcome = await run(addresses.kafka, plan, start, bench.say)
+            outcome = await run(addresses.kafka, addresses.redis, plan, start, bench.say)
         finally:
             if traces:
                 await asyncio.to_thread(sampler.stop)
@@ -88,8 +90,8 @@ async def freeze_streams(bench: Bench, size: Size, ablate: Sequence[str]) -> Out
 ROWS = (
     Row(
         "engine killed",
-        "Workers of the streams killed while they read: features and final rows are those of a plain reading of the "
-        "topic, to the cent, and no alert is missing.",
+        "Workers of streams and features killed while they read: final rows, and the features that the store answers with, "
+        "are those of a plain reading of the topic, to the cent, and no alert is missing.",
         kill_streams,
         full={"events": 1_000_000, "faults": 20},
         small={"events": 4_000, "faults": 4},
@@ -97,12 +99,13 @@ ROWS = (
             Ablation("offsets_before_outputs", {"events": 100_000, "faults": 6}, OUTPUTS_DIFFER),
             Ablation("time_not_in_commits", {"events": 100_000, "faults": 6}, OUTPUTS_DIFFER),
             Ablation("closed_windows_forgotten_at_once", {"events": 200_000, "faults": 8}, OUTPUTS_DIFFER),
+            Ablation("progress_before_tiles", {"events": 4_000, "faults": 4}, (NOT_THOSE,)),
         ),
     ),
     Row(
         "frozen worker, streams",
-        "A worker of the streams that stands still for longer than its session and wakes with writes of before changes "
-        "no table, no feature and no row, and commits nothing of what it has lost.",
+        "A worker of streams and features that stands still for longer than its session and wakes with writes of before "
+        "changes no table, no feature, also in the store, and no row, and commits nothing of what it has lost.",
         freeze_streams,
         full={"events": 20_000, "faults": 10, "shoppers": 60},
         small={"events": 1_000, "faults": 1, "shoppers": 60},

@@ -33,11 +33,13 @@ from app.broker.kafka.errors import translate
 from app.core.clock import SystemClock
 from app.core.errors import Unavailable
 from app.core.record import Record, TopicPartition
+from app.serving.materializer import GROUP as FEATURES_GROUP
 from features import scenario as story
 from tests.faults.application import app
 from tests.faults.commits import QUIET
 from tests.faults.processes import Child
-from tests.reference import SourceRecord, read_all
+from tests.faults.served import judged_store, store_at
+from tests.reference import Reading, SourceRecord, read_all
 from tests.streams_kit import check_outputs
 
 PIECES, PIECE_S = 20, 0.1
@@ -147,6 +149,15 @@ class Group:
             return 0
         return sum(bool(member.assignment and member.assignment.topic_partitions) for member in found)
 
+    async def passes(self, records: int, limit_s: float) -> bool:
+        """Until so many are committed; whether they are, within the time."""
+        deadline = time.monotonic() + limit_s
+        while await asyncio.to_thread(self.committed) < records:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.1)
+        return True
+
     def close(self) -> None:
         self._asking.close()
 
@@ -230,20 +241,31 @@ def _is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-async def run(address: str, plan: Plan, start: Start, say: Callable[[str], None] = lambda line: None) -> Outcome:
-    """Carries out a plan on an empty broker. Raises: AssertionError when workers do not get through."""
+async def run(
+    address: str, store_address: str, plan: Plan, start: Start, say: Callable[[str], None] = lambda line: None
+) -> Outcome:
+    """Carries out a plan on an empty broker and store. Raises: AssertionError when workers do not get through."""
     broker = KafkaBroker(address, SystemClock(), replication=1)
     admin, producer = broker.admin(), broker.producer()
     await admin.create(app.topics.all())
     await admin.close()
-    notice_dead_members_soon(address, STREAMS_GROUP)
+    for group in (STREAMS_GROUP, FEATURES_GROUP):
+        notice_dead_members_soon(address, group)
     await producer.start()
     workers = Workers(address, producer, start)
     try:
         with patch.object(story, "SHOPPERS", plan.shoppers):
             recovery_s = await _rounds(workers, plan, say)
+        source = await read_topic(broker, "raw.orders")
+        reading = read_all(SourceRecord(r.partition, r.offset, r.timestamp_ms, r.key, r.value) for r in source)
+        reader = broker.reader()
+        async with store_at(store_address) as store:
+            violations = await judged_store(reading, store, reader, LIMIT_S)
+        await reader.close()
         await workers.stop()
-        return await _outcome(broker, workers.sent, recovery_s)
+        if len(source) != workers.sent:
+            violations.append(f"{len(source)} records in raw.orders, {workers.sent} were published")
+        return await _outcome(broker, reading, recovery_s, violations)
     finally:
         await workers.close()
         await producer.close()
@@ -278,19 +300,14 @@ async def _fault(workers: Workers, plan: Plan, chance: random.Random) -> None:
         await workers.freeze(worker, plan.frozen_s)
 
 
-async def _outcome(broker: KafkaBroker, sent: int, recovery_s: float) -> Outcome:
+async def _outcome(broker: KafkaBroker, reading: Reading, recovery_s: float, violations: list[str]) -> Outcome:
     outputs = {name: await read_topic(broker, name) for name in OUTPUTS}
-    source = await read_topic(broker, "raw.orders")
-    reading = read_all(SourceRecord(r.partition, r.offset, r.timestamp_ms, r.key, r.value) for r in source)
-    violations = []
     try:
         check_outputs(lambda topic: outputs[topic], reading)
     except AssertionError as error:
         violations.append(str(error)[:200] or "outputs differ")
-    if len(source) != sent:
-        violations.append(f"{len(source)} records in raw.orders, {sent} were published")
     again = repeated(outputs["processed.alerts"], outputs["raw.orders.late"], outputs["raw.orders.dead"])
-    return Outcome(sent, len(reading.alerts), again, recovery_s, violations)
+    return Outcome(reading.events, len(reading.alerts), again, recovery_s, violations)
 
 
 def repeated(alerts: list[Record], late: list[Record], dead: list[Record]) -> int:
