@@ -94,6 +94,11 @@ ROWS = (
                 ("set_back", "early_commits"),
             ),
             Ablation(
+                "lost_alerts_commit",
+                {"times": 2, "alerts": 400, "backlog": 400, "moments": ("decision queued",), "settle_s": 15},
+                ("late_commits",),
+            ),
+            Ablation(
                 "nothing_is_claimed",
                 {"times": 2, "alerts": 120, "backlog": 100, "moments": ("claimed effect posted",)},
                 ("effects_twice",),
