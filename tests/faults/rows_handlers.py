@@ -173,7 +173,9 @@ ROWS = (
         ablations=(
             Ablation("failures_are_done", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("lost",)),
             Ablation("nothing_is_buried", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("dead_missing",)),
-            Ablation("nothing_is_known_again", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("decided_again",)),
+            Ablation(
+                "nothing_is_known_again", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("alerts decided again",)
+            ),
         ),
     ),
     Row(
