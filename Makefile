@@ -52,8 +52,9 @@ faults: setup ## Break a running system on purpose, and write RELIABILITY.md (90
 	$(BIN)/python -m tests.faults --report || code=$$?; \
 	exit $$code
 
-soak: setup ## Half an hour of steady load: memory must be flat, and everything given back
+soak: setup ## Half an hour of steady load: memory must be flat, and everything given back; then planted leaks
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
+	@$(BIN)/python -m tests.faults.soak --ablations
 
 lock: setup ## Pin the requirements again after pyproject.toml changed (newer versions: make lock ARGS=--upgrade)
 	@for group in runtime dev; do \

@@ -1,4 +1,4 @@
-"""What fills up inside a worker, written down every few seconds from a thread of its own: for the soak."""
+"""What fills up inside a worker, written down every second from a thread of its own: for the soak."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ from app.dispatch.consumer import Dispatcher
 from app.streams.engine import Engine
 from tests.faults.lines import LineLog
 
-EVERY_S = 5.0
+EVERY_S = 1.0
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from tests.faults.checker import Verdict
 from tests.faults.results import CHANGED, FIGURES, Result, definition_of, unnoticed
 from tests.faults.rows import Row
-from tests.faults.soak import FULL, Load, Soaked
+from tests.faults.soak import FULL, SHORTENED, Load, Soaked
 
 LABELS = {"kills": "faults"}
 """Columns that are not called as the checker's figures are."""
@@ -27,6 +27,7 @@ COLUMNS = (
     *(LABELS.get(name, name.replace("_", " ")) for name in FIGURES),
     *("verdict", "ablations noticed", "measured"),
 )
+ABLATION_COLUMNS = ("fault", "removed", "verdict without it", "noticed", "found", "measured")
 CLASSIC_COLUMNS = tuple(column for column in COLUMNS if column != "ablations noticed")
 
 HEAD = """\
@@ -151,7 +152,7 @@ def document(
     parts.append("\n### Ablations\n")
     parts.append(
         _table(
-            ("fault", "removed", "verdict without it", "noticed", "found", "measured"),
+            ABLATION_COLUMNS,
             [ablation for row in rows if row.name in found for ablation in _ablations(row, found[row.name])],
         )
     )
@@ -201,7 +202,7 @@ def measured_on(page: str) -> set[str]:
             heading = line.strip("# ")
         elif line.startswith("| ") and not line.startswith("| fault |"):
             names = [cell.strip() for cell in line.strip("|").split("|")]
-            places.add(f"{heading}: {', '.join(names[: 2 if heading == 'Ablations' else 1])}")
+            places.add(f"{heading}: {', '.join(names[: 2 if heading in ('Ablations', 'Soak') else 1])}")
         elif heading == "Soak" and line and not line.startswith(NO_SOAK):
             places.add(heading)
     return places
@@ -231,6 +232,19 @@ def _soak(soaked: Soaked | None) -> str:
         f"{_load(load)}, {load.keys:,} keys: {soaked.alerts:,} alerts, {soaked.decisions:,} decided when the load ended, "
         f"after {soaked.elapsed_s / 60:.1f} minutes. Memory at the end: {memory}. Measured {when}. "
         + ("Held." if not soaked.failures else f"Not held: {'; '.join(soaked.failures)}.")
+        + _shortened(soaked)
+    )
+
+
+def _shortened(soaked: Soaked) -> str:
+    """What the soak finds where there is something to find."""
+    result = soaked.shortened
+    if result is None:
+        return ""
+    return (
+        f"\n\nLeaks were planted in it, one at a time, and it was run for {_load(Load(**result.size))}; without any it "
+        f"{'held' if result.verdict == 'held' else 'did not hold'} there too.\n"
+        + _table(ABLATION_COLUMNS, _ablations(SHORTENED, result))
     )
 
 
@@ -259,6 +273,10 @@ def _open(
         lines += [f"- **soak**: {failure}" for failure in soaked.failures]
         if soaked.load != FULL:
             lines.append(f"- **soak**: ran for {_load(soaked.load)} only")
+        if soaked.shortened is None:
+            lines.append("- **soak**: its ablations were not run")
+        else:
+            lines += [f"- **{SHORTENED.name}**: {text}" for text in _open_of_row(SHORTENED, soaked.shortened)]
     return (
         "\n### What does not hold\n\n"
         + ("\n".join(lines) if lines else "Every row holds, and every ablation was noticed.")

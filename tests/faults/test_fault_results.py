@@ -17,7 +17,7 @@ from tests.faults.cluster import Cluster
 from tests.faults.failpoints import FAILPOINTS
 from tests.faults.history import History, Published
 from tests.faults.report import COLUMNS, document, legend, measured_on
-from tests.faults.results import Result, ablated, keep, kept, latest, measured, unnoticed
+from tests.faults.results import AblationResult, Result, ablated, definition_of, keep, kept, latest, measured, unnoticed
 from tests.faults.rows import COUNTS, Ablation, Bench, Outcome, Row, Size, all_rows
 
 SIZE = {"alerts": 1}
@@ -186,6 +186,40 @@ async def test_document_everything_holds_only_when_all_was_run(tmp_path: Path) -
     assert "- **soak**: 3 lanes were never given back" == said
     (said,) = open_still(held, small, soaked(load=soak.Load(1, 10, 1, 10, 0)))
     assert "ran for 1 minutes" in said
+    (said,) = open_still(held, small, replace(soaked(), shortened=None))
+    assert "- **soak**: its ablations were not run" == said
+    (said,) = open_still(held, small, replace(soaked(), shortened=shortened(noticed=False)))
+    assert "- **soak, shortened**: ablation lanes_are_not_given_back was not noticed" == said
+    (said,) = open_still(held, small, replace(soaked(), shortened=replace(shortened(), definition="")))
+    assert "measured before its definition changed" in said
+
+
+def shortened(*, noticed: bool = True) -> Result:
+    """The shortened soak; of its ablations the first one noticed or not."""
+    row = soak.SHORTENED
+    tried = [
+        AblationResult(ablation.name, "not held", noticed or bool(number), {}, 1, ["3 lanes"], dict(ablation.size))
+        for number, ablation in enumerate(row.ablations)
+    ]
+    return Result(
+        fault=row.name,
+        small=False,
+        seed=1,
+        size=dict(row.full),
+        verdict="held",
+        figures={},
+        more={},
+        failures=[],
+        problems=[],
+        seconds=1,
+        protocol="consumer",
+        at="",
+        commit="",
+        machine="",
+        promise=row.promise,
+        definition=definition_of(row),
+        ablations=tried,
+    )
 
 
 def soaked(load: soak.Load = soak.FULL, failures: Sequence[str] = ()) -> soak.Soaked:
@@ -201,6 +235,7 @@ def soaked(load: soak.Load = soak.FULL, failures: Sequence[str] = ()) -> soak.So
         redis_keys_left=0,
         failures=list(failures),
         environment={},
+        shortened=shortened(),
     )
 
 
@@ -223,6 +258,7 @@ async def test_measured_on_names_what_would_vanish(tmp_path: Path) -> None:
         "Ablations: a row: of tests, commit_highest_seen",
         "Small rows on the classic group protocol: a row: of tests",
         "Soak",
+        *(f"Soak: soak, shortened, {ablation.name}" for ablation in soak.SHORTENED.ablations),
     } == measured_on(rich)
     assert set() == measured_on(poor)
 
@@ -271,7 +307,7 @@ WITHOUT_ABLATIONS = ("kill -9 of workers, slow model",)
 def test_rows_are_sound() -> None:
     """Every row says what it promises and has a safeguard whose removal it notices; every ablation that it names exists, and
     looks for no count that is there without any fault."""
-    for a_row in all_rows().values():
+    for a_row in [*all_rows().values(), soak.SHORTENED]:
         assert a_row.promise.endswith(".")
         assert bool(a_row.ablations) is (a_row.name not in WITHOUT_ABLATIONS), a_row.name
         for ablation in a_row.ablations:
