@@ -44,6 +44,9 @@ ZEROS = (
 )
 """Counts that must be 0, whatever the fault."""
 
+TOPICS = {ALERTS_GROUP: "processed.alerts", ACTIONS_GROUP: "agent.decisions"}
+"""What each group reads."""
+
 REPORTED = ("failed", "unknown", "withheld")
 """Ends of an effect about which a person is asked."""
 
@@ -290,7 +293,7 @@ def _early_alerts(history: History, standing: Mapping[str, Decided]) -> Iterator
     ends |= {(one.partition, one.offset): None for one in history.undecodable}
     for letter in sorted(history.letters, key=lambda one: one.at_ms, reverse=True):
         ends[letter.partition, letter.offset] = letter.at_ms
-    yield from _early(ALERTS_GROUP, history.commits, ends)
+    yield from _early(ALERTS_GROUP, _commits(history, ALERTS_GROUP), ends)
 
 
 def _early_decisions(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:
@@ -304,7 +307,13 @@ def _early_decisions(history: History, standing: Mapping[str, Decided]) -> Itera
     for decision in history.decisions:
         if standing.get(decision.alert_id) is decision:
             ends[decision.partition, decision.offset] = ended.get((decision.partition, decision.offset))
-    yield from _early(ACTIONS_GROUP, history.commits, ends)
+    yield from _early(ACTIONS_GROUP, _commits(history, ACTIONS_GROUP), ends)
+
+
+def _commits(history: History, group: str) -> list[Committed]:
+    """As found, and as sent: what is committed before its time may be in time when it is found."""
+    sent = [one for one in history.accepted if TOPICS[group] == one.topic]
+    return [*history.commits, *(Committed(group, one.partition, one.offset, one.metadata, one.at_ms) for one in sent)]
 
 
 def _early(group: str, commits: Iterable[Committed], ends: Mapping[tuple[int, int], int | None]) -> Iterator[str]:

@@ -15,13 +15,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from app.application import App
+from app.application import STREAMS_GROUP, App
 from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
 from app.core.errors import Unavailable
 from app.core.record import TopicPartition
-from app.decisions.actions import GROUP
+from app.decisions.actions import GROUP as ACTIONS
 from app.local import kafka, process, services
+from app.serving.materializer import GROUP as FEATURES
 from tests.faults.proxy import TcpProxy
 
 SESSION_MS, HEARTBEAT_MS = 2_000, 500
@@ -42,7 +43,7 @@ class Cluster:
     def __init__(self, app: App, directory: Path) -> None:
         self.app = app
         self.directory = directory
-        self.groups = [*(agent.group for agent in app.agents.values()), GROUP]
+        self.groups = [*(agent.group for agent in app.agents.values()), ACTIONS, FEATURES, STREAMS_GROUP]
         self.kafka = self.redis = self.kafka_proxied = self.redis_proxied = ""
         self._stack = AsyncExitStack()
 

@@ -70,11 +70,13 @@ class CommitSampler:
             if isinstance(translate(error, name), Unavailable):
                 return
             raise
+        if any(at.error is not None for at in found):
+            return
         now_ms = self._clock.now_ms()
         self.largest_gap_ms = max(self.largest_gap_ms, now_ms - self._answered.get(name, now_ms))
         self._answered[name] = now_ms
         for at in found:
             offset, metadata = max(at.offset, 0), at.metadata or ""
-            if at.error is None and self._latest.get((name, at.partition), (0, "")) != (offset, metadata):
+            if self._latest.get((name, at.partition), (0, "")) != (offset, metadata):
                 self._latest[name, at.partition] = offset, metadata
                 self.changes.append(Committed(name, at.partition, offset, metadata, now_ms))

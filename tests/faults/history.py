@@ -154,6 +154,7 @@ class Accepted(msgspec.Struct, frozen=True):
     partition: int
     offset: int
     at_ms: int
+    metadata: str = ""
 
 
 class History(msgspec.Struct, kw_only=True):

@@ -1,8 +1,9 @@
-"""Orders published while the store is under faults, and what must be true of features and decisions about them."""
+"""Orders published while servers are under faults, and what must be true of decisions about them."""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from random import Random
@@ -16,11 +17,10 @@ from app.core.clock import SystemClock
 from app.core.codec import encode
 from app.core.record import Record
 from app.decisions.record import DecisionRecord
-from app.serving.base import Freshness, OwnEvent, View
-from app.serving.redis import RedisStore
+from app.serving.base import Freshness, OwnEvent
 from features.records import OrderEvent
 from tests.faults.streams import read_topic
-from tests.reference import Rules, Slice, SourceRecord, Total, live_features, read_all
+from tests.reference import Rules, SourceRecord
 
 TOPIC, RULES = "raw.orders", Rules()
 USERS, A_SECOND, ALERTS_SHARE = 200, 20, 0.4
@@ -31,33 +31,32 @@ DEADLINE_MS, SPARE_MS = 20_000, 1_000
 class Orders:
     """Publishes orders at a steady rate, some above the limit. `alerts`: ids of what must be alerted."""
 
-    def __init__(self, name: str, producer: Producer, chance: Random) -> None:
+    def __init__(self, name: str, broker: KafkaBroker, chance: Random) -> None:
         self.published = self.alerts = 0
         self._name = name
-        self._producer = producer
+        self._broker = broker
         self._chance = chance
         self._clock = SystemClock()
-        self._going = asyncio.Event()
-        self._going.set()
 
-    def pause(self) -> None:
-        self._going.clear()
-
-    def go_on(self) -> None:
-        self._going.set()
-
-    async def publish_for_ever(self) -> None:
-        """Each is acknowledged before the next one. On cancellation the last one may not be counted."""
-        await self._producer.start()
+    @asynccontextmanager
+    async def flowing(self) -> AsyncIterator[None]:
+        """For as long as it lasts they are published, each acknowledged before the next one; after it none is under way."""
+        producer, ending = self._broker.producer(), asyncio.Event()
+        await producer.start()
+        publishing = asyncio.create_task(self._publish_until(ending, producer))
         try:
-            while True:
-                await self._going.wait()
-                await self._publish()
-                await asyncio.sleep(1 / A_SECOND)
+            yield
         finally:
-            await self._producer.close()
+            ending.set()
+            await publishing
+            await producer.close()
 
-    async def _publish(self) -> None:
+    async def _publish_until(self, ending: asyncio.Event, producer: Producer) -> None:
+        while not ending.is_set():
+            await self._publish(producer)
+            await asyncio.sleep(1 / A_SECOND)
+
+    async def _publish(self, producer: Producer) -> None:
         is_alert = self._chance.random() < ALERTS_SHARE
         user, now_ms = f"{self._name}-u{self._chance.randrange(USERS)}", self._clock.now_ms()
         order = OrderEvent(
@@ -70,7 +69,7 @@ class Orders:
             status="placed",
             timestamp=datetime.fromtimestamp(now_ms / 1000, UTC),
         )
-        await self._producer.confirm(TOPIC, encode(order), user.encode(), timestamp_ms=now_ms)
+        await producer.confirm(TOPIC, encode(order), user.encode(), timestamp_ms=now_ms)
         self.published += 1
         self.alerts += is_alert
 
@@ -82,23 +81,6 @@ async def source_records(broker: KafkaBroker) -> list[SourceRecord]:
 
 def _source(record: Record) -> SourceRecord:
     return SourceRecord(record.partition, record.offset, record.timestamp_ms, record.key, record.value)
-
-
-async def wrong_features(broker: KafkaBroker, store: RedisStore, view: View) -> list[str]:
-    """Users whose tiles in the store are not those of a plain reading of the orders, of the tiles that count now."""
-    reading = read_all(await source_records(broker))
-    by_user: dict[str, dict[Slice, Total]] = defaultdict(dict)
-    for where, total in reading.tiles.items():
-        by_user[where.user_id][where] = total
-    now_ms, wrong = SystemClock().now_ms(), []
-    for user, tiles in by_user.items():
-        stored = {
-            Slice(user, tile.start_ms, tile.partition): Total(tile.values[0], tile.values[1], tile.version)
-            for tile in (await store.read(view, user)).tiles
-        }
-        if live_features(tiles, now_ms, RULES) != live_features(stored, now_ms, RULES):
-            wrong.append(user)
-    return wrong
 
 
 class Blind(NamedTuple):
@@ -117,7 +99,7 @@ def action_of(decision: DecisionRecord) -> str:
     return str(msgspec.json.decode(decision.decision)["action"])
 
 
-def judged(
+def wrong_decisions(
     decisions: Sequence[DecisionRecord], source: Sequence[SourceRecord], blind: Sequence[Blind]
 ) -> Iterator[str]:
     """What is wrong with decisions, given when features could be known."""

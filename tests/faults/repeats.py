@@ -72,8 +72,8 @@ class Owners:
 
 class Repeats(NamedTuple):
     """in_flight: alerts whose calls were begun by a worker to which something was done, and whose decision was not yet in
-    the log then. moved: those of partitions that were taken away, whose handlers outlasted the drain; one that waited for
-    its turn may have begun its call within it. unexplained: repeats of alerts that were neither."""
+    the log then. moved: those of partitions that were taken away, whose handlers outlasted the drain. unexplained: repeats of
+    alerts that were neither; a call that was begun within the drain excuses none."""
 
     in_flight: int
     moved: int
@@ -104,6 +104,8 @@ def _broken(owners: Owners, partition: int, call: Call, decision: Decided | None
     held = owners.at(partition, call.start_ms)
     found = owners.broken(held, call.start_ms) if held is not None else None
     if found is None or found.at_ms > call.start_ms + LONGEST_CALL_MS:
+        return None
+    if found.by == "move" and held is not None and 0 < held.revoked_ms < call.start_ms - STRAGGLES_MS:
         return None
     return None if decision is not None and decision.at_ms < found.at_ms else found
 

@@ -18,15 +18,14 @@ from app.core.text import one_line
 from app.local.process import ROOT
 from benchmarks.common import environment
 from tests.faults.checker import ZEROS
-from tests.faults.rows import HERE, Ablation, Bench, Outcome, Row, Size, matched, turned_red
+from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, matched, turned_red
 
 FIGURES = ("alerts", "kills", "lost", "effects_twice", "early_commits", "conflicting", "repeated", "recovery_s")
 
 SAID, SAID_CHARACTERS = 3, 160
 """Failures of an ablation that are kept, and how much of each is shown."""
 
-JUDGES = "checker.py", "repeats.py", "history.py", "run.py"
-"""What says of any row whether it holds, beside the row's own file."""
+_IMPORT = re.compile(r"^from (tests[.\w]*) import ", re.MULTILINE)
 
 CHANGED = "*"
 """Behind a commit whose files were changed when the row ran."""
@@ -146,10 +145,16 @@ async def measured(bench: Bench, row: Row, *, small: bool, limit_s: float) -> Re
 
 
 def definition_of(row: Row) -> str:
-    """Changes with whatever says what the row does, how large it is, and what it must come to."""
-    files = [HERE / name for name in JUDGES] + [Path(inspect.getfile(row.run))]
+    """Changes with whatever says what the row does, how large it is, and what it must come to: its file, and what of the
+    tests that imports."""
+    open_still, files = [Path(inspect.getfile(row.run))], set[Path]()
+    while open_still:
+        file = open_still.pop()
+        if file not in files and file.exists():
+            files.add(file)
+            open_still += [ROOT / f"{name.replace('.', '/')}.py" for name in _IMPORT.findall(file.read_text())]
     said = encode([row.promise, row.full, row.small])
-    return hashlib.sha256(said + b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    return hashlib.sha256(said + b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:12]
 
 
 def checked_out() -> str:

@@ -16,21 +16,22 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from app.application import STREAMS_GROUP
 from app.broker.base import Producer, Reader
 from app.core.clock import SystemClock
 from app.core.record import TopicPartition
 from app.decisions.record import DECISIONS
 from app.local.services import own_directory
+from app.serving.redis import RedisStore
 from features import scenario as story
 from tests.faults.application import PARTITIONS
-from tests.faults.checker import check
 from tests.faults.cluster import Cluster
 from tests.faults.history import ACTIONS_GROUP, ALERTS_GROUP
+from tests.faults.judging import judged
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
 from tests.faults.run import LAG_LIMIT_S, Run
-from tests.faults.streams import EVENT_MS, OUTPUTS, SPARE_MS, Group, notice_dead_members_soon, read_topic
-from tests.reference import SourceRecord, read_all
+from tests.faults.served import holds, judged_store, store_at, tiles_written
+from tests.faults.streams import EVENT_MS, OUTPUTS, SPARE_MS, Group, read_topic
+from tests.reference import Reading, SourceRecord, read_all
 from tests.streams_kit import check_outputs
 
 CONSUMES_WITHIN_S = 30.0
@@ -98,42 +99,37 @@ class Load:
 
 async def broker_gone(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
     """On a cluster of its own. size: stops, kills and freezes, how many; down_s, how long the shortest and the longest;
-    events, at the most; settle_s; session_s, of the groups of agents and actions where it is not the bench's."""
+    at_most_events; settle_s; session_s, of the groups where it is not the bench's."""
     consuming_s: list[float | None] = []
     async with Cluster(bench.cluster.app, await asyncio.to_thread(own_directory, "faults-broker")) as cluster:
-        await asyncio.to_thread(notice_dead_members_soon, cluster.kafka, STREAMS_GROUP)
         if "session_s" in size:
             await asyncio.to_thread(_lengthen_sessions, cluster, size["session_s"])
         bench.runs += 1
         bench = replace(bench, cluster=cluster)
-        parts = ("--only", "streams", "--only", "agents", "--only", "actions")
-        async with bench.run("broker", QUICK, arguments=parts) as run:
+        async with store_at(cluster.redis) as store, bench.run("broker", QUICK, arguments=()) as run:
             group, reader = Group(cluster.kafka), cluster.broker.reader()
             ways = ["stop"] * size["stops"] + ["kill"] * size["kills"] + ["freeze"] * size["freezes"]
             await run.workers.at_work(*(run.workers.start(ablate=ablate) for _ in range(2)))
-            load = Load(run, cluster.broker.producer(), bench.seed, size["events"])
+            load = Load(run, cluster.broker.producer(), bench.seed, size["at_most_events"])
             async with load.lasting():
                 for way in run.chance.sample(ways, len(ways)):
                     await asyncio.sleep(run.chance.uniform(*QUIET_S))
                     down_s = run.chance.uniform(*size["down_s"])
                     opened_s = await _gone(run, way, down_s)
                     consuming_s.append(
-                        await _consuming(run, group, reader, opened_s, size.get("settle_s", LAG_LIMIT_S))
+                        await _consuming(run, group, reader, store, opened_s, size.get("settle_s", LAG_LIMIT_S))
                     )
                     bench.say(f"{way}, down {down_s:.0f} s: all consumed {consuming_s[-1]} s after the port opened")
-            failures, alerts = await _judged(run, group, size.get("settle_s", LAG_LIMIT_S))
-            codes = await run.workers.stop()
-            verdict = check(await run.finish())
+            settle_s, session_s = size.get("settle_s", LAG_LIMIT_S), size.get("session_s", 0.0)
+            reading, wrong = await _outputs(run, group, reader, store, settle_s)
+            verdict, _, failures = await judged(run, settle_s, limit_s=LAG_LIMIT_S + session_s)
             await reader.close()
             await asyncio.to_thread(group.close)
-    failures += [f"a worker ended with {code}" for code in codes if code != 0]
-    session_s = size.get("session_s", 0.0)
     slow = [seconds for seconds in consuming_s if seconds is None or seconds > CONSUMES_WITHIN_S + session_s]
-    failures += [f"consuming again only {seconds} s after the port opened" for seconds in slow]
-    if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S + session_s:
-        failures.append(f"lag 0 after {verdict.recovery_s} s")
+    failures += wrong + [f"consuming again only {seconds} s after the port opened" for seconds in slow]
     soonest = max((seconds for seconds in consuming_s if seconds is not None), default=None)
-    return Outcome(verdict, failures, {"slowest_to_consume_s": soonest, "alerts_of_streams": alerts})
+    figures = {"slowest_to_consume_s": soonest, "events": reading and reading.events}
+    return Outcome(verdict, failures, figures | {"alerts_of_streams": reading and len(reading.alerts)})
 
 
 def _lengthen_sessions(cluster: Cluster, session_s: float) -> None:
@@ -178,9 +174,12 @@ async def _opened(port: int) -> float:
         await asyncio.sleep(0.02)
 
 
-async def _consuming(run: Run, group: Group, reader: Reader, opened_s: float, limit_s: float) -> float | None:
+async def _consuming(
+    run: Run, group: Group, reader: Reader, store: RedisStore, opened_s: float, limit_s: float
+) -> float | None:
     """Seconds from the port's opening until agents, actions and streams had each committed, in every partition, what was
-    there when it opened, and some that came then. None where that took longer than the limit."""
+    there when it opened, and some that came then, and the store had what the streams had written. None where that took
+    longer than the limit."""
     await run.publish(FRESH)
     ends: dict[int, int] = {}
     for one in run.published:
@@ -188,32 +187,33 @@ async def _consuming(run: Run, group: Group, reader: Reader, opened_s: float, li
     orders = [TopicPartition(SOURCE, number) for number in range(run.cluster.app.topics.named(SOURCE).partitions)]
     decisions = [TopicPartition(DECISIONS, number) for number in range(PARTITIONS)]
     read = sum((await reader.end_offsets(orders)).values())
-    decided = await reader.end_offsets(decisions)
+    decided, tiles = await reader.end_offsets(decisions), await tiles_written(reader)
     committed = run.sampler.committed
     while time.monotonic() < opened_s + limit_s:
         if (
             all(committed(ALERTS_GROUP, partition) >= end for partition, end in ends.items())
             and all(committed(ACTIONS_GROUP, place.partition) >= end for place, end in decided.items())
             and await asyncio.to_thread(group.committed) >= read
+            and await holds(store, tiles)
         ):
             return round(time.monotonic() - opened_s, 1)
         await asyncio.sleep(0.1)
     return None
 
 
-async def _judged(run: Run, group: Group, settle_s: float) -> tuple[list[str], int]:
-    """When all is read: what is wrong with the streams' outputs, and how many alerts they wrote, which count as the
-    published ones do."""
+async def _outputs(
+    run: Run, group: Group, reader: Reader, store: RedisStore, settle_s: float
+) -> tuple[Reading | None, list[str]]:
+    """When all is read: a plain reading, and what is wrong with the streams' outputs and the store. The alerts that streams
+    have written count as the published ones do."""
     cluster = run.cluster
     source = await read_topic(cluster.broker, SOURCE)
-    deadline = time.monotonic() + settle_s
-    while await asyncio.to_thread(group.committed) < len(source):
-        if time.monotonic() > deadline:
-            return ["streams: not read to the end"], 0
-        await asyncio.sleep(0.2)
+    if not await group.passes(len(source), settle_s):
+        return None, ["streams: not read to the end"]
     reading = read_all(SourceRecord(r.partition, r.offset, r.timestamp_ms, r.key, r.value) for r in source)
     await run.adopt_alerts(len(run.published) + len(reading.alerts))
     await run.settled(settle_s)
+    wrong = await judged_store(reading, store, reader, settle_s)
     outputs = {name: await read_topic(cluster.broker, name) for name in OUTPUTS}
     outputs["processed.alerts"] = [
         one for one in outputs["processed.alerts"] if (one.header("origin") or b"").startswith(SOURCE.encode())
@@ -221,8 +221,8 @@ async def _judged(run: Run, group: Group, settle_s: float) -> tuple[list[str], i
     try:
         check_outputs(lambda topic: outputs[topic], reading)
     except AssertionError as error:
-        return [f"streams: {str(error)[:200] or 'outputs differ'}"], len(reading.alerts)
-    return [], len(reading.alerts)
+        wrong.append(f"streams: {str(error)[:200] or 'outputs differ'}")
+    return reading, wrong
 
 
 WHILE_MEMBERS_STAY = {
@@ -230,7 +230,7 @@ WHILE_MEMBERS_STAY = {
     "kills": 0,
     "freezes": 1,
     "down_s": (4.0, 4.0),
-    "events": 10_000,
+    "at_most_events": 10_000,
     "settle_s": 20,
     "session_s": DEFAULT_SESSION_S,
 }
@@ -240,14 +240,14 @@ ROWS = (
     Row(
         "broker restarted and killed",
         "Kafka may end and come back, in order or not, or stand still: the same zeros for alerts, decisions and effects, the "
-        f"streams' outputs those of a plain reading, and everything is consumed again within {CONSUMES_WITHIN_S:.0f} s after it answers again.",
+        f"streams' outputs and the features in the store those of a plain reading, and everything is consumed again within {CONSUMES_WITHIN_S:.0f} s after it answers again.",
         broker_gone,
-        full={"stops": 5, "kills": 5, "freezes": 2, "down_s": (1.0, 30.0), "events": 200_000},
-        small={"stops": 1, "kills": 1, "freezes": 0, "down_s": (1.0, 2.0), "events": 20_000},
+        full={"stops": 5, "kills": 5, "freezes": 2, "down_s": (1.0, 30.0), "at_most_events": 200_000},
+        small={"stops": 1, "kills": 1, "freezes": 0, "down_s": (1.0, 2.0), "at_most_events": 20_000},
         ablations=(
             Ablation(
                 "parts_end_with_the_broker",
-                {"stops": 0, "kills": 1, "freezes": 0, "down_s": (5.0, 5.0), "events": 10_000, "settle_s": 15},
+                {"stops": 0, "kills": 1, "freezes": 0, "down_s": (5.0, 5.0), "at_most_events": 10_000, "settle_s": 15},
                 ("lost", "consuming again only None", "streams: not read to the end"),
             ),
         ),
@@ -263,7 +263,7 @@ ROWS = (
             "kills": 2,
             "freezes": 2,
             "down_s": (1.0, 30.0),
-            "events": 100_000,
+            "at_most_events": 100_000,
             "settle_s": LAG_LIMIT_S + DEFAULT_SESSION_S,
             "session_s": DEFAULT_SESSION_S,
         },

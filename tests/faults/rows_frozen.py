@@ -7,7 +7,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from tests.faults.ablations_frozen import MOMENTS, REFUSED
-from tests.faults.checker import check
+from tests.faults.judging import judged, not_taken_over
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
 from tests.faults.run import LAG_LIMIT_S, Run
 from tests.faults.workers import Worker
@@ -18,6 +18,8 @@ EVERY_MOMENT = (*MOMENTS, ANY_TIME)
 BEYOND_SESSION_S = 3.0
 FREEZES_WITHIN_S = 4.0
 BACK_WITHIN_S = 15.0
+STOOD_STILL = ("deadline", "crashed")
+"""Why alerts fall back whose handlers stood still with their worker, or ran when it was taken for dead for the third time."""
 
 
 async def frozen(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
@@ -30,7 +32,7 @@ async def frozen(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
         for number, moment in enumerate(islice(cycle(moments), size["times"]), 1):
             feeding = asyncio.create_task(run.feed(number * size["alerts"], size["backlog"]))
             await asyncio.sleep(0.5 + run.chance.random())
-            victim = run.chance.choice(workers.alive)
+            victim = run.chance.choice(_owners(run))
             at = await _freeze(run, victim, moment)
             hit[at] += 1
             bench.say(f"freeze {number} of {size['times']}: {victim.name}, {at}")
@@ -38,16 +40,17 @@ async def frozen(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
             workers.thaw(victim)
             await feeding
             await run.until(lambda worker=victim: _is_back(run, worker), BACK_WITHIN_S)  # type: ignore[misc]
-        await run.settled(size.get("settle_s", LAG_LIMIT_S))
-        codes = await workers.stop()
-        verdict = check(await run.finish())
-    failures = [f"a worker ended with {code}" for code in codes if code != 0]
-    if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S:
-        failures.append(f"lag 0 after {verdict.recovery_s} s")
-    if "moments" not in size:
-        failures += [f"no worker was frozen at: {moment}" for moment in EVERY_MOMENT if not hit[moment]]
+        verdict, history, failures = await judged(run, size.get("settle_s", LAG_LIMIT_S), causes=STOOD_STILL)
+    failures += not_taken_over(history.faults, history.held)
+    failures += [f"no worker was frozen at: {moment}" for moment in moments[: size["times"]] if not hit[moment]]
     refused = sum(worker.log.read_text(errors="replace").count(REFUSED) for worker in run.workers.all)
     return Outcome(verdict, failures, {"frozen_at": dict(hit), "commits_refused": refused})
+
+
+def _owners(run: Run) -> list[Worker]:
+    """Who has something to lose."""
+    owners = {one.worker for one in run.workers.owned() if not one.end_ms}
+    return [worker for worker in run.workers.alive if worker.name in owners]
 
 
 async def _freeze(run: Run, victim: Worker, moment: str) -> str:

@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tests.faults.application import KILLED_BY, KILLS, PARTITIONS, RAISES_ALWAYS, RAISES_ONCE
-from tests.faults.checker import check, standing_decisions
+from tests.faults.checker import standing_decisions
 from tests.faults.history import Decided, History
+from tests.faults.judging import judged
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
-from tests.faults.rows_kills import repeated_beyond
+from tests.faults.rows_kills import CRASHED, repeated_beyond
 from tests.faults.run import LAG_LIMIT_S, Latency
 from tests.faults.workers import Worker
 
@@ -17,6 +18,7 @@ DEATHS, MOST_DEATHS = 3, 4
 TIME_TO_DECIDE_MS = 1_000
 """For an alert whose handler raises nothing, on a busy machine."""
 
+RAISED = ("handler_failed",)
 POISON_KEY = "poison"
 ODD = 1_000
 """One alert in so many is published twice, and beside as many stands a record that is none: three a piece at least."""
@@ -38,12 +40,8 @@ async def raising(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
             odd = max(3, alerts // ODD // pieces)
             await asyncio.gather(run.publish_undecodable(odd), run.publish_again(odd))
             bench.say(f"{len(run.published):,} of {alerts:,} alerts published")
-        await run.settled(size.get("settle_s", LAG_LIMIT_S))
-        deaths = len(workers.all) - len(workers.alive)
-        codes = await workers.stop()
-        history = await run.finish()
-    verdict = check(history)
-    failures = [f"a worker ended with {code}" for code in codes if code != 0]
+        verdict, history, failures = await judged(run, size.get("settle_s", LAG_LIMIT_S), causes=RAISED)
+    deaths = verdict.workers_died
     if deaths:
         failures.append(f"{deaths} workers died")
     if verdict.repeated:
@@ -132,10 +130,7 @@ async def killing(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
             await run.settled(size.get("settle_s", LAG_LIMIT_S))
         supervising.cancel()
         await asyncio.gather(supervising, return_exceptions=True)
-        codes = await workers.stop()
-        history = await run.finish()
-    verdict = check(history)
-    failures = [f"a worker ended with {code}" for code in codes if code != 0]
+        verdict, history, failures = await judged(run, size.get("settle_s", LAG_LIMIT_S), causes=CRASHED)
     crashed = {
         alert_id
         for alert_id, decision in standing_decisions(history).items()

@@ -2,31 +2,30 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from tests.faults.checker import REPORTED, SHOWN, Verdict, check
+from tests.faults.checker import Verdict
 from tests.faults.failpoints import FAILPOINTS
-from tests.faults.history import ALERTS_GROUP, Fault, History
-from tests.faults.repeats import STRAGGLES_MS
+from tests.faults.history import ALERTS_GROUP, Fault
+from tests.faults.judging import judged
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
 from tests.faults.run import LAG_LIMIT_S, Latency, Run
-from tests.faults.sink import KEYLESS
 from tests.faults.workers import Worker
 
 AFTER_COMMIT_S = 2.0
 COMMITTED_S, LATEST_COMMITTED_S = 0.6, 1.0
 """Commits follow completions within half a second; sampling adds a tenth to half of them, a busy machine more to one in a
 hundred. Those are not counted whose worker was killed in between."""
-TRIALS = 3
-"""After so many processes a decision's effects are given up."""
 HIT_S = 40.0
 TRICKLE, TRICKLE_S, TRICKLE_BACKLOG = 6, 0.1, 150
+CRASHED = ("crashed",)
+"""Alerts that ran when their process died for the third time."""
 ANSWERS = ("block:0.5", "hold:0.3")
 """A receiver that knows keys, one that does not; the rest is put before a person."""
 
 
 async def kill_workers(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
-    """size: alerts, kills, backlog (alerts published ahead of what is committed), latency, settle_s."""
+    """size: alerts, kills, backlog (alerts published ahead of what is committed), latency, settle_s, causes of fallbacks."""
     async with bench.run("kills", Latency(*size.get("latency", (0.2, 1.2))), answers=ANSWERS) as run:
         workers = run.workers
         await workers.at_work(*(workers.start(ablate=ablate) for _ in range(2)))
@@ -41,27 +40,19 @@ async def kill_workers(bench: Bench, size: Size, ablate: Sequence[str]) -> Outco
             bench.say(f"kill {number} of {kills}, {published:,} alerts published")
             starting = [workers.start(ablate=ablate)]
         await run.feed(alerts, size["backlog"])
-        return await concluded(bench, run, size.get("settle_s", LAG_LIMIT_S))
+        return await concluded(bench, run, size.get("settle_s", LAG_LIMIT_S), size.get("causes", CRASHED))
 
 
-async def concluded(bench: Bench, run: Run, settle_s: float) -> Outcome:
-    """Waits for the lag, stops the workers, and judges: they end when told, repeat no more than was in flight where work
-    was broken off, and commit in time."""
-    await run.settled(settle_s)
-    codes = await run.workers.stop()
-    history = await run.finish()
-    verdict = check(history)
-    failures = [f"a worker ended with {code}" for code in codes if code != 0]
+async def concluded(bench: Bench, run: Run, settle_s: float, causes: Collection[str]) -> Outcome:
+    """They repeat no more than was in flight where work was broken off, and commit in time. causes: of fallbacks."""
+    verdict, _, failures = await judged(run, settle_s, causes=causes)
     failures += repeated_beyond(verdict)
-    failures += reported_beyond(history)
     if verdict.commit_p50_s is None or verdict.commit_p50_s > COMMITTED_S:
         failures.append(f"half of the decisions were committed only {verdict.commit_p50_s} s later")
     latest_s = verdict.commit_p99_undisturbed_s
     # A classic group takes nobody's commits from the end of a member's session until all others have joined again.
     if bench.protocol == "consumer" and (latest_s is None or latest_s > LATEST_COMMITTED_S):
         failures.append(f"one in a hundred decisions was committed only {latest_s} s later, its worker alive")
-    if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S:
-        failures.append(f"lag 0 after {verdict.recovery_s} s")
     return Outcome(verdict, failures)
 
 
@@ -73,24 +64,6 @@ def repeated_beyond(verdict: Verdict) -> list[str]:
         f"{verdict.repeats_unexplained} of {verdict.repeated} model calls repeated for no reason; in flight were "
         f"{verdict.in_flight} at killed workers, {verdict.in_flight_moved} at partitions that moved"
     ]
-
-
-def reported_beyond(history: History) -> list[str]:
-    """What is wrong when a person is asked about an effect for no reason: one whose receiver knows no keys was claimed and
-    its worker killed before it had ended; or three died of a decision, which is then given up."""
-    deaths = [fault.at_ms for fault in history.faults if fault.is_death]
-    first: dict[tuple[str, str, str], int] = {}
-    for entry in sorted(history.effects, key=lambda one: one.at_ms):
-        for name, state in entry.states.items():
-            first.setdefault((entry.alert_id, name, state), entry.at_ms)
-    wrong = []
-    for (alert_id, name, state), at_ms in first.items():
-        if state in REPORTED:
-            is_claimed = state == "unknown" and name in KEYLESS
-            since_ms = first.get((alert_id, name, "called" if is_claimed else "intended"), at_ms) - STRAGGLES_MS
-            if sum(since_ms <= death_ms <= at_ms for death_ms in deaths) < (1 if is_claimed else TRIALS):
-                wrong.append(f"{name} of {alert_id} is {state} since {at_ms}, and no kill was the reason")
-    return wrong[:SHOWN]
 
 
 async def next_commit(run: Run) -> None:
@@ -127,7 +100,7 @@ async def kill_at_every_step(bench: Bench, size: Size, ablate: Sequence[str]) ->
                 following = start_ahead(sequence[number])
             hits[point] += await _hit(run, armed, point)
             bench.say(f"{number} of {len(sequence)}: {point}: {'hit' if armed.hit(point) else 'NOT HIT'}")
-        outcome = await concluded(bench, run, size.get("settle_s", LAG_LIMIT_S))
+        outcome = await concluded(bench, run, size.get("settle_s", LAG_LIMIT_S), CRASHED)
     due = Counter(sequence)
     outcome.failures += [
         f"{point}: hit {hits[point]} of {due[point]} times" for point in due if hits[point] < due[point]
@@ -176,7 +149,7 @@ ROWS = (
         "kill -9 of workers, slow model",
         "The same where the model takes one second, and six for one alert in ten.",
         kill_workers,
-        full={"alerts": 10_000, "kills": 20, "backlog": 1_000, "latency": (1.0, 6.0)},
+        full={"alerts": 10_000, "kills": 20, "backlog": 1_000, "latency": (1.0, 6.0), "causes": (*CRASHED, "deadline")},
         small=None,
     ),
     Row(

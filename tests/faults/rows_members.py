@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from tests.faults.checker import check
+from tests.faults.judging import judged
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
 from tests.faults.run import LAG_LIMIT_S, Run
 from tests.faults.workers import GRACE_S, Worker
@@ -64,16 +64,11 @@ async def members(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
 
 async def in_order(run: Run, settle_s: float) -> Outcome:
     """Nobody was killed: nothing is repeated, and each partition has one owner at a time."""
-    await run.settled(settle_s)
-    codes = await run.workers.stop()
-    verdict = check(await run.finish())
-    failures = [f"a worker ended with {code}" for code in codes if code != 0]
+    verdict, _, failures = await judged(run, settle_s)
     if verdict.repeated:
         failures.append(f"{verdict.repeated} model calls repeated")
     if verdict.two_owners:
         failures.append(f"{verdict.two_owners} times two workers held one partition")
-    if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S:
-        failures.append(f"lag 0 after {verdict.recovery_s} s")
     return Outcome(verdict, failures)
 
 

@@ -10,10 +10,11 @@ import msgspec
 from app.broker.base import Reader
 from app.core.record import TopicPartition
 from app.decisions.record import DECISIONS, Hops
+from app.models.base import FailureCode
 from tests.faults.ablations_model import REFUSED_S
 from tests.faults.application import DEADLINE_VARIABLE, PARTITIONS
-from tests.faults.checker import check
 from tests.faults.history import Call, Published
+from tests.faults.judging import judged
 from tests.faults.lines import read_lines
 from tests.faults.model import play
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size
@@ -167,7 +168,8 @@ async def model_refuses(bench: Bench, size: Size, ablate: Sequence[str]) -> Outc
                 if _changes(run) != changes:
                     failures.append(f"{name}: partitions changed hands")
                 bench.say(f"{name}: {of_each[name]}")
-                await run.settled(LAG_LIMIT_S)
+                if not await run.settled():
+                    failures.append(f"{name}: lag not 0 {LAG_LIMIT_S:.0f} s later")
                 failures += [f"a worker ended with {code}" for code in await run.workers.stop() if code != 0]
         outcome = await _concluded(run)
     outcome.failures += failures
@@ -296,19 +298,15 @@ def _not_said_once(workers: Sequence[Worker]) -> list[str]:
 
 
 async def _concluded(run: Run) -> Outcome:
-    await run.settled(LAG_LIMIT_S)
-    died = [worker.name for worker in run.workers.all if worker.code not in (None, 0)]
-    codes = await run.workers.stop()
-    failures = [f"{name} ended by itself" for name in died]
-    failures += [f"a worker ended with {code}" for code in codes if code != 0]
-    return Outcome(check(await run.finish()), failures)
+    """Alerts may fall back for any reason here."""
+    verdict, _, failures = await judged(run, causes=[code.value for code in FailureCode])
+    return Outcome(verdict, failures)
 
 
 def _with_figures(outcome: Outcome, of_each: Mapping[str, dict[str, Any]]) -> Outcome:
-    recoveries = [one["recovery_s"] for one in of_each.values() if one["recovery_s"] is not None]
-    if outcome.verdict is not None:
-        outcome.verdict.recovery_s = max(recoveries, default=None)
+    again = [one["recovery_s"] for one in of_each.values() if one["recovery_s"] is not None]
     outcome.figures |= {
+        "answers_again_s": max(again, default=None),
         "faults_of_the_model": len(of_each),
         "slowest_end_s": max(one["slowest_s"] for one in of_each.values()),
         "of_each": dict(of_each),

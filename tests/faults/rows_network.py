@@ -1,4 +1,4 @@
-"""The network between the workers and Kafka fails, in each of its ways, and heals again."""
+"""The network between the workers and Kafka fails, in each of its ways, and heals again, while all parts run."""
 
 import asyncio
 import os
@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.decisions.record import DECISIONS
+from app.serving.redis import RedisStore
 from tests.faults.application import PARTITIONS
-from tests.faults.checker import check
 from tests.faults.frames import OFFSET_COMMIT, PRODUCE, LostCalls, NamesNoBrokers, Tally
+from tests.faults.judging import judged
+from tests.faults.orders import TOPIC, Orders, source_records
 from tests.faults.proxy import TcpProxy
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
 from tests.faults.run import LAG_LIMIT_S, Run
+from tests.faults.served import VIEW, judged_store, store_at
+from tests.faults.streams import Group
 from tests.faults.workers import POLL_S, Worker, Workers
+from tests.reference import read_all
 
 RESET_EVERY_S = 0.4
 QUIET_AFTER_S = 2.0
@@ -70,38 +75,43 @@ async def network(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
     recovered: dict[str, Recovered] = {}
     busy: dict[str, float] = {}
     failures: list[str] = []
-    async with bench.run("network", QUICK, environment={"HEADRACE_BROKER": bench.cluster.kafka_proxied}) as run:
-        workers = run.workers
+    environment = {"HEADRACE_BROKER": bench.cluster.kafka_proxied}
+    async with (
+        store_at(bench.cluster.redis) as store,
+        bench.run("network", QUICK, arguments=(), environment=environment) as run,
+    ):
+        workers, orders = run.workers, Orders(run.name, bench.cluster.broker, run.chance)
         try:
             await workers.at_work(*(workers.start(ablate=ablate) for _ in range(size.get("workers", 2))))
             for name in size["faults"]:
-                await run.publish(size["alerts"] // 2)
-                workers.note(name, "network")
                 tally = Tally()
-                busy[name] = await _broken(run, proxy, name, size, tally)
-                proxy.heal()
-                workers.note("healed", "network", breaks=False)
-                found = recovered[name] = await _recovery(run, settle_s)
-                failures += [f"{name}: {text}" for text in _wrong(name, busy[name], tally, found, settle_s)]
+                async with orders.flowing():
+                    await run.publish(size["alerts"] // 2)
+                    workers.note(name, "network")
+                    busy[name] = await _broken(run, proxy, name, size, tally)
+                    proxy.heal()
+                    workers.note("healed", "network", breaks=False)
+                found, wrong = await _recovery(run, store, settle_s)
+                recovered[name] = found
+                wrong += _wrong(name, busy[name], tally, found, settle_s)
+                failures += [f"{name}: {text}" for text in wrong]
                 bench.say(f"{name}: {found}, {busy[name]:.2f} of a core")
         finally:
             proxy.heal()
-        failures += [f"{one.name} ended by itself with {one.code}" for one in workers.all if one.code is not None]
-        codes = await workers.stop()
-        verdict = check(await run.finish())
-    failures += [f"a worker ended with {code}" for code in codes if code != 0]
-    verdict.recovery_s = max((one.lag_0_s for one in recovered.values() if one.lag_0_s is not None), default=None)
+        verdict, _, wrong = await judged(run, settle_s)
     figures = {
+        "slowest_recovery_s": max((one.lag_0_s for one in recovered.values() if one.lag_0_s is not None), default=None),
+        "orders": orders.published,
         "all_at_work_s": max((one.at_work_s for one in recovered.values() if one.at_work_s is not None), default=None),
         "recovery_of_each": {name: one._asdict() for name, one in recovered.items()},
         "core_share_of_each": busy,
     }
-    return Outcome(verdict, failures, figures)
+    return Outcome(verdict, failures + wrong, figures)
 
 
 class Recovered(NamedTuple):
-    """Seconds after the network was back until everything was committed, and until every worker had its part in the work
-    too; None for never within the time."""
+    """Seconds after the network was back until everything was committed and in the store, and until every worker had its part
+    in the work too; None for never within the time."""
 
     lag_0_s: float | None
     at_work_s: float | None
@@ -140,13 +150,20 @@ async def _broken(run: Run, proxy: TcpProxy, name: str, size: Size, tally: Tally
     return round(max(used_s, default=0.0) / passed_s, 3)
 
 
-async def _recovery(run: Run, settle_s: float) -> Recovered:
-    """One time for both."""
+async def _recovery(run: Run, store: RedisStore, settle_s: float) -> tuple[Recovered, list[str]]:
+    """One time for all of it; and what is wrong with the store then."""
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    lag_0_s = round(loop.time() - began, 1) if await run.settled(settle_s) else None
+    began, broker, group = loop.time(), run.cluster.broker, Group(run.cluster.kafka)
+    reading, reader = read_all(await source_records(broker)), broker.reader()
+    is_read = await group.passes(reading.events, settle_s)
+    await run.adopt_alerts(0)
+    is_settled = await run.settled(began + settle_s - loop.time())
+    wrong = await judged_store(reading, store, reader, began + settle_s - loop.time())
+    lag_0_s = round(loop.time() - began, 1) if is_read and is_settled else None
     is_shared_out = await _shared_out(run.workers, began + settle_s)
-    return Recovered(lag_0_s, round(loop.time() - began, 1) if is_shared_out else None)
+    await reader.close()
+    await asyncio.to_thread(group.close)
+    return Recovered(lag_0_s, round(loop.time() - began, 1) if is_shared_out else None), wrong
 
 
 async def _shared_out(workers: Workers, deadline: float) -> bool:
@@ -161,17 +178,18 @@ async def _shared_out(workers: Workers, deadline: float) -> bool:
 
 def _is_shared_out(workers: Workers) -> bool:
     """Whether each worker holds partitions of the alerts, and each partition one of them, as they say themselves; and the same of
-    the decisions, each of which is taken to be the last worker's that was given it."""
+    decisions, orders and tiles, each of which is taken to be the last worker's that was given it."""
     alive = {one.name for one in workers.alive}
     of_alerts = [one for one in workers.owned() if not one.end_ms]
     given, _ = workers.grips()
-    of_decisions = {
-        one.partition: one.worker for one in sorted(given, key=lambda one: one.at_ms) if one.topic == DECISIONS
-    }
+    last = {(one.topic, one.partition): one.worker for one in sorted(given, key=lambda one: one.at_ms)}
     return (
-        len(of_alerts) == len(of_decisions) == PARTITIONS
+        len(of_alerts) == PARTITIONS
         and {one.worker for one in of_alerts} == alive
-        and set(of_decisions.values()) == alive
+        and all(
+            {last.get((topic, partition)) for partition in range(PARTITIONS)} == alive
+            for topic in (DECISIONS, TOPIC, VIEW.topic)
+        )
     )
 
 
@@ -185,8 +203,8 @@ ROWS = (
     Row(
         "network",
         "Connections to Kafka may break, stall, crawl, lose calls and the replies to calls that were executed, or say that the "
-        "cluster has no brokers: the same zeros, no busy loop in any of these, and within 60 s after the network is back lag 0 "
-        "and every worker at work.",
+        "cluster has no brokers: the same zeros, no busy loop in any of these, and within 60 s after the network is back lag 0, "
+        "every feature right and every worker at work in every part.",
         network,
         full={"faults": FAULTS, "alerts": 600, "seconds": 20.0},
         small={"faults": ("black hole", "commits lost"), "alerts": 120, "seconds": 5.0},

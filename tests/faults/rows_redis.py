@@ -11,15 +11,16 @@ from redis.asyncio import Redis
 
 from app.core.clock import SystemClock
 from app.decisions.record import DECISIONS, DecisionRecord
-from app.serving.redis import RedisStore
-from tests.faults.checker import check
 from tests.faults.cluster import Cluster
-from tests.faults.orders import DEADLINE_MS, SPARE_MS, Blind, Orders, action_of, judged, source_records, wrong_features
+from tests.faults.judging import judged
+from tests.faults.orders import DEADLINE_MS, SPARE_MS, Blind, Orders, action_of, source_records, wrong_decisions
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
-from tests.faults.run import LAG_LIMIT_S, LOOK_S
+from tests.faults.served import LOOK_S, store_at, wrong_features
+from tests.reference import read_all
 
-VIEW = "user_features"
 RIGHT_AGAIN_S = 30.0
+WITHOUT_FEATURES = ("deadline", "unavailable")
+"""Why alerts fall back whose features had no answer in time."""
 DECIDES_WITHIN_S = (DEADLINE_MS + SPARE_MS) / 1000
 """In a fault that lasts longer something that was ordered in it must be decided in it. A store that says nothing costs half of
 a deadline."""
@@ -123,43 +124,34 @@ async def redis(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
         arguments=(),
         environment={"HEADRACE_STORE": cluster.redis_proxied},
     ) as run:
-        orders = Orders(run.name, cluster.broker.producer(), run.chance)
+        orders = Orders(run.name, cluster.broker, run.chance)
         await run.workers.at_work(*(run.workers.start(ablate=ablate) for _ in range(2)))
-        ordering = asyncio.create_task(orders.publish_for_ever())
         try:
             for name in size["faults"]:
-                await asyncio.sleep(size["between_s"])
-                start_ms = clock.now_ms()
-                run.workers.note(name, "redis", breaks=False)
-                make, _ = FAULTS[name]
-                async with make(bed):
-                    await asyncio.sleep(size["seconds"])
-                    times.append(Blind(name, start_ms, clock.now_ms()))
-                cluster.redis_proxy.heal()
-                run.workers.note("healed", "redis", breaks=False)
-                orders.pause()
+                async with orders.flowing():
+                    await asyncio.sleep(size["between_s"])
+                    start_ms = clock.now_ms()
+                    run.workers.note(name, "redis", breaks=False)
+                    make, _ = FAULTS[name]
+                    async with make(bed):
+                        await asyncio.sleep(size["seconds"])
+                        times.append(Blind(name, start_ms, clock.now_ms()))
+                    cluster.redis_proxy.heal()
+                    run.workers.note("healed", "redis", breaks=False)
                 right_s[name] = await _right_again(cluster, size.get("right_s", RIGHT_AGAIN_S))
                 bench.say(f"{name}: features right after {right_s[name]} s")
-                orders.go_on()
         finally:
             cluster.redis_proxy.heal()
-            ordering.cancel()
-            await asyncio.gather(ordering, return_exceptions=True)
             await bed.redis.aclose()
         await run.adopt_alerts(orders.alerts)
-        await run.settled()
-        codes = await run.workers.stop()
+        verdict, _, failures = await judged(run, causes=WITHOUT_FEATURES)
         decisions = [msgspec.json.decode(one.value or b"", type=DecisionRecord) for one in await run.read(DECISIONS)]
-        verdict = check(await run.finish())
-    failures = [f"a worker ended with {code}" for code in codes if code != 0]
     failures += [f"{name}: features not right again by themselves" for name, took in right_s.items() if took is None]
     blind = [one for one in times if FAULTS[one.fault][1]]
-    failures += judged(decisions, await source_records(cluster.broker), blind)
+    failures += wrong_decisions(decisions, await source_records(cluster.broker), blind)
     meanwhile = {one.fault: sum(one.holds(decision) for decision in decisions) for one in times}
     if size["seconds"] >= DECIDES_WITHIN_S:
         failures += [f"{name}: nothing was decided" for name, number in meanwhile.items() if not number]
-    if verdict.recovery_s is None or verdict.recovery_s > LAG_LIMIT_S:
-        failures.append(f"lag 0 after {verdict.recovery_s} s")
     approved = sum(action_of(decision) == "approve" for decision in decisions)
     if not approved:
         failures.append("nothing was approved at all, so this run shows nothing")
@@ -178,19 +170,14 @@ async def redis(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
 
 async def _right_again(cluster: Cluster, limit_s: float) -> float | None:
     """Seconds until the store serves what a plain reading of the orders gives; None when it does not within the time."""
-    store = RedisStore(cluster.redis, SystemClock())
-    await store.start()
     loop = asyncio.get_running_loop()
-    began = loop.time()
-    view = cluster.app.views[VIEW]
-    try:
-        while await wrong_features(cluster.broker, store, view):
+    began, reading = loop.time(), read_all(await source_records(cluster.broker))
+    async with store_at(cluster.redis) as store:
+        while await wrong_features(reading, store):
             if loop.time() > began + limit_s:
                 return None
             await asyncio.sleep(LOOK_S)
-        return round(loop.time() - began, 1)
-    finally:
-        await store.close()
+    return round(loop.time() - began, 1)
 
 
 ROWS = (

@@ -9,7 +9,7 @@ import pytest
 from app.decisions.context import raw
 from app.decisions.record import DecisionRecord, Hops
 from app.serving.base import Features, Freshness, OwnEvent
-from tests.faults.orders import DEADLINE_MS, Blind, judged
+from tests.faults.orders import DEADLINE_MS, Blind, wrong_decisions
 from tests.reference import SourceRecord
 
 T0 = 1_700_000_010_000
@@ -61,8 +61,8 @@ def approval(*seen: Features, event_ms: int = T0 + 2_000, took_ms: int = 500) ->
 def test_judged_approval_with_fresh_and_whole_features_nothing_found() -> None:
     """Also while the store recovers: an approval after the outage, of an order from within it."""
     seen = features(**SHOWN)
-    assert [] == list(judged([approval(seen)], SOURCE, OUTAGE))
-    assert [] == list(judged([approval(seen, event_ms=T0 + 19_900)], SOURCE, OUTAGE))
+    assert [] == list(wrong_decisions([approval(seen)], SOURCE, OUTAGE))
+    assert [] == list(wrong_decisions([approval(seen, event_ms=T0 + 19_900)], SOURCE, OUTAGE))
 
 
 @pytest.mark.parametrize(
@@ -78,5 +78,5 @@ def test_judged_approval_with_fresh_and_whole_features_nothing_found() -> None:
 )
 def test_judged_planted_violation_is_found(decision: DecisionRecord, found: str) -> None:
     """Each in the words that the row says."""
-    (said,) = judged([decision], SOURCE, OUTAGE)
+    (said,) = wrong_decisions([decision], SOURCE, OUTAGE)
     assert found in said

@@ -29,6 +29,7 @@ async def test_hostile_text_prompt_reads_back_identical() -> None:
 
 
 def test_hostile_text_stands_in_every_text_field_of_the_shipped_agent() -> None:
+    """A field that is added to the alert or the features is tried, too."""
     alert = {"alert.alert_id", "alert.order_id", "alert.user_id"}
     assert alert | {"user.view", "user.entity", "user.values"} == set(PLACES)
     assert [HighValueOrder] == list(judge_order.alert_types.values())

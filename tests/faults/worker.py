@@ -45,6 +45,7 @@ class Grip(msgspec.Struct, frozen=True):
     partition: int
     offset: int
     at_ms: int
+    metadata: str = ""
 
 
 def grips_of(trace: Path) -> Path:
@@ -69,7 +70,7 @@ def trace_grips_into(path: Path) -> None:
         error = commit(self, offsets)
         if error is None:
             for assignment, to in offsets.items():
-                log.write(Grip(*assignment.place, to.offset, sent_ms))
+                log.write(Grip(*assignment.place, to.offset, sent_ms, to.metadata))
         return error
 
     KafkaConsumer._rebalance = note_rebalance  # type: ignore[method-assign]

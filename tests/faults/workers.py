@@ -201,5 +201,5 @@ def grips(traces: Mapping[str, Path]) -> tuple[list[Held], list[Accepted]]:
             if one.offset < 0:
                 held.append(Held(worker, one.topic, one.partition, one.at_ms))
             else:
-                accepted.append(Accepted(worker, one.topic, one.partition, one.offset, one.at_ms))
+                accepted.append(Accepted(worker, one.topic, one.partition, one.offset, one.at_ms, one.metadata))
     return held, accepted

@@ -1,0 +1,71 @@
+"""What every row demands beside the zeros: nobody is asked for no reason, a freeze costs its worker something, and no worker
+dies by itself."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.faults.checker import check
+from tests.faults.history import EffectEntry, Ended, Fault, Held, History
+from tests.faults.judging import TIMEOUT_MS, not_taken_over, reported_beyond
+from tests.faults.workers import Workers
+
+OTHERS = [Fault("SIGSTOP", "worker-9", 2_500), Fault("healed", "network", 2_500, breaks=False)]
+KILLED, GONE = Fault("kill -9", "worker-1", 2_500), Fault("kill of Kafka", "kafka", 2_500)
+HELD = [Held("worker-1", "agent.decisions", 0, 1_000), Held("worker-9", "agent.decisions", 1, 1_000)]
+MOVED = [*HELD, Held("worker-9", "agent.decisions", 0, 2_500)]
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "faults", "held", "end_ms", "is_wrong"),
+    [
+        ("unknown", "hold_payment", [KILLED], HELD, 5_000, False),
+        ("unknown", "hold_payment", [GONE], HELD, 5_000, False),
+        ("unknown", "hold_payment", [], MOVED, 5_000, False),
+        ("unknown", "hold_payment", [], HELD, 5_000, True),
+        ("unknown", "hold_payment", [], HELD, 2_100 + TIMEOUT_MS, False),
+        ("unknown", "block_order", [KILLED], HELD, 5_000, True),
+        ("withheld", "hold_payment", [KILLED], HELD, 5_000, True),
+        ("failed", "block_order", [KILLED] * 2, HELD, 5_000, True),
+        ("failed", "block_order", [KILLED] * 3, HELD, 5_000, False),
+    ],
+)
+def test_reported_effects_are_explained_by_what_was_done_to_their_owner(
+    state: str, name: str, faults: list[Fault], held: list[Held], end_ms: int, *, is_wrong: bool
+) -> None:
+    """A call that was claimed is broken off by one thing, or ends by its time limit; three deaths make a decision that is
+    given up; what is done to others is no reason."""
+    entry = EffectEntry("a-0", 0, 0, 2_000, 0, {name: "intended"}, ended=False)
+    effects = [entry] + [
+        msgspec.structs.replace(entry, at_ms=at_ms, states={name: reached})
+        for reached, at_ms in {"called": 2_100, state: end_ms}.items()
+    ]
+    assert is_wrong is bool(reported_beyond(History(effects=effects, faults=[*faults, *OTHERS], held=held)))
+
+
+@pytest.mark.parametrize(("taken_ms", "shows"), [(2_999, False), (4_000, True), (7_001, False)])
+def test_freeze_shows_something_when_another_worker_took_over_meanwhile(taken_ms: int, *, shows: bool) -> None:
+    """Before it the partition was none of the frozen worker's, and after it the worker may have given it up."""
+    faults = [Fault("SIGSTOP", "worker-1", 3_000), Fault("SIGCONT", "worker-1", 7_000, breaks=False)]
+    held = [*HELD, Held("worker-9", "agent.decisions", 0, taken_ms)]
+    assert shows is (not_taken_over(faults, held) == [])
+    assert not_taken_over(faults, HELD) == ["worker-1 was frozen at 3000, and lost nothing by it"]
+
+
+async def test_endings_tell_what_died_by_itself_from_what_was_killed(tmp_path: Path) -> None:
+    """A worker that does not know its arguments ends with 2, and killing it afterwards is no excuse; one that waits is
+    killed."""
+    workers = Workers(tmp_path, ["--no-such-option"], {})
+    broken, waiting = workers.start(), workers.start(waits=True)
+    assert await workers.ended(broken, 30)
+    workers.kill(broken)
+    workers.kill(waiting)
+    assert [
+        Ended("worker-1", 2, "", str(tmp_path / "worker-1.log")),
+        Ended("worker-2", -9, "kill", str(tmp_path / "worker-2.log")),
+    ] == workers.endings()
+    (problem,) = check(History(ended=workers.endings())).problems
+    assert (
+        f"workers_died: worker-1 ended with 2 after nothing was done to it: see {tmp_path / 'worker-1.log'}" == problem
+    )
