@@ -72,14 +72,21 @@ its partition is not late. How old an alert may be that the model is still asked
 
 **Horizon**: 24 hours or 1,000,000 alerts of an agent in one process, whichever is less. A new owner of a partition knows
 less: what its look-back holds, from ten minutes before its first unfinished alert on, and no more than the last 65,536
-offsets of the log ([ADR 30](docs/adr/0030-decide-then-act.md)). An alert that is repeated later than that may cost a second
-model call, and its first decision still stands; an effect is applied once for as long as its receiver remembers its key.
+offsets of the log ([ADR 30](docs/adr/0030-decide-then-act.md)). An alert that is repeated beyond that costs a second model
+call. Its first decision still stands as long as the actions remember it: always while its effects are open; then for 24 hours
+or 1,000,000 ended decisions in one process (of all agents and partitions together), whichever is less; and a new owner of the
+actions reads no more than the last 196,608 offsets of its partition of `agent.effects`. An alert that both have forgotten is a
+new one: it is decided and acted upon again, under the same keys where the action is the same (applied once by a receiver that
+still remembers them; one that is `at_most_once` or `may_repeat` is called again), and under others, beside the first one's
+effects, where it is another.
 
 ## What is not promised
 
 - That a handler runs once. It runs at least once; what is written and done counts once.
 - That a receiver without idempotency keys applies an effect once: its action is declared `at_most_once` (a person is asked
   when a call breaks off) or `may_repeat`.
+- That an alert which is repeated beyond the horizon has one decision, or that an `at_most_once` receiver is called once
+  about it.
 - That an `at_most_once` receiver is called once about an alert that comes again after `decisions forget` has removed its
   entity: nobody remembers then that it was called ([ADR 32](docs/adr/0032-decisions-on-record.md)).
 - An order of alerts with different keys, or of one key across a change of owners.

@@ -88,7 +88,8 @@ def _judged_as_raised(history: History) -> list[str]:
 
 
 def _went_on(history: History, poison: Decided, standing: dict[str, Decided]) -> bool | None:
-    """Whether one behind it in its partition was decided before it; None where none was, and none had the time."""
+    """Whether one behind it in its partition was decided before it, in the order of the log, whose times are one where the
+    broker stood still; None where none was, and none had the time."""
     place = next(one for one in history.published if one.alert_id == poison.alert_id)
     first = {one.alert_id: one for one in reversed(history.published)}  # an alert may be published again
     behind = [
@@ -96,7 +97,7 @@ def _went_on(history: History, poison: Decided, standing: dict[str, Decided]) ->
         for one in first.values()
         if one.partition == place.partition and one.offset > place.offset and one.alert_id in standing
     ]
-    if any(standing[one.alert_id].at_ms < poison.at_ms for one in behind):
+    if any(standing[one.alert_id].offset < poison.offset for one in behind):
         return True
     return False if any(one.at_ms + TIME_TO_DECIDE_MS < poison.at_ms for one in behind) else None
 

@@ -39,7 +39,7 @@ async def kill_workers(bench: Bench, size: Size, ablate: Sequence[str]) -> Outco
             workers.kill(run.chance.choice(workers.alive))
             bench.say(f"kill {number} of {kills}, {published:,} alerts published")
             starting = [workers.start(ablate=ablate)]
-        await run.feed(alerts, size["backlog"])
+        await asyncio.gather(run.feed(alerts, size["backlog"]), workers.at_work(*starting))
         return await concluded(bench, run, size.get("settle_s", LAG_LIMIT_S), size.get("causes", CRASHED))
 
 
@@ -134,7 +134,7 @@ ROWS = (
         "partition that moves.",
         kill_workers,
         full={"alerts": 100_000, "kills": 20, "backlog": 2_000},
-        small={"alerts": 500, "kills": 3, "backlog": 150},
+        small={"alerts": 400, "kills": 2, "backlog": 150},
         ablations=(
             Ablation(
                 "commit_highest_seen", {"alerts": 400, "kills": 1, "backlog": 200, "settle_s": 12}, ("early_commits",)
@@ -158,7 +158,7 @@ ROWS = (
         "around dead letters, requests for a person, and the claim and call of a receiver that knows no keys.",
         kill_at_every_step,
         full={"rounds": 10},
-        small={"rounds": 1, "at_most": 7},
+        small={"rounds": 1, "at_most": 5},
         ablations=(
             Ablation(
                 "key_of_its_own_each_time",

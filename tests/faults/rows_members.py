@@ -79,7 +79,7 @@ ROWS = (
         "lost, and nothing repeated where the drain suffices.",
         sigterm,
         full={"times": 50, "alerts": 500, "backlog": 300},
-        small={"times": 2, "alerts": 150, "backlog": 120},
+        small={"times": 1, "alerts": 150, "backlog": 120},
         ablations=(Ablation("no_drain", {"times": 1, "alerts": 200, "backlog": 150}, ("repeated",)),),
     ),
     Row(
@@ -87,7 +87,7 @@ ROWS = (
         "Workers may come and go at any time: the same zeros, and each partition has one owner at a time.",
         members,
         full={"changes": 30, "alerts": 500, "backlog": 300},
-        small={"changes": 3, "alerts": 120, "backlog": 100},
+        small={"changes": 2, "alerts": 120, "backlog": 100},
         ablations=(
             Ablation("revoked_is_kept", {"changes": 2, "alerts": 200, "backlog": 150, "settle_s": 15}, ("two_owners",)),
         ),

@@ -323,7 +323,7 @@ ROWS = (
         "well. Failure never approves.",
         model_fails,
         full={"faults": FAULTS, "shares": (1.0, 0.3), "alerts": 150, "deadline_s": 5.0},
-        small={"faults": ("overloaded", "hang", "truncated"), "shares": (1.0,), "alerts": 40, "deadline_s": 2.0},
+        small={"faults": ("overloaded", "hang"), "shares": (1.0,), "alerts": 40, "deadline_s": 2.0},
         ablations=(
             Ablation(
                 "breaker_never_opens",

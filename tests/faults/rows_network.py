@@ -207,7 +207,7 @@ ROWS = (
         "every feature right and every worker at work in every part.",
         network,
         full={"faults": FAULTS, "alerts": 600, "seconds": 20.0},
-        small={"faults": ("black hole", "commits lost"), "alerts": 120, "seconds": 5.0},
+        small={"faults": ("black hole", "commits lost"), "alerts": 120, "seconds": 4.0},
         ablations=(
             Ablation(
                 "commits_without_an_answer_are_done",

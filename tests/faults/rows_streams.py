@@ -94,7 +94,7 @@ ROWS = (
         "are those of a plain reading of the topic, to the cent, and no alert is missing.",
         kill_streams,
         full={"events": 1_000_000, "faults": 20},
-        small={"events": 4_000, "faults": 4},
+        small={"events": 3_000, "faults": 2},
         ablations=(
             Ablation("offsets_before_outputs", {"events": 100_000, "faults": 6}, OUTPUTS_DIFFER),
             Ablation("time_not_in_commits", {"events": 100_000, "faults": 6}, OUTPUTS_DIFFER),
