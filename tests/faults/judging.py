@@ -49,21 +49,22 @@ def reported_beyond(history: History) -> list[str]:
     whoever had it was broken off before it had ended, or its receiver said nothing for as long as it may take; or three
     owners died of a decision, which is then given up."""
     broken = _broken_off(history)
+    decided = {(one.partition, one.offset): one.at_ms for one in history.decisions}
     first: dict[tuple[str, str, str], int] = {}
-    partitions: dict[str, int] = {}
+    places: dict[str, tuple[int, int]] = {}
     for entry in sorted(history.effects, key=lambda one: one.at_ms):
-        partitions[entry.alert_id] = entry.partition
+        places[entry.alert_id] = entry.partition, entry.decision_offset
         for name, state in entry.states.items():
             first.setdefault((entry.alert_id, name, state), entry.at_ms)
     wrong = []
     for (alert_id, name, state), at_ms in first.items():
         if state in REPORTED:
             is_claimed = state == "unknown" and name in KEYLESS
-            begun_ms = first.get((alert_id, name, "called" if is_claimed else "intended"), at_ms)
-            since_ms = begun_ms - STRAGGLES_MS
+            place = places[alert_id]
+            begun_ms = first.get((alert_id, name, "called"), at_ms) if is_claimed else decided.get(place, at_ms)
             if is_claimed and at_ms - begun_ms >= TIMEOUT_MS:
                 continue
-            reasons = sum(since_ms <= moment <= at_ms for moment in broken[partitions[alert_id]])
+            reasons = sum(begun_ms - STRAGGLES_MS <= moment <= at_ms for moment in broken[place[0]])
             if reasons < (1 if is_claimed else TRIALS):
                 wrong.append(
                     f"{name} of {alert_id} is {state} since {at_ms}, and nothing done to a worker was the reason"

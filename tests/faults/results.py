@@ -203,9 +203,13 @@ def _is_another_size(measured: Mapping[str, Any], defined: Size) -> bool:
 
 async def try_ablation(bench: Bench, row: Row, ablation: Ablation, *, limit_s: float) -> AblationResult:
     """Runs a row without one of its safeguards."""
-    at, commit = environment()["at"], checked_out()
+    at, commit, size = environment()["at"], checked_out(), dict(ablation.size)
+    if ablation.needs_control:
+        control, failures, seconds = await _tried(bench, row, ablation.size, (), limit_s)
+        if control is None or not control.held:
+            said = [f"not held with it either: {text}" for text in failures][:SAID]
+            return AblationResult(ablation.name, "not held", False, {}, seconds, said, size, at, commit)
     outcome, failures, seconds = await _tried(bench, row, ablation.size, (ablation.name,), limit_s)
-    size = dict(ablation.size)
     if outcome is None:
         return AblationResult(ablation.name, "failed", False, {}, seconds, failures, size, at, commit)
     counts = {} if outcome.verdict is None else msgspec.to_builtins(outcome.verdict)

@@ -64,11 +64,13 @@ Size = Mapping[str, Any]
 @dataclass(frozen=True)
 class Ablation:
     """A safeguard removed (a name in `ablations.py`), at which size, and what of it is then to be found: counts of the
-    verdict, or words of a failure. One of them is enough; anything else is no proof."""
+    verdict, or words of a failure. One of them is enough; anything else is no proof. needs_control: where a slow machine
+    could bring the same, the row must hold at that size with its safeguard."""
 
     name: str
     size: Size
     wrong: tuple[str, ...]
+    needs_control: bool = False
 
 
 @dataclass(frozen=True)

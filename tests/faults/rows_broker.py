@@ -249,6 +249,7 @@ ROWS = (
                 "parts_end_with_the_broker",
                 {"stops": 0, "kills": 1, "freezes": 0, "down_s": (5.0, 5.0), "at_most_events": 10_000, "settle_s": 15},
                 ("lost", "consuming again only None", "streams: not read to the end"),
+                needs_control=True,
             ),
         ),
     ),

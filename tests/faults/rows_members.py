@@ -1,9 +1,11 @@
 """Workers that come and go in order: SIGTERM under load, and members added and removed."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from tests.faults.history import Call, Fault
 from tests.faults.judging import judged
+from tests.faults.lines import read_lines
 from tests.faults.rows import QUICK, Ablation, Bench, Outcome, Row, Size
 from tests.faults.run import LAG_LIMIT_S, Run
 from tests.faults.workers import GRACE_S, Worker
@@ -32,9 +34,18 @@ async def sigterm(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
             bench.say(f"SIGTERM {number} of {size['times']}: exit {code} after {seconds[-1]:.1f} s")
             await asyncio.gather(feeding, workers.at_work(workers.start(ablate=ablate)))
         outcome = await in_order(run, size.get("settle_s", LAG_LIMIT_S))
+    under_way = calls_under_way(read_lines(run.directory / "model.jsonl", Call), run.workers.faults)
+    if not under_way:
+        failures.append("no call was under way when a worker was told to end, so this run shows nothing")
     outcome.failures += failures
-    outcome.figures["slowest_exit_s"] = round(max(seconds), 1)
+    outcome.figures |= {"slowest_exit_s": round(max(seconds), 1), "calls_under_way": under_way}
     return outcome
+
+
+def calls_under_way(calls: Iterable[Call], faults: Iterable[Fault]) -> int:
+    """How many, of all workers, when one of them was told to end."""
+    told = [fault.at_ms for fault in faults if fault.what == "SIGTERM"]
+    return sum(call.start_ms < at_ms < call.end_ms for call in calls for at_ms in told)
 
 
 async def members(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:

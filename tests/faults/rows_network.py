@@ -65,6 +65,14 @@ MEDDLING: Mapping[str, Callable[[TcpProxy, Tally], object]] = {
 
 FAULTS = (*PLAIN, *MEDDLING)
 
+EVIDENCE = {
+    "resets": "connections",
+    "black hole": "lost_bytes",
+    "3 s latency": "forwarded_bytes",
+    "1-byte slices": "forwarded_bytes",
+}
+"""What of the proxy grows when a plain fault meets somebody."""
+
 RESETTING = ("resets", "no brokers named")
 """Faults in which connections break again and again."""
 
@@ -84,11 +92,12 @@ async def network(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
         try:
             await workers.at_work(*(workers.start(ablate=ablate) for _ in range(size.get("workers", 2))))
             for name in size["faults"]:
-                tally = Tally()
+                tally, before = Tally(), _met(proxy, name)
                 async with orders.flowing():
                     await run.publish(size["alerts"] // 2)
                     workers.note(name, "network")
                     busy[name] = await _broken(run, proxy, name, size, tally)
+                    tally.changed += _met(proxy, name) - before
                     proxy.heal()
                     workers.note("healed", "network", breaks=False)
                 found, wrong = await _recovery(run, store, settle_s)
@@ -125,9 +134,13 @@ def _wrong(name: str, busy: float, tally: Tally, recovered: Recovered, settle_s:
         found.append(f"a worker has no part in the work {settle_s} s later")
     if busy > (IDLE_SHARE if name in IDLE else BUSY_SHARE):
         found.append(f"a worker was busy: {busy:.2f} of a core")
-    if name in MEDDLING and not tally.changed:
-        found.append(f"nothing became of {tally.seen} calls, so this run shows nothing")
+    if not tally.changed:
+        found.append("nobody was met by it, so this run shows nothing")
     return found + [f"replies of metadata {version} cannot be read" for version in sorted(tally.unknown)]
+
+
+def _met(proxy: TcpProxy, name: str) -> int:
+    return int(getattr(proxy, EVIDENCE[name])) if name in EVIDENCE else 0
 
 
 async def _broken(run: Run, proxy: TcpProxy, name: str, size: Size, tally: Tally) -> float:
@@ -213,6 +226,7 @@ ROWS = (
                 "commits_without_an_answer_are_done",
                 {"faults": ("commits lost",), "alerts": 120, "seconds": 6.0, "settle_s": 8},
                 ("commits lost: lag not 0",),
+                needs_control=True,
             ),
             Ablation(
                 "writes_without_an_answer_are_done",
@@ -223,6 +237,7 @@ ROWS = (
                 "lost_clients_are_left_alone",
                 {"faults": ("no brokers named",), "alerts": 120, "seconds": 10.0, "settle_s": 25, "workers": 5},
                 ("has no part",),
+                needs_control=True,
             ),
             Ablation("polls_without_waiting", {"faults": ("black hole",), "alerts": 60, "seconds": 5.0}, ("was busy",)),
         ),

@@ -17,7 +17,18 @@ from tests.faults.cluster import Cluster
 from tests.faults.failpoints import FAILPOINTS
 from tests.faults.history import History, Published
 from tests.faults.report import COLUMNS, document, legend, measured_on
-from tests.faults.results import AblationResult, Result, ablated, definition_of, keep, kept, latest, measured, unnoticed
+from tests.faults.results import (
+    AblationResult,
+    Result,
+    ablated,
+    definition_of,
+    keep,
+    kept,
+    latest,
+    measured,
+    try_ablation,
+    unnoticed,
+)
 from tests.faults.rows import COUNTS, Ablation, Bench, Outcome, Row, Size, all_rows
 
 SIZE = {"alerts": 1}
@@ -98,6 +109,20 @@ async def test_ablated_again_runs_only_what_nobody_noticed(tmp_path: Path) -> No
     larger = msgspec.structs.replace(again.ablations[1], size={"alerts": 2})
     again.ablations = [again.ablations[0], larger, again.ablations[2]]
     assert [two] == unnoticed(a_row, again)
+
+
+@pytest.mark.parametrize("holds", [True, False])
+async def test_ablation_that_a_slow_machine_may_bring_needs_a_run_that_holds(tmp_path: Path, *, holds: bool) -> None:
+    """What is red with its safeguard, too, shows nothing about it."""
+
+    async def run(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
+        return Outcome(LOST if ablate else NOTHING_WRONG, [] if ablate or holds else ["lag not 0 8 s later"])
+
+    ablation = Ablation("commit_highest_seen", SIZE, ("lost",), needs_control=True)
+    a_row = Row("a row", "It holds.", run, SIZE, None, (ablation,))
+    tried = await try_ablation(bench(tmp_path), a_row, ablation, limit_s=1)
+    assert (holds, "not held") == (tried.noticed, tried.verdict)
+    assert holds or ["not held with it either: lag not 0 8 s later"] == tried.said
 
 
 async def test_measured_run_breaks_off_verdict_is_failed(tmp_path: Path) -> None:

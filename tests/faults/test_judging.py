@@ -7,11 +7,15 @@ import msgspec
 import pytest
 
 from tests.faults.checker import check
-from tests.faults.history import EffectEntry, Ended, Fault, Held, History
+from tests.faults.history import Decided, EffectEntry, Ended, Fault, Held, History
 from tests.faults.judging import TIMEOUT_MS, not_taken_over, reported_beyond
 from tests.faults.workers import Workers
 
 OTHERS = [Fault("SIGSTOP", "worker-9", 2_500), Fault("healed", "network", 2_500, breaks=False)]
+DECIDED = Decided(
+    alert_id="a-0", partition=0, offset=0, at_ms=1_500, mode="live", action="block", reason="r", is_fallback=False
+)
+BEFORE = Fault("killed at: effects not yet entered", "worker-1", 1_800)
 KILLED, GONE = Fault("kill -9", "worker-1", 2_500), Fault("kill of Kafka", "kafka", 2_500)
 HELD = [Held("worker-1", "agent.decisions", 0, 1_000), Held("worker-9", "agent.decisions", 1, 1_000)]
 MOVED = [*HELD, Held("worker-9", "agent.decisions", 0, 2_500)]
@@ -29,6 +33,7 @@ MOVED = [*HELD, Held("worker-9", "agent.decisions", 0, 2_500)]
         ("withheld", "hold_payment", [KILLED], HELD, 5_000, True),
         ("failed", "block_order", [KILLED] * 2, HELD, 5_000, True),
         ("failed", "block_order", [KILLED] * 3, HELD, 5_000, False),
+        ("failed", "block_order", [BEFORE, KILLED, KILLED], HELD, 5_000, False),
     ],
 )
 def test_reported_effects_are_explained_by_what_was_done_to_their_owner(
@@ -41,7 +46,8 @@ def test_reported_effects_are_explained_by_what_was_done_to_their_owner(
         msgspec.structs.replace(entry, at_ms=at_ms, states={name: reached})
         for reached, at_ms in {"called": 2_100, state: end_ms}.items()
     ]
-    assert is_wrong is bool(reported_beyond(History(effects=effects, faults=[*faults, *OTHERS], held=held)))
+    history = History(decisions=[DECIDED], effects=effects, faults=[*faults, *OTHERS], held=held)
+    assert is_wrong is bool(reported_beyond(history))
 
 
 @pytest.mark.parametrize(("taken_ms", "shows"), [(2_999, False), (4_000, True), (7_001, False)])
