@@ -16,7 +16,7 @@ from tests.faults.workers import Worker
 DEATHS, MOST_DEATHS = 3, 4
 """After three processes an alert is decided by its fallback; after four where it lies behind a backlog."""
 TIME_TO_DECIDE_MS = 1_000
-"""For an alert whose handler raises nothing, on a busy machine."""
+"""For an alert whose handler raises nothing, on a busy machine, behind the backlog."""
 
 RAISED = ("handler_failed",)
 POISON_KEY = "poison"
@@ -164,7 +164,7 @@ ROWS = (
         "partition goes on. What is no alert ends as one dead letter with its bytes, and an alert that is published twice "
         "is judged, decided and acted on once. No worker ends.",
         raising,
-        full={"alerts": 10_000, "backlog": 1_000},
+        full={"alerts": 10_000, "backlog": 200},
         small={"alerts": 300, "backlog": 200},
         ablations=(
             Ablation("failures_are_done", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("lost",)),
