@@ -26,7 +26,7 @@ from app.application import STREAMS_GROUP, App
 from app.broker.base import Broker, Producer
 from app.broker.publisher import Publisher
 from app.core.clock import Clock
-from app.core.errors import HeadraceError, SetupError, Unavailable
+from app.core.errors import HeadraceError, SetupError, Unavailable, cause_of
 from app.core.settings import ACTION_URL_PREFIX, Settings
 from app.decisions.actions import HANDLER_SECONDS, RETRY, ActionsWork
 from app.decisions.agent import Agent
@@ -359,9 +359,7 @@ class Worker:
                     await dispatch(stopping)
                     mending.cancel()
             except BaseExceptionGroup as group:
-                if len(group.exceptions) > 1:
-                    raise
-                raise group.exceptions[0] from None
+                raise cause_of(group) from None
 
         return run
 

@@ -13,6 +13,8 @@
 A user sees one line: what is wrong and what to do. Tracebacks only with --debug.
 """
 
+from collections.abc import Iterator
+
 
 class HeadraceError(Exception):
     """Base of everything this project raises on purpose. `str(error)` is one line for a person."""
@@ -65,3 +67,21 @@ class Fenced(HeadraceError):
 
 class Rejected(HeadraceError):
     """The server understood and refused, and will refuse again: never retried."""
+
+
+def cause_of(group: BaseExceptionGroup) -> BaseException:
+    """What a task group that failed is to raise: of an outage that several of its tasks have met the first, since it is one;
+    what is no outage goes before; the group itself where that are several."""
+    _, others = group.split(Unavailable)
+    if others is None:
+        return next(_leaves(group))
+    found = list(_leaves(others))
+    return found[0] if len(found) == 1 else group
+
+
+def _leaves(group: BaseExceptionGroup) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

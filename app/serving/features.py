@@ -33,9 +33,7 @@ class Origin(NamedTuple):
     key: str
 
 
-def answer(
-    view: View, entity: str, stored: StoredFeatures, now_ms: int, *, fresh_within_ms: int = FRESH_WITHIN_MS
-) -> Features:
+def answer(view: View, entity: str, stored: StoredFeatures, now_ms: int) -> Features:
     """What is stored of one entity, merged for `now_ms`. An entity without tiles has zeros: it did nothing.
 
     MISSING where nothing of its partition was ever materialized; else FRESH or STALE by the age of `as_of_ms`.
@@ -47,7 +45,7 @@ def answer(
     }
     as_of_ms = stored.progress.as_of_ms if stored.progress is not None else 0
     age_ms = max(0, now_ms - as_of_ms)
-    freshness = Freshness.FRESH if age_ms <= fresh_within_ms else Freshness.STALE
+    freshness = Freshness.FRESH if age_ms <= FRESH_WITHIN_MS else Freshness.STALE
     return Features(
         view=view.name,
         entity=entity,

@@ -17,7 +17,7 @@ import msgspec
 from app.broker.base import Assignment, Broker, CommittedOffset, Consumer, Producer
 from app.broker.dead_letters import COUNTED, DeadLetter, dead_letter, said
 from app.core.clock import Clock
-from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, Unavailable
+from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, Unavailable, cause_of
 from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
@@ -110,9 +110,7 @@ class Engine:
                     self._counted.set()  # it may not even have begun
             await self._commit_last()
         except BaseExceptionGroup as group:
-            if len(group.exceptions) > 1:
-                raise
-            raise group.exceptions[0] from None
+            raise cause_of(group) from None
         finally:
             self._states.clear()  # so that leaving the group now commits nothing
             self._committing = self._looking = None

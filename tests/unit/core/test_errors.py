@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from app.core import errors
-from app.core.errors import BadRecord, HeadraceError, RecordError, RecordTooLarge, SetupError
+from app.core.errors import BadRecord, HeadraceError, RecordError, RecordTooLarge, SetupError, Unavailable, cause_of
 
 CLASSES = [found for _, found in inspect.getmembers(errors, inspect.isclass) if found.__module__ == errors.__name__]
 
@@ -34,3 +34,22 @@ def test_errors_are_in_the_drawn_tree(found: type) -> None:
     """The drawing at the top of the module is complete, and everything in it is ours."""
     assert issubclass(found, HeadraceError)
     assert found.__name__ in (errors.__doc__ or "")
+
+
+OUTAGE, WRONG, WORSE = Unavailable("no broker answers"), SetupError("topics", "are missing"), ValueError("x")
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([OUTAGE], OUTAGE),
+        ([OUTAGE, OUTAGE], OUTAGE),
+        ([OUTAGE, ExceptionGroup("nested", [OUTAGE, WRONG])], WRONG),
+        ([WRONG], WRONG),
+        ([WRONG, WORSE], None),
+    ],
+)
+def test_cause_of_a_group_is_the_outage_or_what_is_none(errors: list[Exception], expected: Exception | None) -> None:
+    """One outage may meet several tasks; an error that is none speaks for itself, and several stay together."""
+    group = ExceptionGroup("tasks", errors)
+    assert (expected or group) is cause_of(group)

@@ -7,7 +7,7 @@ import pytest
 
 from app.broker.memory import Fault, MemoryBroker, MemoryConsumer
 from app.core.clock import Clock, ManualClock, run_virtual
-from app.core.errors import Fenced
+from app.core.errors import Fenced, Unavailable
 from app.core.record import TopicPartition
 from app.streams.engine import Engine
 from app.streams.graph import pipelines_in
@@ -119,3 +119,26 @@ def test_engine_expelled_commits_nothing_for_what_it_lost() -> None:
             stopping.set()
 
     run_virtual(main, START_MS)
+
+
+def test_engine_outage_that_the_commit_and_the_next_step_meet_at_once_is_one() -> None:
+    """The step finds the commit failed before its task group does: whoever runs the engine must see the outage, and begin
+    it again, as after any other."""
+
+    class MeetsBoth(Engine):
+        async def _commit(self, commits: object) -> None:
+            raise Unavailable("no broker answers")
+
+        async def _step(self, tasks: asyncio.TaskGroup) -> None:
+            await super()._step(tasks)
+            while self._committing is not None and not self._committing.done():  # noqa: ASYNC110 - until that very iteration
+                await asyncio.sleep(0)
+            await self._write_tables([])
+
+    async def main(clock: Clock) -> None:
+        life = Life(clock)
+        await life.broker.admin().create(topics_of([fraud.orders.source], PIPELINES))
+        await MeetsBoth(life.broker, [fraud.orders.source], PIPELINES, clock, GROUP).run(asyncio.Event())
+
+    with pytest.raises(Unavailable, match="no broker answers"):
+        run_virtual(main, START_MS)
