@@ -6,10 +6,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import TopicPartition
-
 from app.broker.base import Assignment
-from app.broker.kafka.cluster import ANSWER_SECONDS
 from app.broker.kafka.confirming import ConfirmingClient
 from app.broker.kafka.consumer import KafkaConsumer
 from app.core.errors import Fenced
@@ -105,22 +102,6 @@ def ended_epochs_commit() -> None:
     Dispatcher._begin = begin_again  # type: ignore[method-assign]
     Dispatcher._held = held  # type: ignore[method-assign, assignment]
     KafkaConsumer._refuse_ended = lambda self, offsets: None  # type: ignore[method-assign]
-
-
-def lost_alerts_commit() -> None:
-    """The same, except for commits that would set back what is committed: the others are only late."""
-    ended_epochs_commit()
-    commit: Any = KafkaConsumer._commit_once
-
-    def forward(self: KafkaConsumer, *arguments: Any) -> Any:
-        *before, offsets = arguments
-        assert self._polling is not None
-        found = self._polling.committed([TopicPartition(*one.place) for one in offsets], ANSWER_SECONDS)
-        known = {(at.topic, at.partition): at.offset for at in found}
-        ahead = {one: to for one, to in offsets.items() if to.offset >= known[one.place]}
-        return commit(self, *before, ahead) if ahead else None
-
-    KafkaConsumer._commit_once = forward  # type: ignore[method-assign, assignment]
 
 
 def nothing_is_claimed() -> None:

@@ -94,11 +94,6 @@ ROWS = (
             Ablation(
                 "ended_epochs_commit",
                 {"times": 2, "alerts": 250, "backlog": 150, "moments": (ANY_TIME,), "settle_s": 15},
-                ("set_back", "early_commits"),
-            ),
-            Ablation(
-                "lost_alerts_commit",
-                {"times": 2, "alerts": 400, "backlog": 400, "moments": ("decision queued",), "settle_s": 15},
                 ("late_commits",),
             ),
             Ablation(
