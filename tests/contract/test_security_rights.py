@@ -18,16 +18,19 @@ from redis import Redis
 
 from app.application import App
 from app.broker.base import Right
+from app.broker.dead_letters import DeadLetters
 from app.cli.loading import DEFAULT_APP, load_app
+from app.connections import open_broker
 from app.core.clock import SystemClock
 from app.core.errors import Rejected
-from app.core.settings import load_settings
+from app.core.record import Record
+from app.core.settings import Settings, load_settings
 from app.local.secure import ADMIN
 from app.rights import ROLES, STORE_COMMANDS, rights_of, store_rights_of
 from app.serving.base import Progress, TileChange, View
 from app.serving.redis import OLD_NOPERM_IN_SCRIPT, RedisStore
 from app.streams.windows import Tile
-from tests.secure import PATIENCE_SECONDS, ROOT, Ended, Running, Secured
+from tests.secure import LIMIT_SECONDS, PATIENCE_SECONDS, ROOT, Ended, Running, Secured
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
 
@@ -229,6 +232,52 @@ def test_operator_without_a_right_is_told(granted: Secured, tmp_path: Path, righ
     finally:
         granted.grant("operator", [taken])
     assert f"raw.payments: the right {operation} on this topic is missing" in complaint
+
+
+OPERATOR = {
+    ("dead", "replay", "raw.orders", "--yes"): Right("topic", "raw.orders", "Write"),
+    ("decisions", "forget", "u-99", "--yes"): Right("topic", "agent.reviews", "Write"),
+    ("switch", "on", "block"): Right("topic", "agent.switches", "Write"),
+    ("streams", "reset", "order_rate"): Right("topic", "state.order_rate", "Delete"),
+}
+"""What else he does, and the right to what that changes."""
+
+
+def test_operator_does_what_he_is_for_and_is_told_of_the_right_that_is_missing(
+    granted: Secured, tmp_path: Path
+) -> None:
+    """With his users of Kafka and of Redis, on a letter and a review that are there: first without one right each."""
+    asyncio.run(write_what_he_needs(load_settings(granted.variables)))
+
+    def ended(folder: Path) -> dict[Right, Ended]:
+        variables = granted.as_user("operator", "operator")
+        running = {right: Running(words, variables, folder / words[0]) for words, right in OPERATOR.items()}
+        return {right: each.ended() for right, each in running.items()}
+
+    for right in OPERATOR.values():
+        granted.take("operator", right)
+    try:
+        refused = ended(tmp_path / "without")
+    finally:
+        granted.grant("operator", OPERATOR.values())
+    for right, result in refused.items():
+        last = result.err.splitlines()[-1]  # a replay says first what it is going to do
+        assert (2, True) == (result.code, result.seconds < LIMIT_SECONDS), result
+        assert f"{right.name}: the right {right.operation} on this topic is missing" in last
+    done = ended(tmp_path / "with")
+    assert [0] * len(OPERATOR) == [result.code for result in done.values()], done
+    assert "1 record: replayed" in done[OPERATOR["dead", "replay", "raw.orders", "--yes"]].out
+
+
+async def write_what_he_needs(settings: Settings) -> None:
+    broker = open_broker(settings, SystemClock())
+    producer = broker.producer()
+    await producer.start()
+    order = Record("raw.orders", 0, 0, SystemClock().now_ms(), b"u-99", b"{}")
+    await DeadLetters(producer, "headrace.streams").write(order, "bad")
+    await producer.confirm("agent.reviews", b"{}", b"r-99", partition=0, headers=(("entity", b"u-99"),))
+    await producer.close()
+    await broker.close()
 
 
 async def features_work(store: RedisStore, view: View) -> None:
