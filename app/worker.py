@@ -196,9 +196,7 @@ class Worker:
                 if ready is not None:
                     ready.set()
         except BaseExceptionGroup as group:
-            if len(group.exceptions) > 1:
-                raise
-            raise group.exceptions[0] from None
+            raise cause_of(group) from None
         finally:
             self._app.connect(None)
             await self._close()

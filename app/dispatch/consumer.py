@@ -19,7 +19,7 @@ from random import Random
 import anyio
 
 from app.broker.base import Assignment, Broker, CommittedOffset
-from app.core.errors import Fenced, Rejected, Unavailable
+from app.core.errors import Fenced, Rejected, Unavailable, cause_of
 from app.core.record import Record, TopicPartition
 from app.core.text import one_line
 from app.dispatch.commits import Commits
@@ -86,7 +86,7 @@ class Dispatcher:
                 self._runner.open()
                 await self._serve(self._tasks, stopping)
         except BaseExceptionGroup as group:
-            raise group.exceptions[0] from (group if len(group.exceptions) > 1 else None)
+            raise cause_of(group) from None
         finally:
             with anyio.CancelScope(shield=True):
                 self._stopping.set()

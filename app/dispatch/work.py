@@ -19,8 +19,9 @@ class Crashed(HeadraceError):
 class Work(Protocol):
     """What is done with each record of some topics: one consumer group, handlers that run at once.
 
-    For one partition the calls come in this order: `assigned`, then `handle` and `give_up` for its records, where it is
-    revoked `revoked`, then `ended`. A record is repeated after a crash, so `handle` and `give_up` must stand being called again for it.
+    For one partition the calls come in this order: `assigned`, then `handle` and `give_up` for its records, then `revoked`
+    unless it was lost, then `ended`. A record is repeated after a crash, so `handle` and `give_up` must stand being called
+    again for it.
     """
 
     topics: Sequence[str]

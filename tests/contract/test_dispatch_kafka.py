@@ -175,7 +175,6 @@ async def test_dispatch_kafka_metadata_survives_and_nothing_is_repeated(scene: S
     running = asyncio.create_task(dispatcher.run(stopping))
     behind = len([number for number in range(RECORDS) if number % 300 == 0])  # of the stuck record's key, and it
     await until(lambda: dispatcher.statistics().done == RECORDS - behind)
-    await asyncio.sleep(0.6)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -113,15 +113,3 @@ def freezes_at_table_writes() -> None:
     signal.signal(signal.SIGCONT, tell)
     Engine._send_changes = note_changes  # type: ignore[method-assign]
     Engine._flush = freeze_and_flush  # type: ignore[method-assign]
-
-
-STREAMS: Mapping[str, Callable[[], None]] = {
-    change.__name__: change
-    for change in (
-        offsets_before_outputs,
-        time_not_in_commits,
-        closed_windows_forgotten_at_once,
-        last_written_value_counts,
-        freezes_at_table_writes,
-    )
-}

@@ -222,7 +222,7 @@ def _environment(results: Sequence[Result], session_s: float) -> str:
     machines = sorted({result.machine for result in results})
     seconds = sum(result.seconds + sum(one.seconds for one in result.ablations) for result in results)
     return (
-        f"\nSeed {seeds}; {'; '.join(machines)}; a session of {session_s:g} s for every group of the newer protocol; "
+        f"\nSeed {seeds}; {'; '.join(machines)}; a session of {session_s:g} s for groups of the newer protocol, but where a row says otherwise; "
         f"{seconds / 60:.0f} minutes in all. When, and which commit: last column.\n"
     )
 
