@@ -1,5 +1,5 @@
-"""`python -m tests.faults [--only NAME …] [--small] [--seed N] [--json] [--resume] [--no-ablations] [--protocol P]
-[--report [--anew]]`.
+"""`python -m tests.faults [--only NAME …] [--small] [--seed N] [--json] [--resume] [--no-ablations] [--protocol P]`;
+`python -m tests.faults --report`.
 
 Runs the rows on a Kafka and a Redis of their own and prints what came of each. What is finished is kept in
 `.local/faults/results`, so a run that was broken off goes on with `--resume`. Exit code 1 when a row does not hold, has
@@ -16,13 +16,14 @@ import uvloop
 from app.cli import output
 from app.local.process import LOCAL, ROOT
 from app.local.services import own_directory
-from tests.faults import report, soak
+from tests.faults import report
 from tests.faults.application import app
-from tests.faults.cluster import SESSION_MS, Cluster
-from tests.faults.results import Result, ablated, keep, kept, latest, measured, unnoticed
+from tests.faults.cluster import Cluster
+from tests.faults.published import page, publish
+from tests.faults.results import FOLDER, Result, ablated, keep, kept, measured, unnoticed
 from tests.faults.rows import Bench, Row, all_rows
 
-FOLDER = LOCAL / "faults"
+RUNS = LOCAL / "faults" / "runs"
 ROW_LIMIT_S = 3_600.0
 
 
@@ -47,7 +48,7 @@ async def run_rows(
             todo.append((row, found))
     while todo:
         async with Cluster(app, own_directory("faults")) as cluster:
-            bench = Bench(cluster, FOLDER / "runs", seed, say, protocol)
+            bench = Bench(cluster, RUNS, seed, say, protocol)
             while todo:
                 row, found = todo.pop(0)
                 result = found or await measured(bench, row, small=small, limit_s=ROW_LIMIT_S)
@@ -66,24 +67,6 @@ def _is_meant(part: str, name: str, names: Container[str]) -> bool:
     return part == name if part in names else part in name
 
 
-def write_report(rows: list[Row], *, anew: bool) -> None:
-    """RELIABILITY.md from the full rows, and the small ones on the classic protocol, that are kept.
-
-    anew: also where what the page has now would be gone, since it is not kept. Raises: Exit.
-    """
-    full = [latest(FOLDER, row, small=False, protocol="consumer") for row in rows]
-    classic = [latest(FOLDER, row, small=True, protocol="classic") for row in rows]
-    found, small = [one for one in full if one], [one for one in classic if one]
-    text = report.document(rows, found, small, soak.latest(), SESSION_MS / 1000)
-    page = ROOT / "RELIABILITY.md"
-    gone = report.measured_on(page.read_text() if page.exists() else "") - report.measured_on(text)
-    if gone and not anew:
-        names = "; ".join(sorted(gone))
-        output.error(f"RELIABILITY.md was not written: it would lose {names} (run these, or use --anew)")
-        raise typer.Exit(2)
-    page.write_text(text)
-
-
 def main(
     only: Annotated[
         list[str] | None, typer.Option(help="Just this row; a part of its name is enough. May be repeated.")
@@ -97,10 +80,7 @@ def main(
     ablations: Annotated[bool, typer.Option(help="Run the ablations too.")] = True,
     protocol: Annotated[str, typer.Option(help="Of the workers' groups: consumer (KIP-848) or classic.")] = "consumer",
     write: Annotated[
-        bool, typer.Option("--report", help="Run nothing; write RELIABILITY.md from what is kept.")
-    ] = False,
-    anew: Annotated[
-        bool, typer.Option("--anew", help="With --report: also where rows of the page would vanish.")
+        bool, typer.Option("--report", help="Run nothing; publish what was measured here in RELIABILITY.md.")
     ] = False,
     show: Annotated[bool, typer.Option("--list", help="Say which rows there are.")] = False,
 ) -> None:
@@ -111,7 +91,8 @@ def main(
             output.line(f"{row.name}{'' if row.small is not None else ' (full size only)'}: {row.promise}")
         return
     if write:
-        write_report(list(rows.values()), anew=anew)
+        publish(list(rows.values()))
+        (ROOT / "RELIABILITY.md").write_text(page(list(rows.values())))
         return
     chosen = [row for row in rows.values() if not only or any(_is_meant(part, row.name, rows) for part in only)]
     if small:

@@ -71,6 +71,11 @@ def failures_are_done() -> None:
     AgentWork.handle = swallow  # type: ignore[method-assign]
 
 
+def partitions_are_one_lane() -> None:
+    """Keeps the order of a whole partition, which then waits for the attempts at any of its alerts."""
+    AgentWork.lane = lambda self, record: b""  # type: ignore[method-assign]
+
+
 def nothing_is_buried() -> None:
     """Passes over what it cannot decode."""
 

@@ -201,29 +201,17 @@ def legend() -> list[tuple[str, str]]:
     ]
 
 
-def measured_on(page: str) -> set[str]:
-    """What a page has figures of: the rows of its tables, by heading, and the soak."""
-    places, heading = set(), ""
-    for line in page.splitlines():
-        if line.startswith("#"):
-            heading = line.strip("# ")
-        elif line.startswith("| ") and not line.startswith("| fault |"):
-            names = [cell.strip() for cell in line.strip("|").split("|")]
-            places.add(f"{heading}: {', '.join(names[: 2 if heading in ('Ablations', 'Soak') else 1])}")
-        elif heading == "Soak" and line and not line.startswith(NO_SOAK):
-            places.add(heading)
-    return places
-
-
 def _environment(results: Sequence[Result], session_s: float) -> str:
     if not results:
         return "Nothing has been measured yet: `make faults`.\n"
     seeds = ", ".join(sorted({str(result.seed) for result in results}))
     machines = sorted({result.machine for result in results})
-    seconds = sum(result.seconds + sum(one.seconds for one in result.ablations) for result in results)
+    seconds = [result.seconds for result in results]
+    seconds += [one.seconds for result in results for one in result.ablations]
+    took = f" {sum(seconds) / 60:.0f} minutes in all." if all(seconds) else ""
     return (
-        f"\nSeed {seeds}; {'; '.join(machines)}; a session of {session_s:g} s for groups of the newer protocol, but where a row says otherwise; "
-        f"{seconds / 60:.0f} minutes in all. When, and which commit: last column.\n"
+        f"\nSeed {seeds}; {'; '.join(machines)}; a session of {session_s:g} s for groups of the newer protocol, but where "
+        f"a row says otherwise.{took} When, and which commit: last column.\n"
     )
 
 

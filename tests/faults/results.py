@@ -15,10 +15,13 @@ import msgspec
 
 from app.core.codec import encode
 from app.core.text import one_line
-from app.local.process import ROOT
+from app.local.process import LOCAL, ROOT
 from benchmarks.common import environment
 from tests.faults.checker import ZEROS
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, matched, turned_red
+
+FOLDER = LOCAL / "faults" / "results"
+"""Where a run keeps what came of its rows."""
 
 FIGURES = ("alerts", "kills", "lost", "effects_twice", "early_commits", "conflicting", "repeated", "recovery_s")
 
@@ -35,7 +38,8 @@ Verdict = Literal["held", "not held", "failed"]
 
 class AblationResult(msgspec.Struct, frozen=True):
     """noticed: whether the checker, or the row, found what the safeguard prevents. found: its counts. said: the first of the
-    failures that say so. size, at, commit: empty where nobody wrote them down."""
+    failures that say so. seconds, size, at, commit: 0 or empty where nobody wrote them
+    down."""
 
     name: str
     verdict: Verdict
@@ -62,8 +66,8 @@ def _shortened(text: str) -> str:
 
 class Result(msgspec.Struct, kw_only=True):
     """failed: there is no verdict, since the run itself broke off. more: figures beyond the table's. protocol: of the
-    groups. at, commit, machine: when, on what and where it was measured. promise, definition: the row's then, empty where
-    nobody wrote them down."""
+    groups. at, commit, machine: when, on what and where it was measured. promise, definition: the row's then. seconds, promise,
+    definition: 0 or empty where nobody wrote them down."""
 
     fault: str
     small: bool
@@ -247,9 +251,13 @@ def _figures(outcome: Outcome | None) -> tuple[dict[str, Any], dict[str, Any], l
 
 def keep(folder: Path, result: Result) -> None:
     """Replaces what is kept of the row at this size."""
-    path = _path(folder, result.fault, result.small, result.protocol)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(result))
+    folder.mkdir(parents=True, exist_ok=True)
+    _path(folder, result.fault, result.small, result.protocol).write_bytes(as_text(result))
+
+
+def as_text(result: msgspec.Struct) -> bytes:
+    """JSON in which a change is a changed line."""
+    return msgspec.json.format(encode(result), indent=1) + b"\n"
 
 
 def kept(folder: Path, row: Row, seed: int, *, small: bool, protocol: str) -> Result | None:
@@ -267,4 +275,4 @@ def latest(folder: Path, row: Row, *, small: bool, protocol: str) -> Result | No
 
 def _path(folder: Path, name: str, small: bool, protocol: str) -> Path:
     words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return folder / "results" / f"{words}-{'small' if small else 'full'}-{protocol}.json"
+    return folder / f"{words}-{'small' if small else 'full'}-{protocol}.json"

@@ -1,15 +1,19 @@
 """Workers of streams and features killed and frozen: features, rows and alerts are those of a plain reading, to the cent."""
 
 import asyncio
-from collections.abc import Sequence
+import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from app.application import STREAMS_GROUP
+from app.core.clock import SystemClock
 from app.local.services import down, own_directory, up
 from tests.faults.application import app
 from tests.faults.checker import SHOWN, late_commits, set_back
 from tests.faults.commits import CommitSampler
+from tests.faults.history import Fault
+from tests.faults.judging import not_taken_over
 from tests.faults.processes import Child
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size
 from tests.faults.served import NOT_THOSE
@@ -19,10 +23,26 @@ from tests.faults.workers import grips
 
 APP, SEAM = "tests.faults.application:app", "freezes_at_table_writes"
 PARTS = ("--only", "streams", "--only", "features")
-BEYOND_SESSION_S = 3.0
+BEYOND_SESSION_S = 5.0
+"""Also a worker that begins only then has taken over by its end."""
 
 OUTPUTS_DIFFER = ("outputs differ", "one record, one alert", "never two values for one key")
 """What `check_outputs` says; only what has words is told apart."""
+
+
+class _Worker(Child):
+    """Writes down when it stood still."""
+
+    def __init__(
+        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], faults: list[Fault]
+    ) -> None:
+        super().__init__("tests.faults.worker", arguments, log, environment)
+        self._faults = faults
+
+    def send(self, number: int) -> None:
+        super().send(number)
+        if number in (signal.SIGSTOP, signal.SIGCONT):
+            self._faults.append(Fault(signal.Signals(number).name, self.log.stem, SystemClock().now_ms()))
 
 
 async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Literal["kill", "freeze"]) -> Outcome:
@@ -41,6 +61,7 @@ async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Litera
         }
         seams = [text for name in (*ablate, *([SEAM] if fault == "freeze" else [])) for text in ("--ablate", name)]
         traces: dict[str, Path] = {}
+        freezes: list[Fault] = []
         source = (STREAMS_GROUP, "raw.orders", app.topics.named("raw.orders").partitions)
         sampler = CommitSampler(addresses.kafka.removeprefix("kafka://"), {"streams": source})
 
@@ -52,7 +73,7 @@ async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Litera
             traces[name].unlink(missing_ok=True)
             grips_of(traces[name]).unlink(missing_ok=True)
             arguments = ["--trace", str(traces[name]), *seams, "--", "-A", APP, *PARTS]
-            return Child("tests.faults.worker", arguments, directory / f"{name}.log", environment)
+            return _Worker(arguments, directory / f"{name}.log", environment, freezes)
 
         try:
             outcome = await run(addresses.kafka, addresses.redis, plan, start, bench.say)
@@ -61,8 +82,9 @@ async def disturb(bench: Bench, size: Size, ablate: Sequence[str], fault: Litera
                 await asyncio.to_thread(sampler.stop)
     finally:
         await asyncio.to_thread(down, servers)
-    late, back = list(late_commits(*grips(traces))), list(set_back(sampler.changes))
-    failures = [*outcome.violations, *late[:SHOWN], *back[:SHOWN]]
+    held, accepted = grips(traces)
+    late, back = list(late_commits(held, accepted)), list(set_back(sampler.changes))
+    failures = [*outcome.violations, *late[:SHOWN], *back[:SHOWN], *not_taken_over(freezes, held)]
     if outcome.recovery_s > LIMIT_S:
         failures.append(f"everything committed after {outcome.recovery_s:.0f} s")
     figures = {

@@ -40,7 +40,8 @@ from tests.faults.lines import read_lines
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size
 from tests.faults.workers import Worker, Workers
 
-FOLDER = LOCAL / "faults" / "soak"
+FOLDER = LOCAL / "faults" / "runs" / "soak"
+KEPT_IN = "soak.json"
 TICK_S = 0.02
 GROWTH = 1.1
 """So much more memory at the end than in the middle is noise."""
@@ -114,13 +115,19 @@ class Soaked(msgspec.Struct, kw_only=True):
     shortened: results.Result | None = None
 
 
-def latest() -> Soaked | None:
-    """What came of the last soak."""
-    path = FOLDER / "result.json"
+def keep(folder: Path, soaked: Soaked) -> None:
+    """Replaces what is kept of the soak; of the shortened one, `results.keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / KEPT_IN).write_bytes(results.as_text(msgspec.structs.replace(soaked, shortened=None)))
+
+
+def latest(folder: Path) -> Soaked | None:
+    """What is kept of the last soak, and of the last shortened one."""
+    path = folder / KEPT_IN
     if not path.exists():
         return None
     soaked = msgspec.json.decode(path.read_bytes(), type=Soaked)
-    soaked.shortened = results.latest(FOLDER, SHORTENED, small=False, protocol="consumer")
+    soaked.shortened = results.latest(folder, SHORTENED, small=False, protocol="consumer")
     return soaked
 
 
@@ -333,7 +340,7 @@ async def shortened(seed: int) -> results.Result:
     bench = Bench(Cluster(app, own_directory("soak")), FOLDER / "shortened", seed, say)
     result = await results.measured(bench, SHORTENED, small=False, limit_s=LIMIT_S)
     result = await results.ablated(bench, SHORTENED, result, limit_s=LIMIT_S)
-    results.keep(FOLDER, result)
+    results.keep(results.FOLDER, result)
     return result
 
 
@@ -360,11 +367,10 @@ def main(
         found = uvloop.run(shortened(seed))
         _show_shortened(found, json=json)
         raise typer.Exit(not found.holds)
-    FOLDER.mkdir(parents=True, exist_ok=True)
     with running(own_directory("soak")) as addresses:
         load = Load(minutes, events, alerts, keys, quiet)
         result = uvloop.run(soak(addresses.kafka, addresses.redis, load, seed, FOLDER / "full"))
-    (FOLDER / "result.json").write_bytes(msgspec.json.encode(result))
+    keep(results.FOLDER, result)
     if json:
         output.json_line(result)
     else:

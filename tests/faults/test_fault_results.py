@@ -8,15 +8,13 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-import typer
 
-from tests.faults import __main__ as command
 from tests.faults import ablations, soak
 from tests.faults.checker import ZEROS, check
 from tests.faults.cluster import Cluster
 from tests.faults.failpoints import FAILPOINTS
 from tests.faults.history import History, Published
-from tests.faults.report import COLUMNS, document, legend, measured_on
+from tests.faults.report import COLUMNS, document, legend
 from tests.faults.results import (
     AblationResult,
     Result,
@@ -271,40 +269,6 @@ async def test_document_shows_the_promise_and_the_commit_that_were_measured(tmp_
     text = document([a_row], [held], [], None, 2)
     assert "It held." in text
     assert f"| {held.at[:10]} abc1234* |" in text
-
-
-async def test_measured_on_names_what_would_vanish(tmp_path: Path) -> None:
-    """Rows, ablations and the soak of a page; a page with less has fewer."""
-    a_row = row(Outcome(LOST), "lost")
-    held, small = await full(a_row, tmp_path), await ran(a_row, tmp_path)
-    rich, poor = document([a_row], [held], [small], soaked(), 2), document([a_row], [], [], None, 2)
-    assert {
-        "Measured: a row: of tests",
-        "Ablations: a row: of tests, commit_highest_seen",
-        "Small rows on the classic group protocol: a row: of tests",
-        "Soak",
-        *(f"Soak: soak, shortened, {ablation.name}" for ablation in soak.SHORTENED.ablations),
-    } == measured_on(rich)
-    assert set() == measured_on(poor)
-
-
-async def test_write_report_rows_would_vanish_refuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line and exit code 2, and the page stays; unless it is asked for."""
-    a_row = row(Outcome(LOST), "lost")
-    page, before = tmp_path / "RELIABILITY.md", document([a_row], [await full(a_row, tmp_path)], [], None, 2)
-    page.write_text(before)
-    monkeypatch.setattr(command, "ROOT", tmp_path)
-    monkeypatch.setattr(command, "FOLDER", tmp_path)
-    monkeypatch.setattr(soak, "FOLDER", tmp_path)
-    with pytest.raises(typer.Exit) as exited:
-        command.write_report([a_row], anew=False)
-    assert 2 == exited.value.exit_code
-    assert 1 == len(capsys.readouterr().err.splitlines())
-    assert before == page.read_text()
-    command.write_report([a_row], anew=True)
-    assert "not run at full size" in page.read_text()
 
 
 def test_legend_explains_every_column() -> None:

@@ -73,17 +73,17 @@ def test_judged_one_thing_wrong_is_named(expected: str, changed: dict[str, Any])
     assert [expected] == failures(**changed)
 
 
-def test_latest_result_of_before_is_read_without_ablations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latest_result_of_before_is_read_without_ablations(tmp_path: Path) -> None:
     """Whose load had fewer settings, and is still the full one; ablations are found beside it once they are kept."""
-    monkeypatch.setattr(soak, "FOLDER", tmp_path)
-    assert soak.latest() is None
+    assert soak.latest(tmp_path) is None
     before = msgspec.to_builtins(soaked())
     del before["shortened"], before["load"]["remember"], before["load"]["past_minutes"]
-    (tmp_path / "result.json").write_bytes(msgspec.json.encode(before))
-    found = soak.latest()
+    (tmp_path / soak.KEPT_IN).write_bytes(msgspec.json.encode(before))
+    found = soak.latest(tmp_path)
     assert found is not None
     assert (soak.FULL, None) == (found.load, found.shortened)
     results.keep(tmp_path, shortened())
-    found = soak.latest()
+    soak.keep(tmp_path, found)
+    found = soak.latest(tmp_path)
     assert found is not None
     assert shortened() == found.shortened
