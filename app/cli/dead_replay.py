@@ -138,9 +138,7 @@ def _light(outcome: "Outcome") -> "Outcome":
 def _warning(target: "TopicSpec") -> str:
     if target.time == "event":
         return f"They keep their time: what is older than the watermark is late, see {target.name}.late."
-    return (
-        "Every reader of that topic gets them again; what was handled within the last day under its id is passed over."
-    )
+    return "Every reader of that topic gets them again, and passes over what it still remembers under its id, a day at the most."
 
 
 def _cannot(outcome: "Outcome") -> bool:

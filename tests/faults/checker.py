@@ -71,7 +71,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     handlers outlasted the drain; repeats_unexplained: repeated calls of none of these,
     as a frozen worker makes them that wakes and does not know yet what it has lost.
     attempts, applied: what the sink was asked for, and what it did. two_owners: partitions that two workers held at once.
-    commit_p50_s, commit_p99_s: how long after its decision an alert was committed, of all that were; None of none.
+    commit_p50_s, commit_p99_s: how long after its decision an alert was committed, of all that were committed; None where none was.
     commit_p99_undisturbed_s: the same of alerts to whose owner nothing was done in between. sample_gap_s: the longest time
     without a look at what is committed.
     recovery_s: from the last fault, or the last alert where that came later, to lag 0; None where it never came.

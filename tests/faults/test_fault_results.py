@@ -19,6 +19,7 @@ from tests.faults.results import (
     AblationResult,
     Result,
     ablated,
+    code_of,
     definition_of,
     keep,
     kept,
@@ -152,6 +153,12 @@ async def test_kept_not_when_the_row_was_defined_otherwise(tmp_path: Path, chang
     assert kept(tmp_path, dataclasses.replace(a_row, **change), 7, small=True, protocol="consumer") is None
 
 
+def test_code_of_a_docstring_counts_for_nothing() -> None:
+    """Everything else does, a string that is used too."""
+    source = '"""One."""\nLIMIT = "2"\n"""Two\nlines."""\n\ndef f() -> str:\n    """Three."""\n    return "4"\n'
+    assert 'LIMIT = "2"\n\ndef f() -> str:\n    return "4"\n' == code_of(source)
+
+
 async def test_kept_only_what_held_with_this_seed_and_size(tmp_path: Path) -> None:
     """A run goes on behind what is finished; another seed, another size or a failure is run again."""
     held = await ran(a_row := row(Outcome(LOST), "lost"), tmp_path)
@@ -191,7 +198,7 @@ async def test_document_everything_holds_only_when_all_was_run(tmp_path: Path) -
 
     def open_still(result: Result, small: Result, soaked: soak.Soaked) -> list[str]:
         text = document([a_row], [result], [small], soaked, 2)
-        section = text.partition("### What does not hold\n\n")[2].partition("\n\n")[0]
+        section = text.partition("### What does not hold, or was not measured\n\n")[2].partition("\n\n")[0]
         return section.splitlines()
 
     assert ["Every row holds, and every ablation was noticed."] == open_still(held, small, soaked())
