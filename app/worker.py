@@ -206,7 +206,8 @@ class Worker:
         )
 
     async def _stop_in_order(self, parts: Sequence[_Part], stopping: asyncio.Event) -> None:
-        """Those that decide and act first, since they need what the others give; all within the grace."""
+        """Those that decide and act first, since they need what the others give; all within the grace while the broker
+        answers. Without it leaving takes some 20 s more, and saves nothing: whoever is killed then has lost no more."""
         await stopping.wait()
         self._abandoned_before = self._abandoned()
         running = sum(one.statistics().in_flight for one in self._dispatchers.values())

@@ -133,7 +133,7 @@ class DeadReplay:
         self._partitions = await self._partitions_of({self._dead, self._target})
         for name, partitions in self._partitions.items():
             if not partitions:
-                raise SetupError(name, "does not exist")
+                raise SetupError(name, "does not exist; create it with: python -m app topics create")
         if self._bar is not None:
             await self._bar.look()
         async for record in self._records():

@@ -219,10 +219,13 @@ def forget(
     loaded = load_app(app)
     plan, remains, final = asyncio.run(_plan_forgetting(loaded, values, entity))
     held = 0
-    may = not plan.waits and not dry_run
-    if may and not yes:
+    if not (plan.waits or dry_run or yes):
         view.say_planned(plan)
         typer.confirm("Remove it?", abort=True, err=True)
+        plan, remains, final = asyncio.run(
+            _plan_forgetting(loaded, values, entity)
+        )  # something may have come meanwhile
+    may = not plan.waits and not dry_run
     if may:
         held = asyncio.run(_carry_out(values, plan))
     if json:

@@ -23,7 +23,12 @@ SECRETS = ("broker_password", "store_password", "action_token")
 """Never shown. Each may also be read from a file, as Docker and Kubernetes hand secrets over: `broker_password_file`."""
 
 
-_EXPECTED: dict[Any, str] = {bool: "must be true or false", int: "must be a whole number"}
+_URLS = dict[str, str]
+_EXPECTED: dict[Any, str] = {
+    bool: "must be true or false",
+    int: "must be a whole number",
+    _URLS: f"must be a table of texts in pyproject.toml; as variables, one an action: {ACTION_URL_PREFIX}NAME",
+}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,7 +234,8 @@ def load_settings(
             values[name] = msgspec.convert(values[name], known[name].type, strict=False)
         except msgspec.ValidationError as error:
             said = _EXPECTED.get(known[name].type, str(error))
-            raise SetupError(sources[name], f"{said}, not {values[name]!r}" if name not in SECRETS else said) from None
+            is_hidden = name in SECRETS or known[name].type == _URLS
+            raise SetupError(sources[name], said if is_hidden else f"{said}, not {values[name]!r}") from None
     try:
         return Settings(**values)
     except SetupError as error:

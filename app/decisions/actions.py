@@ -223,18 +223,33 @@ class ActionsWork:
         try:
             standing = self._decode(record)
         except BadRecord as bad:
-            await self._dead_letters.write(record, bad.reason)
-            self.statistics.dead_letters += 1
+            await self._bury(record, bad.reason)
             return
-        state = await self._entered(standing) if standing.record.mode == "live" else None
-        if state is None:
+        if standing.record.mode != "live":
             return
-        for name in state.effects:
+        try:
+            await self._give_up_effects(standing, error, attempts)
+        except (Unavailable, Fenced, Rejected):
+            raise
+        except Exception as unforeseen:
+            about = one_line(standing.record.alert_id)
+            logger.exception("effects of %s about %s cannot be ended, a dead letter", standing.agent.name, about)
+            said = f"its effects could not be ended: {type(unforeseen).__name__}: {one_line(unforeseen)}"
+            await self._bury(record, said)
+
+    async def _give_up_effects(self, standing: Standing, error: Exception, attempts: int) -> None:
+        state = await self._entered(standing)
+        for name in state.effects if state is not None else ():
+            assert state is not None
             at = reached(state, name)
             if not at.ended:
                 ended = EffectState.UNKNOWN if at is EffectState.CALLED else EffectState.FAILED
                 detail = _given_up(state.effects[name], error, attempts)
                 state = await self._report(standing, state, name, ended, detail)
+
+    async def _bury(self, record: Record, reason: str) -> None:
+        await self._dead_letters.write(record, reason)
+        self.statistics.dead_letters += 1
 
     def _decode(self, record: Record) -> Standing:
         value = record.value or b""
@@ -313,37 +328,55 @@ class ActionsWork:
             called = self._status(state, name, EffectState.CALLED, "")
             state = await self._ledger(standing).claim(state, name, called)
             withheld = await self._withheld_after_claim(standing)
-        if withheld:
-            return await self._report(standing, state, name, EffectState.WITHHELD, withheld)
-        effects = Effects(
+        while not withheld:
+            effects, failure = self._effects(standing, state, name, standing.alert), None
+            try:
+                await self._call(action, standing.decision, effects)
+            except Exception as error:  # noqa: BLE001 - whatever a handler raises, it has come to something
+                failure = error
+            if not effects.came_late:
+                return await self._after_call(standing, state, name, effects.outcome, failure)
+            withheld = await (self._withheld_after_claim if at_most_once else self._withheld)(standing)
+        return await self._report(standing, state, name, EffectState.WITHHELD, withheld)
+
+    def _effects(self, standing: Standing, state: EffectRecord, name: str, alert: Alert) -> Effects:
+        return Effects(
             name,
             state.effects[name].key,
-            alert=standing.alert,
+            alert=alert,
             record=standing.record,
             decision_offset=standing.offset,
             poster=self._poster,
             receivers=self._receivers,
             producer=self._producer,
             clock=self._clock,
+            may_begin=lambda: self._switches.steady and not self._why_withheld(standing),
         )
-        try:
-            await self._call(action, standing.decision, effects)
-        except Rejected as error:
-            return await self._report(standing, state, name, EffectState.FAILED, one_line(error))
-        except Exception as error:
-            if not at_most_once:
-                raise
-            detail = f"{type(error).__name__}: {one_line(error)}"
+
+    async def _after_call(
+        self, standing: Standing, state: EffectRecord, name: str, outcome: EffectState | None, failure: Exception | None
+    ) -> EffectRecord:
+        """Writes what a handler's run came to. Raises: what it raised, where it may be tried again."""
+        if isinstance(failure, Rejected):
+            return await self._report(standing, state, name, EffectState.FAILED, one_line(failure))
+        if failure is not None:
+            if state.effects[name].receiver != "at_most_once":
+                raise failure
+            detail = f"{type(failure).__name__}: {one_line(failure)}"
             return await self._report(standing, state, name, EffectState.UNKNOWN, detail)
-        if effects.outcome is None:
+        if outcome is None:
             detail = "the handler ended without making its effect"
             return await self._report(standing, state, name, EffectState.FAILED, detail)
-        return await self._end(standing, state, name, effects.outcome, "")
+        return await self._end(standing, state, name, outcome, "")
 
     async def _withheld(self, standing: Standing) -> str:
         """Why the effects of a decision may not be made now; empty where they may. Waits while nobody can tell: what an
         operator has switched off may not be known here yet. That is no failed attempt."""
         await self._switches.hold()
+        return self._why_withheld(standing)
+
+    def _why_withheld(self, standing: Standing) -> str:
+        """As far as it is known now."""
         agent, action = standing.agent, standing.decision.action
         asks_a_person = (
             agent.fallback is not None

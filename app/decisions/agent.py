@@ -20,9 +20,10 @@ from app.broker.topics import record_types
 from app.core.durations import format_duration, parse_duration_ms
 from app.core.errors import SetupError
 from app.decisions.context import Context
-from app.decisions.decision import D, Decision, Fallback, Severity, actions_of
+from app.decisions.decision import D, Decision, Fallback, Reason, Severity, actions_of
 from app.decisions.effects import Effects
 from app.decisions.policy import LONGEST_WITHIN_MS, Limit, Policy
+from app.models.base import FailureCode
 from app.models.budget import Budget
 from app.models.prompt import answer_schema
 from app.streams.graph import Alert
@@ -150,10 +151,12 @@ class Agent(Generic[D]):
             raise SetupError(setting, f"{self.fallback.action!r} is no action; {_listed(self.actions_allowed)}")
         if self.decides.severities[self.fallback.action] is Severity.APPROVE:
             raise SetupError(setting, f"{self.fallback.action!r} approves; a failure never approves")
-        try:
-            self.fallback.decision(self.decides, "check", "")
-        except msgspec.ValidationError as error:
-            raise SetupError(setting, f"makes no valid {self.decides.__name__}: {error}") from None
+        for code in (one.value for one in (*Reason, *FailureCode)):
+            try:
+                self.fallback.decision(self.decides, code, "")
+            except msgspec.ValidationError as error:
+                said = f"makes no valid {self.decides.__name__} with the reason {code!r}: {error}"
+                raise SetupError(setting, said) from None
 
     def _require_known_limits(self, where: str) -> None:
         severities = self.decides.severities

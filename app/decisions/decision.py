@@ -4,8 +4,10 @@ Severities and risk levels are ordered as integers; compared as text, CRITICAL w
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from functools import cache
 from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 import msgspec
@@ -114,13 +116,25 @@ class Fallback:
     risk_level: RiskName = "HIGH"
 
     def decision(self, decides: type[D], code: str, detail: str) -> D:
-        """A valid decision that says why.
+        """A valid decision that says why: with the detail as far as its `reason` has room, else with the code alone.
 
-        Raises: msgspec.ValidationError when `decides` has no such action, or other fields without defaults.
+        Raises: msgspec.ValidationError when `decides` has no such action, other fields without defaults, or no room for
+        the code.
         """
-        reason = f"{code}: {detail}" if detail else code
-        fields = {"reason": reason[:MAX_REASON_CHARACTERS], "risk_level": self.risk_level, "action": self.action}
-        return msgspec.convert(fields, decides)
+        fields = {"risk_level": self.risk_level, "action": self.action}
+        if detail:
+            with suppress(msgspec.ValidationError):  # it may have to look otherwise
+                return msgspec.convert({**fields, "reason": f"{code}: {detail}"[: _reason_room(decides)]}, decides)
+        return msgspec.convert({**fields, "reason": code}, decides)
+
+
+@cache
+def _reason_room(decides: type[Decision]) -> int:
+    """Characters; a decision type may have less room than its base."""
+    shape = msgspec.inspect.type_info(decides)
+    assert isinstance(shape, msgspec.inspect.StructType)
+    room = next(getattr(field.type, "max_length", None) for field in shape.fields if field.name == "reason")
+    return MAX_REASON_CHARACTERS if room is None else room
 
 
 review = Fallback("review")

@@ -8,7 +8,7 @@ The address comes from the configuration and the target from the alert: nothing 
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from app.broker.base import Producer
 from app.core.clock import Clock
 from app.core.codec import encode
-from app.core.errors import Rejected
+from app.core.errors import Rejected, Unavailable
 from app.core.text import one_line
 from app.decisions.decision import MAX_REASON_CHARACTERS
 from app.decisions.record import REVIEWS, DecisionRecord, EffectState, ReviewRequest, review_key
@@ -41,7 +41,8 @@ class Receivers(msgspec.Struct, frozen=True):
 class Effects:
     """One effect of one standing decision. A handler makes exactly one: a second one would need a key of its own.
 
-    alert: the alert that was decided, typed. key: the idempotency key. outcome: DONE or LOGGED once it is made.
+    alert: the alert that was decided, typed. key: the idempotency key. outcome: DONE or LOGGED once it is made. came_late:
+    whether it was refused, since it might be switched off by now: nothing was made, and it is asked for once more.
     """
 
     def __init__(
@@ -56,12 +57,16 @@ class Effects:
         receivers: Receivers,
         producer: Producer,
         clock: Clock,
+        may_begin: Callable[[], bool],
     ) -> None:
+        """may_begin: asked in the moment in which the effect would be made: the handler may have waited for something."""
         self.name = name
         self.key = key
         self.alert = alert
         self.record = record
         self.outcome: EffectState | None = None
+        self.came_late = False
+        self._may_begin = may_begin
         self._decision_offset = decision_offset
         self._poster = poster
         self._receivers = receivers
@@ -74,7 +79,7 @@ class Effects:
         Without an address it is logged instead. Raises: Unavailable (it will be tried again, with the same key),
         Rejected. On cancellation the receiver may or may not have applied it.
         """
-        self._require_first()
+        self._begin()
         url = self._receivers.addresses.get(self.name, "")
         if not url:
             logger.info("effect %s %s has no address, logged only", self.name, self.key)  # a log is not to be forgotten
@@ -91,7 +96,7 @@ class Effects:
 
         Raises: Unavailable. On cancellation the request may or may not be written; its id makes repeats one.
         """
-        self._require_first()
+        self._begin()
         await write_review(
             self._producer,
             review_request(self.record, self.key, "decision", reason, self._decision_offset, self._clock.now_ms()),
@@ -99,9 +104,12 @@ class Effects:
         )
         self.outcome = EffectState.DONE
 
-    def _require_first(self) -> None:
+    def _begin(self) -> None:
         if self.outcome is not None:
             raise Rejected(f"effect {self.name}: makes a second effect under one key; declare an action of its own")
+        if not self._may_begin():
+            self.came_late = True
+            raise Unavailable(f"effect {self.name}: something was switched since its handler began")
 
 
 def review_request(

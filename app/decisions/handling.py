@@ -1,7 +1,7 @@
 """From an alert to an acknowledged decision: decode, ask the agent under its deadline, judge, write; then it is done.
 
-Whatever goes wrong on the way ends in the agent's fallback with the reason; only what cannot be decoded, or has no
-fallback to end in, is a dead letter. An alert is finished when its decision is acknowledged, never before.
+Whatever goes wrong on the way ends in the agent's fallback with the reason; only what cannot be decoded, has no fallback
+to end in, or fails in a way that nobody foresaw, is a dead letter. An alert is finished when its decision is acknowledged, never before.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import msgspec
 from app.broker.base import Assignment, Producer, Reader
 from app.broker.dead_letters import DeadLetters
 from app.core.clock import Clock
-from app.core.errors import BadRecord, Fenced, RecordTooLarge, Rejected
+from app.core.errors import BadRecord, Fenced, RecordTooLarge, Rejected, Unavailable
 from app.core.notices import Notices
 from app.core.record import Headers, Record
 from app.core.text import one_line
@@ -28,7 +28,7 @@ from app.decisions.limits import Limits
 from app.decisions.log import DecisionLog, Link, bare
 from app.decisions.outcome import Failure, Outcome, answer_of, conclude, failure_of
 from app.decisions.policy import Barred, change_between
-from app.decisions.record import DECISIONS, DecisionRecord, Mode
+from app.decisions.record import DECISIONS, MAX_ID_BYTES, DecisionRecord, Mode
 from app.decisions.remembered import Remembered
 from app.decisions.switches import Switches
 from app.models.budget import SPENT
@@ -191,7 +191,13 @@ class AgentWork:
         if self._is_repeated(record, alert):
             return
         context = self._contexts.get((record.partition, record.offset)) or self._context(record, alert)
-        await self._conclude(record, alert, context, failure_of(error, attempts), attempts)
+        try:
+            await self._conclude(record, alert, context, failure_of(error, attempts), attempts)
+        except (Unavailable, Fenced, Rejected):
+            raise
+        except Exception as unforeseen:
+            logger.exception("%s: no decision about %s, a dead letter", self.agent.name, one_line(alert.alert_id))
+            await self._bury(record, f"no decision could be made: {type(unforeseen).__name__}: {one_line(unforeseen)}")
 
     def _decode(self, record: Record) -> Alert:
         tag = _type_of(record)
@@ -205,6 +211,9 @@ class AgentWork:
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise record.bad(f"is no {tag}: {error}") from None
         assert isinstance(alert, Alert)
+        longest = max(len(record.key), len(alert.alert_id.encode(errors="surrogatepass")))
+        if longest > MAX_ID_BYTES:
+            raise record.bad(f"its key or alert_id has {longest:,} bytes; {MAX_ID_BYTES:,} are taken")
         return alert
 
     def _is_repeated(self, record: Record, alert: Alert) -> bool:

@@ -144,15 +144,16 @@ def judge(
     for rule in policy.rules:
         name = getattr(rule, "__name__", "rule")
         try:
-            wanted = rule(alert, judged)
+            wanted: object = rule(alert, judged)
         except Exception as error:  # noqa: BLE001 - a rule that fails is a concern about this decision
             failures.append(RuleFailure(name, f"{type(error).__name__}: {one_line(error)}", error))
             open_concerns.append(Reason.POLICY_FAILED)
             continue
-        if wanted is None or wanted == judged.action:
+        if wanted is None or (isinstance(wanted, str) and wanted == judged.action):
             continue
-        if wanted not in actions_of(type(decision)):
-            failures.append(RuleFailure(name, f"{one_line(wanted)} is no action"))
+        if not isinstance(wanted, str) or wanted not in actions_of(type(decision)):
+            said = one_line(wanted) if isinstance(wanted, str) else f"something of type {type(wanted).__name__}"
+            failures.append(RuleFailure(name, f"{said} is no action"))
             open_concerns.append(Reason.POLICY_FAILED)
         elif _allowed(policy, decision, judged, wanted, may_lower):
             judged = msgspec.structs.replace(judged, action=wanted)

@@ -25,6 +25,9 @@ SWITCHES = "agent.switches"
 
 MAX_ANSWER_BYTES = 65_536
 KEEP_MS = 30 * 86_400_000
+MAX_ID_BYTES = 4_000
+"""Of an alert's id, and of its key: `agent.effects` repeats them for each effect, and everybody remembers ids."""
+
 EXTRA_BYTES = 1_048_576
 """What a decision takes more than its alert: context, answer and features. Control characters cost six bytes each."""
 

@@ -9,7 +9,7 @@ that does not know that (the broker is away, or the process was frozen) makes no
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import anyio
@@ -252,9 +252,11 @@ class Switches:
 
     async def _follow(self) -> None:
         while True:
-            with suppress(Unavailable):
+            try:
                 async for batch in self._reader.follow(PLACE, self._known):
                     self._take(batch)
+            except Unavailable as error:
+                self._notices.tell("follow", f"switches are not heard of: {one_line(error)}")
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _beat(self) -> None:

@@ -11,7 +11,6 @@ and when a commit is refused as fenced; whatever completes later changes nothing
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
 from random import Random
@@ -41,6 +40,9 @@ UNWOUND_SECONDS = 30.0
 
 LEAVE_SECONDS = 4.0
 """How long a dispatcher that has committed and left its group waits for handlers that have not ended yet."""
+
+LONGEST_PAUSE_SECONDS = 2.0
+"""Between two questions to a broker that did not answer."""
 
 TAKE_BACK_SECONDS = 15.0
 """A partition whose commit was refused, and that the group has not taken away by then, is begun again."""
@@ -262,14 +264,15 @@ class Dispatcher:
             elif asyncio.get_running_loop().time() >= due and not self._stopping.is_set():
                 partition.tracker.close()  # its handlers were cancelled: nothing has crashed
                 start = partition.tracker.committable()
-                with suppress(Fenced):
-                    async with self._rebalancing:
-                        await self._consumer.seek(assignment.place, start.offset)
-                        del self._refused[partition]
-                        logger.warning("%s: a commit was refused, yet the partition is still ours", assignment.place)
-                        # What an earlier owner may have been running is still to be found out.
-                        unclean, reach = partition.tracker.unclean, partition.caution.reach
-                        self._take(Partition(assignment, start, self._config, unclean=unclean, reach=reach))
+                async with self._rebalancing:
+                    if not await self._moved(assignment, start.offset):
+                        self._refused[partition] = asyncio.get_running_loop().time() + TAKE_BACK_SECONDS
+                        continue
+                    del self._refused[partition]
+                    logger.warning("%s: a commit was refused, yet the partition is still ours", assignment.place)
+                    # What an earlier owner may have been running is still to be found out.
+                    unclean, reach = partition.tracker.unclean, partition.caution.reach
+                    self._take(Partition(assignment, start, self._config, unclean=unclean, reach=reach))
 
     async def _follow_new_logs(self) -> None:
         """Begins partitions again whose topic was deleted and made again, from the first record of the new log."""
@@ -277,12 +280,23 @@ class Dispatcher:
             assignment = partition.assignment
             async with self._rebalancing:
                 if self._partitions.get(assignment.place) is partition and not self._stopping.is_set():
+                    if not await self._moved(assignment, offset):
+                        continue
                     logger.warning("%s: the log begins anew, at offset %s", assignment.place, offset)
-                    with suppress(Fenced):
-                        await self._consumer.seek(assignment.place, offset)
-                        await self._end([partition])
-                        self._begin(assignment, CommittedOffset(offset))
+                    await self._end([partition])
+                    self._begin(assignment, CommittedOffset(offset))
                 del self._begun_anew[partition]
+
+    async def _moved(self, assignment: Assignment, offset: int) -> bool:
+        """Whether the partition goes on there. If not, polling says what became of it, and must be reached."""
+        try:
+            await self._consumer.seek(assignment.place, offset)
+        except Fenced:
+            return False
+        except Unavailable as error:
+            logger.warning("%s: does not go on at offset %s, tried again: %s", assignment.place, offset, error)
+            return False
+        return True
 
     def _held(self, assignments: Iterable[Assignment]) -> list[Partition]:
         """What is still held of these; a partition that a refused commit has ended is not."""
@@ -299,7 +313,7 @@ class Dispatcher:
                     return dict.fromkeys(places)
                 failures += 1
                 logger.warning("committed offsets are not to be had (%s), tried again: %s", failures, error)
-                with anyio.move_on_after(self._config.retry.delay_ms(failures, self._random) / 1000):
+                with anyio.move_on_after(self._pause_s(failures)):
                     await self._stopping.wait()
 
     async def _prepare(self, partition: Partition) -> None:
@@ -365,7 +379,11 @@ class Dispatcher:
             await self._work.ended(told)
 
     async def _back_off(self, failures: int) -> None:
-        await asyncio.sleep(self._config.retry.delay_ms(failures, self._random) / 1000)
+        await asyncio.sleep(self._pause_s(failures))
+
+    def _pause_s(self, failures: int) -> float:
+        """The broker may be back at any time, and a whole partition waits for it."""
+        return min(LONGEST_PAUSE_SECONDS, self._config.retry.delay_ms(failures, self._random) / 1000)
 
     def statistics(self) -> DispatchStatistics:
         partitions = tuple(self._partition_statistics(partition) for partition in self._partitions.values())

@@ -20,7 +20,7 @@ class Work(Protocol):
     """What is done with each record of some topics: one consumer group, handlers that run at once.
 
     For one partition the calls come in this order: `assigned`, then `handle` and `give_up` for its records, then `revoked`
-    unless it was lost, then `ended`. A record is repeated after a crash, so `handle` and `give_up` must stand being called
+    (also during `assigned`; not where it was lost, a commit was refused, or its log begins anew), then `ended`. A record is repeated after a crash, so `handle` and `give_up` must stand being called
     again for it.
     """
 
@@ -67,8 +67,8 @@ class Work(Protocol):
 
     def revoked(self, assignments: Sequence[Assignment]) -> None:
         """These partitions are being taken away: what has begun may still end, for `revoke_drain_ms`, and is cancelled
-        then. A handler that waits for something costly had better leave it to the next owner: by raising, whatever it
-        raises, it leaves the record unfinished, as no retry comes."""
+        then. A handler that waits for something costly had better leave it to the next owner: where it raises what is
+        worth another attempt, and has time for one, the record stays unfinished, since that attempt never comes."""
         ...
 
     async def ended(self, assignments: Sequence[Assignment]) -> None:

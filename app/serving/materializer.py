@@ -68,6 +68,7 @@ class Materializer:
         self._told: set[tuple[str, TopicPartition]] = set()
         self._next_check_s = 0.0
         self._retry_at_s: float | None = None
+        self._waits_for = ""
         self._pause_s = FIRST_PAUSE_S
         self._records = self._tiles = self._batches = self._bad_records = self._rewinds = self._outages = 0
 
@@ -184,11 +185,13 @@ class Materializer:
         return stored
 
     def _leave(self, error: Unavailable) -> None:
-        """The store is away: fetch nothing, keep polling so that the group keeps us, and try again later."""
+        """The store, or the broker, is away: fetch nothing, keep polling so that the group keeps us, and try again later."""
         if self._retry_at_s is None:
             self._outages += 1
-            logger.warning("features wait: %s", error)
             self._consumer.pause(self._stands)
+        if self._retry_at_s is None or f"{error}" != self._waits_for:
+            self._waits_for = f"{error}"
+            logger.warning("features wait: %s", error)
         self._retry_at_s = asyncio.get_running_loop().time() + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
@@ -202,6 +205,11 @@ class Materializer:
     async def on_assigned(self, assignments: Sequence[Assignment]) -> None:
         places = [assignment.place for assignment in assignments]
         self._stands.update({place: _Stand(None, 0) for place in places})
+        for (
+            place
+        ) in places:  # where nothing else says where they begin, the client would look for what is never committed
+            with suppress(Fenced):
+                await self._consumer.seek(place, 0)
         try:
             if self._retry_at_s is not None:
                 self._consumer.pause(places)

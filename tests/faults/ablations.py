@@ -76,6 +76,11 @@ def partitions_are_one_lane() -> None:
     AgentWork.lane = lambda self, record: b""  # type: ignore[method-assign]
 
 
+def no_order_is_kept() -> None:
+    """Handles alerts of one key at once."""
+    AgentWork.lane = lambda self, record: None  # type: ignore[method-assign]
+
+
 def nothing_is_buried() -> None:
     """Passes over what it cannot decode."""
 

@@ -39,6 +39,7 @@ ZEROS = (
     "conflicting",
     "set_back",
     "late_commits",
+    "out_of_order",
     "unfinished",
     "workers_died",
 )
@@ -64,7 +65,8 @@ class Verdict(msgspec.Struct, kw_only=True):
     log. early_commits: alerts (or decisions) that
     a commit had passed, or marked as done, before their end was in the log. conflicting: alerts with effects of another
     decision than the standing one. set_back: commits behind an earlier one. late_commits: commits that were accepted of
-    a worker when its partition was already another's. unfinished: partitions whose lag never came to 0. workers_died:
+    a worker when its partition was already another's. out_of_order: alerts whose call was begun before the one in front of
+    them, of the same key and under the same owner, had come to its end. unfinished: partitions whose lag never came to 0. workers_died:
     workers that ended though nobody had ended them, or not as they should.
     repeated: model calls beyond one an alert; in_flight: alerts whose call was begun by a worker to which something was
     done, and whose decision was not yet in the log then; in_flight_moved: those of partitions that were taken away, whose
@@ -92,6 +94,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     conflicting: int
     set_back: int
     late_commits: int
+    out_of_order: int
     unfinished: int
     workers_died: int
     repeated: int
@@ -132,6 +135,7 @@ def check(history: History) -> Verdict:
         "conflicting": list(_conflicting(history, standing)),
         "set_back": list(set_back(history.commits)),
         "late_commits": list(late_commits(history.held, history.accepted)),
+        "out_of_order": list(_out_of_order(history, standing)),
         "workers_died": list(_workers_died(history.ended)),
         "repeats_unexplained": again.unexplained,
         "two_owners": list(_two_owners(history)),
@@ -418,17 +422,47 @@ def _workers_died(ended: Iterable[Ended]) -> Iterator[str]:
             yield f"{one.worker} ended with {one.code} after {one.told or 'nothing was done to it'}: see {one.log}"
 
 
+def _out_of_order(history: History, standing: Mapping[str, Decided]) -> Iterator[str]:
+    called: dict[str, list[int]] = defaultdict(list)
+    for call in history.calls:
+        called[call.alert_id].append(call.start_ms)
+    lanes: dict[tuple[int, str], dict[str, int]] = defaultdict(dict)
+    for one in history.published:
+        lanes[one.partition, key_of(one.alert_id)].setdefault(one.alert_id, one.offset)
+    spans = _spans(history)
+    for (partition, _), offsets in lanes.items():
+        ordered = sorted(offsets, key=lambda alert_id: offsets[alert_id])
+        for start_ms, end_ms, worker in spans[partition] if len(ordered) > 1 else ():
+            begun = [
+                (min(within), alert_id)
+                for alert_id in ordered
+                if (within := [at for at in called[alert_id] if start_ms <= at and (not end_ms or at <= end_ms)])
+            ]
+            for (_, before), (at_ms, after) in pairwise(begun):
+                ended_ms = standing[before].at_ms if before in standing else history.dead.get(before)
+                if ended_ms is None or at_ms < ended_ms - GRANULARITY_MS:
+                    yield f"{after} was begun by {worker} at {at_ms}, {before} in front of it ended at {ended_ms}"
+
+
+def key_of(alert_id: str) -> str:
+    """Whose alert it is: `type:key:natural id`."""
+    return alert_id.split(":")[1] if alert_id.count(":") > 1 else alert_id
+
+
 def _two_owners(history: History) -> Iterator[str]:
-    """An owner that died gave its partition up when it died."""
+    for partition, spans in sorted(_spans(history).items()):
+        for (_, end_ms, before), (start_ms, _, after) in pairwise(spans):
+            if before != after and (not end_ms or start_ms < end_ms):
+                yield f"partition {partition}: {after} held it from {start_ms}, {before} to {end_ms or 'the end'}"
+
+
+def _spans(history: History) -> dict[int, list[tuple[int, int, str]]]:
+    """By partition of the alerts: from when to when who held it, ms; 0 for to the end. An owner that died gave it up then."""
     deaths: dict[str, int] = {}
     for fault in history.faults:
         if fault.is_death:
             deaths[fault.whom] = max(deaths.get(fault.whom, 0), fault.at_ms)
-    by_partition: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
+    spans: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
     for one in history.owned:
-        end_ms = one.end_ms or deaths.get(one.worker, 0)
-        by_partition[one.partition].append((one.start_ms, end_ms, one.worker))
-    for partition, spans in sorted(by_partition.items()):
-        for (_, end_ms, before), (start_ms, _, after) in pairwise(sorted(spans)):
-            if before != after and (not end_ms or start_ms < end_ms):
-                yield f"partition {partition}: {after} held it from {start_ms}, {before} to {end_ms or 'the end'}"
+        spans[one.partition].append((one.start_ms, one.end_ms or deaths.get(one.worker, 0), one.worker))
+    return defaultdict(list, {partition: sorted(found) for partition, found in spans.items()})

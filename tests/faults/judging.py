@@ -1,20 +1,23 @@
 """What every row demands in the end, beside the checker's zeros."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
 from app.core.settings import load_settings
 from app.decisions.record import DECISIONS
-from tests.faults.checker import REPORTED, SHOWN, Verdict, check
+from tests.faults.checker import REPORTED, SHOWN, Verdict, check, standing_decisions
 from tests.faults.history import Fault, Held, History
 from tests.faults.repeats import STRAGGLES_MS
 from tests.faults.run import LAG_LIMIT_S, Run
 from tests.faults.sink import KEYLESS
 
 TIMEOUT_MS = load_settings({}).action_timeout_ms
+LEAST_CRASHES = 2
+"""Before an alert is given up: one crash may be laid to its charge that was before it, see ADR 21."""
+
 TRIALS = 3
 """After so many processes a decision's effects are given up."""
 
@@ -41,7 +44,29 @@ async def judged(
     if verdict.recovery_s is None or verdict.recovery_s > limit_s:
         failures.append(f"lag 0 after {verdict.recovery_s} s")
     failures += [f"{count} alerts fell back: {code}" for code, count in verdict.fallbacks.items() if code not in causes]
-    return Judged(verdict, history, failures + reported_beyond(history))
+    return Judged(verdict, history, [*failures, *reported_beyond(history), *condemned_beyond(history)])
+
+
+def condemned_beyond(history: History) -> list[str]:
+    """What is wrong when alerts are in their fallback because their process died: each unclean end of a partition's owner
+    condemns one at the most, and nobody after fewer than two of them."""
+    died = {fault.whom: fault.at_ms for fault in history.faults if fault.is_death}
+    ends: dict[int, list[int]] = defaultdict(list)
+    for one in history.owned:
+        end_ms = one.end_ms or died.get(one.worker)
+        if end_ms and not one.revoked_ms:
+            ends[one.partition].append(end_ms)
+    published = {one.alert_id: one.at_ms for one in reversed(history.published)}
+    condemned = [one for one in standing_decisions(history).values() if one.is_fallback and "crashed" in one.codes]
+    wrong = [
+        f"{one.alert_id} is condemned after {number} unclean ends"
+        for one in condemned
+        if (number := sum(published[one.alert_id] <= end <= one.at_ms for end in ends[one.partition])) < LEAST_CRASHES
+    ]
+    for partition, number in Counter(one.partition for one in condemned).items():
+        if number > len(ends[partition]):
+            wrong.append(f"{number} alerts of partition {partition} condemned by {len(ends[partition])} unclean ends")
+    return wrong[:SHOWN]
 
 
 def reported_beyond(history: History) -> list[str]:

@@ -45,8 +45,8 @@ An alert is *published* when the broker has acknowledged it. A decision *stands*
 alert and agent in `agent.decisions`.
 
 1. **Nothing is lost.** Every published alert gets exactly one standing decision: the agent's answer after policy, or its
-   fallback's with the reason. Only what cannot be decoded, or has no fallback to end in, is a dead letter instead. This
-   holds as long as the retention of the topics outlasts the outage.
+   fallback's with the reason. Only what cannot be decoded, has no fallback to end in, or fails there in a way that nobody
+   foresaw, is a dead letter instead. This holds as long as the retention of the topics outlasts the outage.
 2. **Nothing is done twice.** Each effect of a standing decision is applied at most once at a receiver that honours
    idempotency keys, however often it was attempted; one that is not applied ends as failed, unknown or withheld, with a
    person asked, or as logged, where its action has no address. Within the horizon no effect of any other decision is
@@ -67,6 +67,7 @@ alert and agent in `agent.decisions`.
    without a fallback, as a dead letter.
 7. **State is exact.** After any number of kills, features and final rows are those of a plain reading of the source topic,
    to the cent.
+8. **Order is kept.** While a partition has one owner, alerts of one key are handled one at a time, in the order of the topic.
 
 **Deadlines** count from the handler's start, not from the alert's publication: what waits in the topic while no worker has
 its partition is not late. How old an alert may be that the model is still asked about is another setting, `max_age`.
@@ -95,7 +96,8 @@ effects, where it is another.
   and at most one alert of each other partition with it. An effect that ran then ends as failed, before a person, likewise.
 - That tables and effects' states outlive an hour without any worker that begins right after a frozen writer woke and wrote:
   compaction may then keep the old value ([ADR 63](docs/adr/0063-old-values-behind-newer-ones.md)).
-- That a budget counts model calls which were under way when their process was killed.
+- That a budget counts model calls which were under way when their process was killed or their partition taken away, or
+  those about alerts that became dead letters once the worker is started again.
 - That late events count: those behind the watermark of their partition raise alerts, and change no window that is closed.
 - That two `dead replay` of one topic at once publish each letter once. Nothing locks a topic.
 - That anybody looks at what is put before a person: requests lie in `agent.reviews`, and nothing shows or answers them yet.
@@ -226,7 +228,9 @@ def _soak(soaked: Soaked | None) -> str:
     when = _when(str(soaked.environment.get("at", "")), str(soaked.environment.get("commit", "")))
     return (
         f"{_load(load)}, {load.keys:,} keys: {soaked.alerts:,} alerts, {soaked.decisions:,} decided when the load ended, "
-        f"after {soaked.elapsed_s / 60:.1f} minutes. Memory at the end: {memory}. Measured {when}. "
+        f"after {soaked.elapsed_s / 60:.1f} minutes, by rules in the place of a model. The memories of ids are bounded to "
+        f"{load.remember:,} each here, so that they are full long before the end (1,000,000 otherwise, which takes longer). "
+        f"Memory at the end: {memory}. Measured {when}. "
         + ("Held." if not soaked.failures else f"Not held: {'; '.join(soaked.failures)}.")
         + _shortened(soaked)
     )
@@ -306,10 +310,10 @@ def _shown(row: Row, result: Result | None) -> str:
 
 
 def _more(result: Result | None) -> str:
+    found = dict(result.more) if result is not None else {}
+    found |= {f"fallbacks, {code}": number for code, number in found.pop("fallbacks", {}).items()}
     more = {
-        name: value
-        for name, value in (result.more if result is not None else {}).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        name: value for name, value in found.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
     }
     return f" Also counted: {_counts(more)}." if more else ""
 

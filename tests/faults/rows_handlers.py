@@ -176,6 +176,7 @@ ROWS = (
         small={"alerts": 300, "backlog": 200},
         ablations=(
             Ablation("partitions_are_one_lane", {"alerts": 600, "backlog": 200}, ("was decided before it", "to go on")),
+            Ablation("no_order_is_kept", {"alerts": 600, "backlog": 200}, ("out_of_order",)),
             Ablation("failures_are_done", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("lost",)),
             Ablation("nothing_is_buried", {"alerts": 200, "backlog": 200, "settle_s": 12}, ("dead_missing",)),
             Ablation(

@@ -16,6 +16,10 @@ AFTER_COMMIT_S = 2.0
 COMMITTED_S, LATEST_COMMITTED_S = 0.6, 1.0
 """Commits follow completions within half a second; sampling adds a tenth to half of them, a busy machine more to one in a
 hundred. Those are not counted whose worker was killed in between."""
+MOST_LATE = 0.01
+"""So large a part of the alerts may end by their deadline, where the model takes a third of it."""
+AT_A_TIME = 2
+"""Workers that are about to die: while the group waits for the end of one's session the other comes to its failpoint."""
 HIT_S = 40.0
 TRICKLE, TRICKLE_S, TRICKLE_BACKLOG = 6, 0.1, 150
 CRASHED = ("crashed",)
@@ -46,6 +50,9 @@ async def kill_workers(bench: Bench, size: Size, ablate: Sequence[str]) -> Outco
 async def concluded(bench: Bench, run: Run, settle_s: float, causes: Collection[str]) -> Outcome:
     """They repeat no more than was in flight where work was broken off, and commit in time. causes: of fallbacks."""
     verdict, _, failures = await judged(run, settle_s, causes=causes)
+    late = verdict.fallbacks.get("deadline", 0)
+    if late > verdict.alerts * MOST_LATE:
+        failures.append(f"{late} alerts had no answer within their deadline")
     failures += repeated_beyond(verdict)
     if verdict.commit_p50_s is None or verdict.commit_p50_s > COMMITTED_S:
         failures.append(f"half of the decisions were committed only {verdict.commit_p50_s} s later")
@@ -78,7 +85,7 @@ async def next_commit(run: Run) -> None:
 
 
 async def kill_at_every_step(bench: Bench, size: Size, ablate: Sequence[str]) -> Outcome:
-    """Beside a worker that lives there is always one that dies at the next failpoint. size: rounds; points, all unless
+    """Beside a worker that lives there are always two that die at their next failpoints. size: rounds; points, all unless
     given; at_most, how many of a shuffled round."""
     points = list(size.get("points", FAILPOINTS))
     hits = Counter[str]()
@@ -88,18 +95,27 @@ async def kill_at_every_step(bench: Bench, size: Size, ablate: Sequence[str]) ->
         sequence = [point for _ in range(size["rounds"]) for point in run.chance.sample(points, len(points))]
         del sequence[size.get("at_most", len(sequence)) :]
 
-        def start_ahead(point: str) -> Worker:
-            hit = run.chance.randint(1, FAILPOINTS[point].hits)
-            return workers.start(ablate=ablate, failpoint=f"{point}:{hit}", waits=True)
+        coming = iter(enumerate(sequence, 1))
 
-        following = start_ahead(sequence[0])
-        for number, point in enumerate(sequence, 1):
-            armed = following
-            armed.go()
-            if number < len(sequence):
-                following = start_ahead(sequence[number])
-            hits[point] += await _hit(run, armed, point)
-            bench.say(f"{number} of {len(sequence)}: {point}: {'hit' if armed.hit(point) else 'NOT HIT'}")
+        def start_ahead() -> tuple[int, str, Worker] | None:
+            """One that waits, for the next of them; None behind the last."""
+            for number, point in coming:
+                hit = run.chance.randint(1, FAILPOINTS[point].hits)
+                return number, point, workers.start(ablate=ablate, failpoint=f"{point}:{hit}", waits=True)
+            return None
+
+        async def kill_in_turn() -> None:
+            following = start_ahead()
+            while following is not None:
+                number, point, armed = following
+                armed.go()
+                following = start_ahead()
+                hits[point] += await _hit(run, armed, point)
+                bench.say(f"{number} of {len(sequence)}: {point}: {'hit' if armed.hit(point) else 'NOT HIT'}")
+
+        async with asyncio.TaskGroup() as turns:
+            for _ in range(AT_A_TIME):
+                turns.create_task(kill_in_turn())
         outcome = await concluded(bench, run, size.get("settle_s", LAG_LIMIT_S), CRASHED)
     due = Counter(sequence)
     outcome.failures += [

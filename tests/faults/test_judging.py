@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from tests.faults.checker import check
-from tests.faults.history import Decided, EffectEntry, Ended, Fault, Held, History
-from tests.faults.judging import TIMEOUT_MS, not_taken_over, reported_beyond
+from tests.faults.history import Decided, EffectEntry, Ended, Fault, Held, History, Owned, Published
+from tests.faults.judging import TIMEOUT_MS, condemned_beyond, not_taken_over, reported_beyond
 from tests.faults.workers import Workers
 
 OTHERS = [Fault("SIGSTOP", "worker-9", 2_500), Fault("healed", "network", 2_500, breaks=False)]
@@ -48,6 +48,40 @@ def test_reported_effects_are_explained_by_what_was_done_to_their_owner(
     ]
     history = History(decisions=[DECIDED], effects=effects, faults=[*faults, *OTHERS], held=held)
     assert is_wrong is bool(reported_beyond(history))
+
+
+CONDEMNED = msgspec.structs.replace(DECIDED, at_ms=6_000, is_fallback=True, codes=("crashed",))
+DIED = [Owned("worker-1", 0, 1_000, 0), Owned("worker-2", 0, 3_000, 0), Owned("worker-3", 0, 5_000, 9_000, 8_000)]
+DEATHS = [Fault("kill -9", "worker-1", 2_500), Fault("kill -9", "worker-2", 4_500)]
+LOST = Owned("worker-9", 0, 1_000, 2_500)
+
+
+@pytest.mark.parametrize(
+    ("published_ms", "owned", "faults", "number", "is_wrong"),
+    [
+        (1_500, DIED, DEATHS, 1, False),
+        (1_500, DIED, DEATHS, 2, False),
+        (1_500, DIED, DEATHS, 3, True),
+        (2_600, DIED, DEATHS, 1, True),
+        (1_500, DIED, DEATHS[:1], 1, True),
+        (1_500, [LOST, *DIED[1:]], DEATHS, 1, False),
+        (1_500, [msgspec.structs.replace(LOST, revoked_ms=2_400), *DIED[1:]], DEATHS, 1, True),
+    ],
+)
+def test_condemned_alerts_are_explained_by_unclean_ends(
+    published_ms: int, owned: list[Owned], faults: list[Fault], number: int, *, is_wrong: bool
+) -> None:
+    """Two at least since it was published, killed or lost, of owners of its partition; each end condemns one at the most."""
+    ids = [f"a-{one}" for one in range(number)]
+    history = History(
+        published=[Published(alert_id, 0, offset, published_ms) for offset, alert_id in enumerate(ids)],
+        decisions=[
+            msgspec.structs.replace(CONDEMNED, alert_id=alert_id, offset=offset) for offset, alert_id in enumerate(ids)
+        ],
+        owned=owned,
+        faults=faults,
+    )
+    assert is_wrong is bool(condemned_beyond(history))
 
 
 @pytest.mark.parametrize(("taken_ms", "shows"), [(2_999, False), (4_000, True), (7_001, False)])

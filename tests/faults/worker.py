@@ -18,7 +18,7 @@ import msgspec
 
 from app.broker.base import Assignment, CommittedOffset
 from app.broker.kafka.consumer import KafkaConsumer
-from app.broker.kafka.polling import Rebalance
+from app.broker.kafka.polling import PollingThread, Rebalance
 from app.cli.main import run
 from app.core.clock import SystemClock
 from app.decisions.handling import AgentWork
@@ -65,9 +65,9 @@ def trace_grips_into(path: Path) -> None:
                 log.write(Grip(*place, -1, clock.now_ms()))
         await rebalance(self, change)
 
-    def note_commit(self: KafkaConsumer, offsets: Mapping[Assignment, CommittedOffset]) -> Any:
+    def note_commit(self: KafkaConsumer, polling: PollingThread, offsets: Mapping[Assignment, CommittedOffset]) -> Any:
         sent_ms = clock.now_ms()
-        error = commit(self, offsets)
+        error = commit(self, polling, offsets)
         if error is None:
             for assignment, to in offsets.items():
                 log.write(Grip(*assignment.place, to.offset, sent_ms, to.metadata))

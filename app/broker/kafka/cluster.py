@@ -1,6 +1,6 @@
 """One cluster as this process knows it: addresses, the settings that every client shares, and one admin client.
 
-Blocking questions are asked on a thread of its own and end within `ANSWER_SECONDS`.
+Blocking questions are asked on a thread of its own. Each ends within `ANSWER_SECONDS`, and a few more where a client is replaced.
 """
 
 import asyncio

@@ -4,7 +4,8 @@ Which records count is decided here, when they are taken: every batch carries a 
 one it is held, or was moved. So records that a lost partition or a seek left behind are never returned.
 
 A commit checks the epochs on the polling thread, which also gives partitions up: none can pass the check and reach the
-broker after the epoch's end.
+broker after the epoch's end. One that is under way in a client which is left behind may; the broker takes it only as long as
+it counts that member as the owner, and then nobody else has begun.
 """
 
 import asyncio
@@ -199,8 +200,8 @@ class KafkaConsumer:
             self._polling.tell(change.finish)
 
     async def _join_anew(self) -> None:
-        """With another client on another thread; everything is lost that was held. Raises: Unavailable where no client can
-        be opened; to be called again."""
+        """With another client on another thread; everything is lost that was held. Raises: what `start` raises where no
+        client can be opened; to be called again after Unavailable."""
         assert self._polling is not None, "not started"
         client = self._new_client()
         logger.warning("%s: this member has lost the brokers, which others reach; it joins anew", self.group)
@@ -271,21 +272,19 @@ class KafkaConsumer:
         if not offsets:
             return
         for attempt in range(STALE_ATTEMPTS):
-            error = await self._ask(partial(self._commit_once, offsets))
+            assert self._polling is not None, "not started"
+            error = await self._ask(partial(self._commit_once, self._polling, offsets))
             if error is None:
                 return
             if error.code() not in STALE_CODES or attempt + 1 == STALE_ATTEMPTS:
                 raise translate(error, f"commit of {self.group}", "Read")
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _commit_once(self, offsets: Mapping[Assignment, CommittedOffset]) -> KafkaError | None:
+    def _commit_once(self, polling: PollingThread, offsets: Mapping[Assignment, CommittedOffset]) -> KafkaError | None:
         """On the polling thread; of one that was left behind every epoch has ended."""
-        assert self._polling is not None
         self._refuse_ended(offsets)
         try:
-            return self._polling.commit(
-                [ClientPartition(*at.place, to.offset, to.metadata) for at, to in offsets.items()]
-            )
+            return polling.commit([ClientPartition(*at.place, to.offset, to.metadata) for at, to in offsets.items()])
         except KafkaException as error:
             return _error_of(error)
 
@@ -305,7 +304,7 @@ class KafkaConsumer:
             raise
 
     def _look(self, polling: PollingThread) -> None:
-        if self._looking is None or self._looking.done():
+        if polling is self._polling and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._look_whether_lost(polling))
 
     async def _look_whether_lost(self, polling: PollingThread) -> None:

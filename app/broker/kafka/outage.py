@@ -22,7 +22,7 @@ PAUSE_SECONDS = 0.2
 
 
 class Outage:
-    """Of one cluster, for all its clients. ask: blocks for about a second. It raises KafkaException where nobody answers.
+    """Of one cluster, for all its clients. ask: blocks for some seconds. It raises KafkaException where nobody answers.
 
     `report` and `close` may be called on any thread. Where somebody does answer, one client has lost a connection, and
     nothing is told.

@@ -315,6 +315,23 @@ def test_decisions_forget_asks_first(
     assert before + more == len(world.records(DECISIONS))
 
 
+def test_decisions_forget_looks_again_after_it_has_asked(
+    call: Call, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came while somebody thought about it must be waited for, too."""
+    before = len(world.records(DECISIONS))
+
+    def confirm(*arguments: object, **options: object) -> bool:
+        del world.broker.logs[TopicPartition("agent.effects", 1)][:]  # as if all were open again
+        return True
+
+    monkeypatch.setattr("typer.confirm", confirm)
+    code, _, err = call("forget", "u-1", *APP_OPTION)
+    assert 1 == code
+    assert "must be waited for: large_order:u-1:o-1, ask_model" in err
+    assert before == len(world.records(DECISIONS))
+
+
 def test_decisions_forget_waits_for_what_is_open(call: Call, world: World) -> None:
     """Open effects are named, nothing is removed, exit code 1."""
     del world.broker.logs[TopicPartition("agent.effects", 1)][:]

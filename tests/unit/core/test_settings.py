@@ -106,6 +106,14 @@ def test_load_settings_wrong_variable_is_named(environment: dict[str, str], expe
     assert str(caught.value).startswith(expected)
 
 
+def test_load_settings_table_as_a_variable_shows_no_secret() -> None:
+    """Addresses may hold passwords; what to do instead is said."""
+    with pytest.raises(SetupError) as caught:
+        load_settings({"HEADRACE_ACTION_URLS": '{"block": "https://shop:pa55@pay.example/"}'})
+    expected = "HEADRACE_ACTION_URLS: must be a table of texts in pyproject.toml; as variables, one an action: "
+    assert f"{expected}HEADRACE_ACTION_URL_NAME" == str(caught.value)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1:8090", "localhost", "[::1]:8090"])
 def test_load_settings_open_address_on_loopback_may_have_a_secret(host: str) -> None:
     """What is sent there never leaves the machine."""

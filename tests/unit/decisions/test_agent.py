@@ -1,8 +1,9 @@
 """Declarations of agents: what is right is kept, what is wrong is named at once."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 
 from app.core.errors import SetupError
@@ -45,6 +46,13 @@ class Demanding(Decision, frozen=True, kw_only=True):
     account: str
 
 
+class Terse(Decision, frozen=True, kw_only=True):
+    """A decision whose reason has no room for every code."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=10)]
+    action: Literal["approve", "review"]
+
+
 async def judge(alert: LargeOrder, context: Context) -> OrderDecision:
     return await context.decide("Judge this order.", alert=alert)
 
@@ -81,6 +89,7 @@ async def one_parameter(alert: object) -> None: ...
         ({"fallback": Fallback("explode")}, "'explode' is no action"),
         ({"fallback": Fallback("approve")}, "never approves"),
         ({"decides": Demanding}, "no valid Demanding"),
+        ({"decides": Terse}, "no valid Terse with the reason 'handler_failed'"),
         ({"deadline": "soon"}, "deadline"),
         ({"deadline": "0s"}, "deadline"),
         ({"max_age": "20"}, "max_age"),

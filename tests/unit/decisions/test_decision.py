@@ -1,6 +1,6 @@
 """Decisions, their severities, and fallbacks."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -37,6 +37,26 @@ def test_fallback_long_detail_is_cut() -> None:
     """However long an error is, the decision stays valid."""
     decision = review.decision(OrderDecision, "handler_failed", "x" * 100_000)
     assert MAX_REASON_CHARACTERS == len(decision.reason)
+
+
+class BriefDecision(Decision, frozen=True, kw_only=True):
+    """Its reason has little room, as where a screen shows it."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=40)]
+    action: Literal["approve", "review"]
+
+
+class CodedDecision(Decision, frozen=True, kw_only=True):
+    """Its reason is a word."""
+
+    reason: Annotated[str, msgspec.Meta(pattern=r"^\w+$")]
+    action: Literal["approve", "review"]
+
+
+def test_fallback_says_as_much_as_the_decision_has_room_for() -> None:
+    """Whatever the error was: a decision that nothing can make would be tried for ever."""
+    assert f"handler_failed: {'x' * 24}" == review.decision(BriefDecision, "handler_failed", "x" * 1_000).reason
+    assert "handler_failed" == review.decision(CodedDecision, "handler_failed", "no such file").reason
 
 
 def test_fallback_unknown_action_is_refused() -> None:

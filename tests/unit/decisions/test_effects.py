@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from app.core.clock import Clock, run_virtual
-from app.core.errors import Rejected
+from app.core.errors import Rejected, Unavailable
 from app.decisions.effects import Effects, Receivers, header_text
 from app.decisions.log import Link
 from app.decisions.record import EffectState
@@ -24,7 +24,7 @@ class Listening:
         return None
 
 
-def effects_of(world: World, poster: Listening, receivers: Receivers) -> Effects:
+def effects_of(world: World, poster: Listening, receivers: Receivers, *, may_begin: bool = True) -> Effects:
     decided = record(Link("w", 0, ""))
     return Effects(
         "stop",
@@ -36,6 +36,7 @@ def effects_of(world: World, poster: Listening, receivers: Receivers) -> Effects
         receivers=receivers,
         producer=world.broker.producer(),
         clock=world.clock,
+        may_begin=lambda: may_begin,
     )
 
 
@@ -48,6 +49,22 @@ def test_post_sends_key_and_token() -> None:
         await effects.post({"x": 1})
         assert [{"idempotency-key": "judge:stop:a:0", "authorization": "Bearer secret"}] == poster.headers
         assert EffectState.DONE is effects.outcome
+
+    run_virtual(main, START_MS)
+
+
+def test_effect_that_may_not_begin_any_more_is_not_made() -> None:
+    """Neither a post nor a request for a person; whoever called the handler sees that it came late."""
+
+    async def main(clock: Clock) -> None:
+        poster, world = Listening(), await World.create(clock)
+        receivers = Receivers({"stop": "http://a.test/"})
+        for kind in ("post", "review"):
+            effects = effects_of(world, poster, receivers, may_begin=False)
+            with pytest.raises(Unavailable, match="switched since its handler began"):
+                await (effects.post({}) if kind == "post" else effects.request_review("look"))
+            assert (None, True) == (effects.outcome, effects.came_late)
+        assert ([], []) == (poster.headers, world.reviews())
 
     run_virtual(main, START_MS)
 

@@ -7,12 +7,13 @@ import pytest
 
 from app.broker.memory import MemoryProducer
 from app.core.errors import Unavailable
+from app.decisions.effects import Effects
 from app.decisions.record import EFFECTS, SWITCHES
 from app.decisions.switches import (
     HEARTBEAT_KEY,
     Switches,
 )
-from tests.decisions_kit import World, large_order, make_agent, until, with_actions
+from tests.decisions_kit import OrderDecision, World, large_order, make_agent, until, with_actions
 from tests.switches_kit import Cut, following, in_world, off, write
 
 
@@ -48,6 +49,62 @@ async def act_behind_a_cut_line(world: World, seconds: float) -> list[int]:
         return called
 
 
+@pytest.mark.parametrize("at_most_once", [False, True])
+@pytest.mark.parametrize(("name", "expected"), [("block", "withheld"), ("approve", "done")])
+def test_handler_that_waits_before_its_effect_is_held_to_the_switches_of_then(
+    name: str, expected: str, *, at_most_once: bool
+) -> None:
+    """What was switched off while it waited is withheld; another switch is none of its business."""
+
+    async def main(world: World) -> None:
+        agent = make_agent()
+
+        @agent.action("block", at_most_once=at_most_once)
+        async def block_order(decision: OrderDecision, effects: Effects) -> None:
+            await asyncio.sleep(10)
+            await effects.post({})
+
+        world.send(large_order())
+        async with following(world), world.running(world.agent_work(agent), world.actions_work(agent)):
+            await until(lambda: bool(world.states()))
+            await asyncio.sleep(1)
+            await write(world, off(name))
+            await until(lambda: {"intended", "called"}.isdisjoint(world.states().values()))
+        assert {"block_order": expected} == world.states()
+        assert (expected == "done") == bool(world.receiver.calls)
+
+    in_world(main)
+
+
+def test_handler_that_waits_while_nothing_is_heard_is_begun_again() -> None:
+    """Nobody knows what is off then; once it is known, it makes its effect, and no attempt was counted."""
+
+    async def main(world: World) -> None:
+        reader, agent = Cut(world.broker), make_agent()
+        begun: list[int] = []
+
+        @agent.action("block")
+        async def block_order(decision: OrderDecision, effects: Effects) -> None:
+            begun.append(world.clock.now_ms())
+            await asyncio.sleep(10)
+            await effects.post({})
+
+        world.send(large_order())
+        async with (
+            following(world, reader=reader),
+            world.running(world.agent_work(agent), world.actions_work(agent), max_attempts=1),
+        ):
+            await until(lambda: bool(begun))
+            reader.open.clear()
+            await asyncio.sleep(60)
+            assert (1, []) == (len(begun), world.receiver.calls)
+            reader.open.set()
+            await until(lambda: world.states() == {"block_order": "done"})
+        assert (2, 1) == (len(begun), len(world.receiver.calls))
+
+    in_world(main)
+
+
 def test_executor_that_hears_nothing_holds_its_effects() -> None:
     """Once it hears again it learns what was switched off before anything is called, and no attempt was counted."""
 
@@ -60,11 +117,7 @@ def test_executor_that_hears_nothing_holds_its_effects() -> None:
 
 def test_executor_without_the_hold_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ablation: one that does not wait for its heartbeat calls what is off."""
-
-    async def go_on(self: Switches) -> None:
-        return None
-
-    monkeypatch.setattr(Switches, "hold", go_on)
+    monkeypatch.setattr(Switches, "steady", True)
 
     async def main(world: World) -> None:
         assert [] != await act_behind_a_cut_line(world, 10)

@@ -7,7 +7,7 @@ import pytest
 
 from app.broker.base import Assignment, CommittedOffset
 from app.broker.memory import Fault, MemoryConsumer, _Group
-from app.core.errors import Fenced, Rejected
+from app.core.errors import Fenced, Rejected, Unavailable
 from app.core.record import Record, TopicPartition
 from app.dispatch import consumer, offsets, partitions
 from app.dispatch.marks import Mark, decode_marks, encode_marks
@@ -168,6 +168,34 @@ def test_commits_refused_though_still_ours_begins_again() -> None:
             await until(stage.all_ended)
             await until(lambda: stage.broker.position() == 3)
         assert [0, 0] == [assignment.partition for assignment in stage.history.assigned]
+
+    on_stage(play)
+
+
+def test_commits_refused_though_still_ours_polls_while_it_cannot_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has become of the partition is said by polling; the others are read meanwhile."""
+    seek, refused = MemoryConsumer.seek, 0
+
+    async def unavailable(self: MemoryConsumer, place: TopicPartition, offset: int) -> None:
+        nonlocal refused
+        refused += 1
+        if refused < 4:
+            raise Unavailable("its position had no answer")
+        await seek(self, place, offset)
+
+    monkeypatch.setattr(MemoryConsumer, "seek", unavailable)
+
+    async def play(stage: Stage) -> None:
+        stage.broker.plan(Fault("commit", "fail", error=Fenced("a stale epoch")))
+        stage.send("u-1")
+        async with stage.running():
+            await until(lambda: refused == 1)
+            polls = stage.broker.consumers[0].polls
+            await asyncio.sleep(1)
+            assert (1, True) == (refused, stage.broker.consumers[0].polls > polls)
+            stage.send("u-2")
+            await until(stage.all_ended, within_seconds=60)
+        assert 4 == refused
 
     on_stage(play)
 

@@ -14,6 +14,7 @@ from app.broker.topics import TopicSpec
 from app.core.clock import Clock, run_virtual
 from app.core.codec import cents_to_json, compact_key
 from app.core.errors import SetupError, Unavailable
+from app.core.record import TopicPartition
 from app.serving.base import Progress, StoredFeatures, TileChange, View
 from app.serving.materializer import GROUP, Materializer
 from app.serving.memory import MemoryStore
@@ -35,6 +36,7 @@ class FailingStore(MemoryStore):
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.away = False
+        self.error = Unavailable("store at memory:// does not answer")
         self.applied: list[Progress] = []
 
     async def progress(self, view: View) -> Mapping[int, Progress]:
@@ -50,7 +52,7 @@ class FailingStore(MemoryStore):
 
     def _answer(self) -> None:
         if self.away:
-            raise Unavailable("store at memory:// does not answer")
+            raise self.error
 
 
 class OtherGroup:
@@ -136,6 +138,50 @@ def test_materializer_change_is_in_the_store_within_a_millisecond() -> None:
             assert {tile(1)} == await bench.stored()
 
     virtually(main)
+
+
+def test_materializer_says_where_partitions_begin_also_while_the_store_is_away() -> None:
+    """Its group commits nothing: a client that had to look for that might wait for ever."""
+    began: list[tuple[int, int]] = []
+
+    class Watched(OtherGroup):
+        def consumer(self, group: str, topics: Sequence[str], listener: RebalanceListener) -> Consumer:
+            consumer = super().consumer(group, topics, listener)
+            seek = consumer.seek
+
+            async def noted(place: TopicPartition, offset: int) -> None:
+                began.append((place.partition, offset))
+                await seek(place, offset)
+
+            consumer.seek = noted  # type: ignore[method-assign]
+            return consumer
+
+    async def main(bench: Bench) -> None:
+        bench.store.away = True
+        async with bench.running(Watched(bench.broker)):
+            await asyncio.sleep(1)
+            assert [(0, 0), (1, 0)] == sorted(began)
+
+    virtually(main)
+
+
+def test_materializer_outage_of_another_kind_is_told_too(caplog: pytest.LogCaptureFixture) -> None:
+    """What it waits for may change; the same is not told again."""
+
+    async def main(bench: Bench) -> None:
+        async with bench.running():
+            bench.store.away = True
+            bench.tile(1)
+            await asyncio.sleep(30)
+            bench.store.error = Unavailable("kafka://127.0.0.1:9092 does not answer")
+            await asyncio.sleep(30)
+
+    virtually(main)
+    waits = [record.getMessage() for record in caplog.records if record.getMessage().startswith("features wait")]
+    assert [
+        "features wait: store at memory:// does not answer",
+        "features wait: kafka://127.0.0.1:9092 does not answer",
+    ] == waits
 
 
 def test_materializer_progress_record_moves_as_of_with_the_tiles_before_it() -> None:
