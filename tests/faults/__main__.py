@@ -100,7 +100,7 @@ def main(
     if not chosen:
         output.error(f"no row is called so; there are: {', '.join(rows)}")
         raise typer.Exit(2)
-    say(f"seed {seed}, {len(chosen)} rows, {'small' if small else 'full'} size; logs in {FOLDER / 'runs'}")
+    say(f"seed {seed}, {len(chosen)} rows, {'small' if small else 'full'} size; logs in {RUNS}")
     results = uvloop.run(run_rows(chosen, seed, small=small, ablations=ablations, resume=resume, protocol=protocol))
     if json:
         for result in results:
