@@ -65,7 +65,7 @@ async def test_lost_consumer_joins_anew_and_goes_on_behind_its_commit(
     forget()
     await member.poll_until(lambda: bool(member.told("lost")))
     assert before == set(member.told("lost"))
-    assert member.consumer.assignments() == frozenset()
+    assert before.isdisjoint(member.consumer.assignments())
     with pytest.raises(Fenced):
         await member.consumer.commit({held: CommittedOffset(8) for held in before})
     await member.poll_until(lambda: len(member.records) == 26)
