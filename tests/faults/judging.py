@@ -9,7 +9,7 @@ from typing import NamedTuple
 from app.core.settings import load_settings
 from app.decisions.record import DECISIONS
 from tests.faults.checker import REPORTED, SHOWN, Verdict, check, standing_decisions
-from tests.faults.history import Fault, Held, History
+from tests.faults.history import Fault, Held, History, Owned
 from tests.faults.repeats import STRAGGLES_MS
 from tests.faults.run import LAG_LIMIT_S, Run
 from tests.faults.sink import KEYLESS
@@ -49,23 +49,31 @@ async def judged(
 
 def condemned_beyond(history: History) -> list[str]:
     """What is wrong when alerts are in their fallback because their process died: each unclean end of a partition's owner
-    condemns one at the most, and nobody after fewer than two of them."""
-    died = {fault.whom: fault.at_ms for fault in history.faults if fault.is_death}
-    ends: dict[int, list[int]] = defaultdict(list)
-    for one in history.owned:
-        end_ms = one.end_ms or died.get(one.worker)
-        if end_ms and not one.revoked_ms:
-            ends[one.partition].append(end_ms)
+    condemns one at the most, and nobody after fewer than two of them. An end is judged when the next owner begins: it is
+    clean where the partition was given up in order by then."""
+    owners: dict[int, list[Owned]] = defaultdict(list)
+    for one in sorted(history.owned, key=lambda one: one.start_ms):
+        owners[one.partition].append(one)
+    ends = {
+        partition: [
+            after.start_ms
+            for before, after in pairwise(spans)
+            if not (before.revoked_ms and 0 < before.end_ms <= after.start_ms)
+        ]
+        for partition, spans in owners.items()
+    }
     published = {one.alert_id: one.at_ms for one in reversed(history.published)}
     condemned = [one for one in standing_decisions(history).values() if one.is_fallback and "crashed" in one.codes]
     wrong = [
         f"{one.alert_id} is condemned after {number} unclean ends"
         for one in condemned
-        if (number := sum(published[one.alert_id] <= end <= one.at_ms for end in ends[one.partition])) < LEAST_CRASHES
+        if (number := sum(published[one.alert_id] <= end <= one.at_ms for end in ends.get(one.partition, ())))
+        < LEAST_CRASHES
     ]
     for partition, number in Counter(one.partition for one in condemned).items():
-        if number > len(ends[partition]):
-            wrong.append(f"{number} alerts of partition {partition} condemned by {len(ends[partition])} unclean ends")
+        unclean = len(ends.get(partition, ()))
+        if number > unclean:
+            wrong.append(f"{number} alerts of partition {partition} condemned by {unclean} unclean ends")
     return wrong[:SHOWN]
 
 

@@ -10,7 +10,7 @@ from app.local.process import ROOT
 from tests.faults import soak
 from tests.faults.cluster import SESSION_MS
 from tests.faults.report import document
-from tests.faults.results import FOLDER, Result, keep, latest
+from tests.faults.results import FOLDER, keep, latest
 from tests.faults.rows import Row
 
 PUBLISHED = ROOT / "tests" / "faults" / "measured"
@@ -25,19 +25,17 @@ def page(rows: Sequence[Row], published: Path = PUBLISHED) -> str:
 
 
 def publish(rows: Sequence[Row], measured: Path = FOLDER, published: Path = PUBLISHED) -> None:
-    """Takes over what was measured here since, and keeps the ablations that were not run again."""
+    """Takes over what was measured here since, of each row and of each ablation: what is newer stays."""
     for row in [*rows, soak.SHORTENED]:
         for small, protocol in ((False, "consumer"), (True, "classic")):
             new = latest(measured, row, small=small, protocol=protocol)
             before = latest(published, row, small=small, protocol=protocol)
-            if new and (before is None or _times(before) < _times(new)):
-                tried = {one.name: one for one in [*(before.ablations if before else ()), *new.ablations]}
-                keep(published, msgspec.structs.replace(new, ablations=list(tried.values())))
+            if new is not None:
+                both = [new] if before is None else [before, new]
+                tried = sorted((one for result in both for one in result.ablations), key=lambda one: one.at)
+                latest_of_each = list({one.name: one for one in tried}.values())
+                newest = max(both, key=lambda result: result.at)
+                keep(published, msgspec.structs.replace(newest, ablations=latest_of_each))
     soaked, known = soak.latest(measured), soak.latest(published)
     if soaked and (known is None or known.environment["at"] < soaked.environment["at"]):
         soak.keep(published, soaked)
-
-
-def _times(result: Result) -> list[str]:
-    """Latest first: its ablations may have been run later than the row itself."""
-    return sorted([result.at, *(one.at for one in result.ablations)], reverse=True)

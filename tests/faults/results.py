@@ -8,7 +8,8 @@ import re
 import subprocess
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from app.core.codec import encode
 from app.core.text import one_line
 from app.local.process import LOCAL, ROOT
 from benchmarks.common import environment
+from tests.faults import ablations
 from tests.faults.checker import ZEROS
 from tests.faults.rows import Ablation, Bench, Outcome, Row, Size, matched, turned_red
 
@@ -39,8 +41,8 @@ Verdict = Literal["held", "not held", "failed"]
 
 class AblationResult(msgspec.Struct, frozen=True):
     """noticed: whether the checker, or the row, found what the safeguard prevents. found: its counts. said: the first of the
-    failures that say so. seconds, size, at, commit: 0 or empty where nobody wrote them
-    down."""
+    failures that say so. definition: of the row and of what is removed. seconds, size, at, commit, definition: 0 or empty
+    where nobody wrote them down."""
 
     name: str
     verdict: Verdict
@@ -51,6 +53,7 @@ class AblationResult(msgspec.Struct, frozen=True):
     size: dict[str, Any] = {}
     at: str = ""
     commit: str = ""
+    definition: str = ""
 
     @property
     def evidence(self) -> str:
@@ -209,31 +212,36 @@ def unnoticed(row: Row, result: Result) -> list[Ablation]:
         for ablation in row.ablations
         if ablation.name not in known
         or not known[ablation.name].noticed
-        or _is_another_size(known[ablation.name].size, ablation.size)
+        or known[ablation.name].definition != ablation_defined(row, ablation)
     ]
 
 
-def _is_another_size(measured: Mapping[str, Any], defined: Size) -> bool:
-    """Whether the definition has changed since. What was not written down counts as the same."""
-    return bool(measured) and msgspec.json.decode(encode(measured)) != msgspec.json.decode(encode(defined))
+def ablation_defined(row: Row, ablation: Ablation) -> str:
+    """As `definition_of`, with the ablation's own size and file."""
+    file = inspect.getfile(ablations.named(ablation.name))
+    said = encode([definition_of(row), ablation.size, ablation.wrong, ablation.needs_control])
+    return hashlib.sha256(said + code_of(Path(file).read_text()).encode()).hexdigest()[:12]
 
 
 async def try_ablation(bench: Bench, row: Row, ablation: Ablation, *, limit_s: float) -> AblationResult:
     """Runs a row without one of its safeguards."""
     at, commit, size = environment()["at"], checked_out(), dict(ablation.size)
+    tried = partial(
+        AblationResult, ablation.name, size=size, at=at, commit=commit, definition=ablation_defined(row, ablation)
+    )
     if ablation.needs_control:
         control, failures, seconds = await _tried(bench, row, ablation.size, (), limit_s)
         if control is None or not control.held:
             said = [f"not held with it either: {text}" for text in failures][:SAID]
-            return AblationResult(ablation.name, "not held", False, {}, seconds, said, size, at, commit)
+            return tried("not held", noticed=False, found={}, seconds=seconds, said=said)
     outcome, failures, seconds = await _tried(bench, row, ablation.size, (ablation.name,), limit_s)
     if outcome is None:
-        return AblationResult(ablation.name, "failed", False, {}, seconds, failures, size, at, commit)
+        return tried("failed", noticed=False, found={}, seconds=seconds, said=failures)
     counts = {} if outcome.verdict is None else msgspec.to_builtins(outcome.verdict)
     found = {name: counts[name] for name in ablation.wrong if name in counts}
     verdict: Verdict = "held" if outcome.held else "not held"
     noticed, said = turned_red(ablation, outcome), matched(ablation, outcome)[:SAID]
-    return AblationResult(ablation.name, verdict, noticed, found, seconds, said, size, at, commit)
+    return tried(verdict, noticed=noticed, found=found, seconds=seconds, said=said)
 
 
 async def _tried(

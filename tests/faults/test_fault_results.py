@@ -19,6 +19,7 @@ from tests.faults.results import (
     AblationResult,
     Result,
     ablated,
+    ablation_defined,
     code_of,
     definition_of,
     keep,
@@ -95,19 +96,20 @@ async def test_ablated_again_runs_only_what_nobody_noticed(tmp_path: Path) -> No
         tried.extend(ablate)
         return Outcome(LOST if ablate else NOTHING_WRONG)
 
-    one, two, three = (Ablation(name, SIZE, ("lost",)) for name in ("one", "two", "three"))
+    names = "commit_highest_seen", "no_drain", "failures_are_done"
+    one, two, three = (Ablation(name, SIZE, ("lost",)) for name in names)
     a_row = Row("r", "p.", run, SIZE, SIZE, (one, two, three))
     held = await ran(a_row, tmp_path)
     held.ablations = [msgspec.structs.replace(held.ablations[0], noticed=False), *held.ablations[1:2]]
     tried.clear()
-    assert ["one", "three"] == [ablation.name for ablation in unnoticed(a_row, held)]
+    assert [one, three] == unnoticed(a_row, held)
     again = await ablated(bench(tmp_path), a_row, held, limit_s=1)
-    assert ["one", "three"] == tried
-    assert ["one", "two", "three"] == [ablation.name for ablation in again.ablations]
+    assert [one.name, three.name] == tried
+    assert [*names] == [ablation.name for ablation in again.ablations]
     assert again.holds
-    larger = msgspec.structs.replace(again.ablations[1], size={"alerts": 2})
-    again.ablations = [again.ablations[0], larger, again.ablations[2]]
-    assert [two] == unnoticed(a_row, again)
+    larger = dataclasses.replace(two, size={"alerts": 2})
+    assert [larger] == unnoticed(dataclasses.replace(a_row, ablations=(one, larger, three)), again)
+    assert [one, two, three] == unnoticed(dataclasses.replace(a_row, promise="More holds."), again)
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -228,7 +230,15 @@ def shortened(*, noticed: bool = True) -> Result:
     """The shortened soak; of its ablations the first one noticed or not."""
     row = soak.SHORTENED
     tried = [
-        AblationResult(ablation.name, "not held", noticed or bool(number), {}, 1, ["3 lanes"], dict(ablation.size))
+        AblationResult(
+            ablation.name,
+            "not held",
+            noticed or bool(number),
+            {},
+            1,
+            ["3 lanes"],
+            definition=ablation_defined(row, ablation),
+        )
         for number, ablation in enumerate(row.ablations)
     ]
     return Result(

@@ -54,6 +54,7 @@ CONDEMNED = msgspec.structs.replace(DECIDED, at_ms=6_000, is_fallback=True, code
 DIED = [Owned("worker-1", 0, 1_000, 0), Owned("worker-2", 0, 3_000, 0), Owned("worker-3", 0, 5_000, 9_000, 8_000)]
 DEATHS = [Fault("kill -9", "worker-1", 2_500), Fault("kill -9", "worker-2", 4_500)]
 LOST = Owned("worker-9", 0, 1_000, 2_500)
+KILLED_IN_ITS_DRAIN, FROZEN = Owned("worker-1", 0, 1_000, 0, 2_400), Owned("worker-9", 0, 1_000, 9_000, 8_900)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,9 @@ LOST = Owned("worker-9", 0, 1_000, 2_500)
         (1_500, DIED, DEATHS, 1, False),
         (1_500, DIED, DEATHS, 2, False),
         (1_500, DIED, DEATHS, 3, True),
-        (2_600, DIED, DEATHS, 1, True),
-        (1_500, DIED, DEATHS[:1], 1, True),
+        (3_100, DIED, DEATHS, 1, True),
+        (1_500, [KILLED_IN_ITS_DRAIN, *DIED[1:]], DEATHS, 2, False),
+        (1_500, [FROZEN, *DIED[1:]], DEATHS, 2, False),
         (1_500, [LOST, *DIED[1:]], DEATHS, 1, False),
         (1_500, [msgspec.structs.replace(LOST, revoked_ms=2_400), *DIED[1:]], DEATHS, 1, True),
     ],
