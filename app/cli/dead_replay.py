@@ -41,8 +41,8 @@ def replay(
 
     For when what was wrong has been mended: a declaration, an agent. What fails again comes back as a new letter;
     `dead list` shows how often. Letters that were cut cannot be replayed, nor rows of files, nor what is no decision, or
-    was forgotten, into `agent.decisions`: they are named, and the exit code is 1. Records keep their time, so those older than the watermark of their partition are late. Run one replay of
-    a topic at a time.
+    was forgotten, into `agent.decisions`: they are named, and the exit code is 1. Records keep their time, so those older than
+    the watermark of their partition are late. Run one replay of a topic at a time.
 
     Examples: `python -m app dead replay raw.orders --dry-run`;
     `python -m app dead replay raw.orders --reason amount --since 2h --yes`;

@@ -203,7 +203,8 @@ def forget(
     A decision leaves its place in its chain and its hash, so that `decisions verify` still holds. What has not ended is
     waited for: the exit code is 1 then, and nothing is removed. Afterwards no command here shows those decisions any
     more, at once; their bytes stay on the broker's disks, where any Kafka client can read them, until compaction. It is
-    said when that is, and which topics may still name the entity and how long. It may be repeated.
+    said when that is, and which topics may still name the entity and how long. It may be repeated. What comes while it asks
+    is removed, too, or waited for.
 
     Examples: `python -m app decisions forget u-17 --dry-run`; `python -m app decisions forget u-17 --yes --json`
     """
@@ -222,9 +223,8 @@ def forget(
     if not (plan.waits or dry_run or yes):
         view.say_planned(plan)
         typer.confirm("Remove it?", abort=True, err=True)
-        plan, remains, final = asyncio.run(
-            _plan_forgetting(loaded, values, entity)
-        )  # something may have come meanwhile
+        # Something may have come meanwhile.
+        plan, remains, final = asyncio.run(_plan_forgetting(loaded, values, entity))
     may = not plan.waits and not dry_run
     if may:
         held = asyncio.run(_carry_out(values, plan))

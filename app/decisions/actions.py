@@ -222,30 +222,23 @@ class ActionsWork:
             raise error
         try:
             standing = self._decode(record)
-        except BadRecord as bad:
-            await self._bury(record, bad.reason)
-            return
-        if standing.record.mode != "live":
-            return
-        try:
-            await self._give_up_effects(standing, error, attempts)
+            state = await self._entered(standing) if standing.record.mode == "live" else None
+            for name in state.effects if state is not None else ():
+                assert state is not None
+                at = reached(state, name)
+                if not at.ended:
+                    ended = EffectState.UNKNOWN if at is EffectState.CALLED else EffectState.FAILED
+                    detail = _given_up(state.effects[name], error, attempts)
+                    state = await self._report(standing, state, name, ended, detail)
         except (Unavailable, Fenced, Rejected):
             raise
+        except BadRecord as bad:
+            await self._bury(record, bad.reason)
         except Exception as unforeseen:
-            about = one_line(standing.record.alert_id)
-            logger.exception("effects of %s about %s cannot be ended, a dead letter", standing.agent.name, about)
+            place = f"{record.topic}/{record.partition}/{record.offset}"
+            logger.exception("effects of %s cannot be ended, a dead letter", place)
             said = f"its effects could not be ended: {type(unforeseen).__name__}: {one_line(unforeseen)}"
             await self._bury(record, said)
-
-    async def _give_up_effects(self, standing: Standing, error: Exception, attempts: int) -> None:
-        state = await self._entered(standing)
-        for name in state.effects if state is not None else ():
-            assert state is not None
-            at = reached(state, name)
-            if not at.ended:
-                ended = EffectState.UNKNOWN if at is EffectState.CALLED else EffectState.FAILED
-                detail = _given_up(state.effects[name], error, attempts)
-                state = await self._report(standing, state, name, ended, detail)
 
     async def _bury(self, record: Record, reason: str) -> None:
         await self._dead_letters.write(record, reason)
@@ -351,6 +344,7 @@ class ActionsWork:
             producer=self._producer,
             clock=self._clock,
             may_begin=lambda: self._switches.steady and not self._why_withheld(standing),
+            at_most_once=state.effects[name].receiver == "at_most_once",
         )
 
     async def _after_call(
@@ -359,7 +353,10 @@ class ActionsWork:
         """Writes what a handler's run came to. Raises: what it raised, where it may be tried again."""
         if isinstance(failure, Rejected):
             return await self._report(standing, state, name, EffectState.FAILED, one_line(failure))
-        if failure is not None:
+        if failure is not None and outcome is not None:
+            said = f"effect {one_line(state.effects[name].key)} is made, and its handler failed behind it"
+            self._notices.tell(f"{name}: behind its effect", f"{said}: {one_line(failure)}", failure)
+        elif failure is not None:
             if state.effects[name].receiver != "at_most_once":
                 raise failure
             detail = f"{type(failure).__name__}: {one_line(failure)}"

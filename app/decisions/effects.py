@@ -41,8 +41,11 @@ class Receivers(msgspec.Struct, frozen=True):
 class Effects:
     """One effect of one standing decision. A handler makes exactly one: a second one would need a key of its own.
 
+    What is switched off is asked again in the moment in which the effect would be made. Where that refuses it, nothing was
+    made, and the handler is run once more when it is known, or its effect withheld.
+
     alert: the alert that was decided, typed. key: the idempotency key. outcome: DONE or LOGGED once it is made. came_late:
-    whether it was refused, since it might be switched off by now: nothing was made, and it is asked for once more.
+    whether it was refused so, and nothing begun.
     """
 
     def __init__(
@@ -58,15 +61,18 @@ class Effects:
         producer: Producer,
         clock: Clock,
         may_begin: Callable[[], bool],
+        at_most_once: bool = False,
     ) -> None:
-        """may_begin: asked in the moment in which the effect would be made: the handler may have waited for something."""
+        """may_begin: whether nothing is off. at_most_once: a handler that tries again by itself is refused, too."""
         self.name = name
         self.key = key
         self.alert = alert
         self.record = record
         self.outcome: EffectState | None = None
         self.came_late = False
+        self._has_begun = False
         self._may_begin = may_begin
+        self._at_most_once = at_most_once
         self._decision_offset = decision_offset
         self._poster = poster
         self._receivers = receivers
@@ -107,9 +113,12 @@ class Effects:
     def _begin(self) -> None:
         if self.outcome is not None:
             raise Rejected(f"effect {self.name}: makes a second effect under one key; declare an action of its own")
+        if self._has_begun and self._at_most_once:
+            raise Unavailable(f"effect {self.name}: its receiver is called once, and was called")
         if not self._may_begin():
-            self.came_late = True
+            self.came_late = not self._has_begun
             raise Unavailable(f"effect {self.name}: something was switched since its handler began")
+        self._has_begun, self.came_late = True, False
 
 
 def review_request(

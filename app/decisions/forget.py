@@ -171,21 +171,22 @@ class _Search:
             entry = effects_in(record)
             if entry is not None:
                 entries.setdefault(record.key, []).append(entry)
-        open_pairs = {pair for pair, _ in found.live.values()} - taken_back
-        buried = await self._buried(partition) if open_pairs - entries.keys() else frozenset()
-        for pair in sorted(open_pairs):
-            if pair not in entries:
-                if not all(offset in buried for other, offset in found.live.values() if other == pair):
-                    self.plan.waits.append(f"{_said(pair)}: the actions have not come to its decision yet")
-                continue
-            known = reduce(merged, entries[pair])
-            if not has_ended(known):
+        waits: dict[bytes, str] = {}
+        for pair in sorted({pair for pair, _ in found.live.values()} - taken_back):
+            known = reduce(merged, entries[pair]) if pair in entries else None
+            if known is None:
+                waits[pair] = "the actions have not come to its decision yet"
+            elif not has_ended(known):
                 opened = [name for name, status in known.effects.items() if not status.state.ended]
-                self.plan.waits.append(f"{_said(pair)}: effects are not at their end: {', '.join(opened)}")
+                waits[pair] = f"effects are not at their end: {', '.join(opened)}"
+        buried = await self._buried(partition) if waits else frozenset()
+        for pair, why in waits.items():
+            if not all(offset in buried for other, offset in found.live.values() if other == pair):
+                self.plan.waits.append(f"{_said(pair)}: {why}")
         self.plan.writes += [Write(EFFECTS, partition, pair) for pair in entries if pair not in taken_back]
 
     async def _buried(self, partition: int) -> frozenset[int]:
-        """Offsets of decisions that ended as dead letters, and so never get effects."""
+        """Offsets of decisions that ended as dead letters: no effect of theirs is made any more."""
         offsets = set()
         async for record in _records(self._reader, TopicPartition(f"{DECISIONS}.dead", partition)):
             if record.header("group") == GROUP.encode():

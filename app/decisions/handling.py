@@ -1,7 +1,8 @@
 """From an alert to an acknowledged decision: decode, ask the agent under its deadline, judge, write; then it is done.
 
 Whatever goes wrong on the way ends in the agent's fallback with the reason; only what cannot be decoded, has no fallback
-to end in, or fails in a way that nobody foresaw, is a dead letter. An alert is finished when its decision is acknowledged, never before.
+to end in, or fails in a way that nobody foresaw, is a dead letter. An alert is finished when its decision is acknowledged,
+never before.
 """
 
 import asyncio
@@ -185,18 +186,16 @@ class AgentWork:
             return
         try:
             alert = self._decode(record)
-        except BadRecord as bad:
-            await self._bury(record, bad.reason)
-            return
-        if self._is_repeated(record, alert):
-            return
-        context = self._contexts.get((record.partition, record.offset)) or self._context(record, alert)
-        try:
-            await self._conclude(record, alert, context, failure_of(error, attempts), attempts)
+            if not self._is_repeated(record, alert):
+                context = self._contexts.get((record.partition, record.offset)) or self._context(record, alert)
+                await self._conclude(record, alert, context, failure_of(error, attempts), attempts)
         except (Unavailable, Fenced, Rejected):
             raise
+        except BadRecord as bad:
+            await self._bury(record, bad.reason)
         except Exception as unforeseen:
-            logger.exception("%s: no decision about %s, a dead letter", self.agent.name, one_line(alert.alert_id))
+            place = f"{record.topic}/{record.partition}/{record.offset}"
+            logger.exception("%s: no decision about %s, a dead letter", self.agent.name, place)
             await self._bury(record, f"no decision could be made: {type(unforeseen).__name__}: {one_line(unforeseen)}")
 
     def _decode(self, record: Record) -> Alert:

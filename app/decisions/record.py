@@ -25,7 +25,7 @@ SWITCHES = "agent.switches"
 
 MAX_ANSWER_BYTES = 65_536
 KEEP_MS = 30 * 86_400_000
-MAX_ID_BYTES = 4_000
+MAX_ID_BYTES = 5_000
 """Of an alert's id, and of its key: `agent.effects` repeats them for each effect, and everybody remembers ids."""
 
 EXTRA_BYTES = 1_048_576

@@ -294,7 +294,7 @@ class Dispatcher:
         except Fenced:
             return False
         except Unavailable as error:
-            logger.warning("%s: does not go on at offset %s, tried again: %s", assignment.place, offset, error)
+            logger.warning("%s: does not go on at offset %s, later: %s", assignment.place, offset, error)
             return False
         return True
 

@@ -20,8 +20,8 @@ class Work(Protocol):
     """What is done with each record of some topics: one consumer group, handlers that run at once.
 
     For one partition the calls come in this order: `assigned`, then `handle` and `give_up` for its records, then `revoked`
-    (also during `assigned`; not where it was lost, a commit was refused, or its log begins anew), then `ended`. A record is repeated after a crash, so `handle` and `give_up` must stand being called
-    again for it.
+    (also during `assigned`; not where it was lost, a commit was refused, or its log begins anew), then `ended`. A record is
+    repeated after a crash, so `handle` and `give_up` must stand being called again for it.
     """
 
     topics: Sequence[str]

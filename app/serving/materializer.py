@@ -200,14 +200,12 @@ class Materializer:
         await self._seek(list(self._stands))
         self._consumer.resume(self._stands)
         self._retry_at_s, self._pause_s = None, FIRST_PAUSE_S
-        logger.warning("features go on: the store answers again")
+        logger.warning("features go on")
 
     async def on_assigned(self, assignments: Sequence[Assignment]) -> None:
         places = [assignment.place for assignment in assignments]
         self._stands.update({place: _Stand(None, 0) for place in places})
-        for (
-            place
-        ) in places:  # where nothing else says where they begin, the client would look for what is never committed
+        for place in places:  # else the client looks for an offset that is never committed, and may wait for ever
             with suppress(Fenced):
                 await self._consumer.seek(place, 0)
         try:

@@ -25,6 +25,9 @@ from app.core.durations import format_duration, parse_duration_ms
 from app.core.errors import SetupError
 from app.streams.expressions import Column, Expression, Kind, columns_of, field_kinds, kind_of, literal
 
+MAX_ID_CHARACTERS = 400
+"""Of what an alert's id is made of, beside its rule and key: whoever chooses ids must not choose to be left unjudged."""
+
 
 def _tag(class_name: str) -> str:
     """HighValueOrder -> high_value_order."""
@@ -179,6 +182,13 @@ class Stream:
         known = self.fields()
         if known.get(id) is not Kind.TEXT:
             raise SetupError(f"alert {name}", f"id {id!r} is not a text field")
+        longest = self._longest(id)
+        if longest is None or longest > MAX_ID_CHARACTERS:
+            raise SetupError(
+                f"alert {name}",
+                f"id {id!r} may have any length; bound it to {MAX_ID_CHARACTERS} characters or fewer, such as "
+                "Annotated[str, msgspec.Meta(max_length=200)]: agents take no longer ids",
+            )
         target = field_kinds(alert_type)
         fields: list[tuple[str, Expression]] = []
         for field in msgspec.structs.fields(alert_type):
@@ -193,6 +203,18 @@ class Stream:
         if unknown:
             raise SetupError(f"alert {name}", f"{alert_type.__name__} has no field {', '.join(sorted(unknown))}")
         return AlertPipeline(self, alert_type, name, id, tuple(fields), to)
+
+    def _longest(self, name: str) -> int | None:
+        """Characters that a text field may have; None where nothing bounds it."""
+        for step in reversed(self.steps):
+            if isinstance(step, Derive) and step.name == name and isinstance(step.value, Column):
+                name = step.value.name
+        shape = msgspec.inspect.type_info(self.source.spec.type)
+        assert isinstance(shape, msgspec.inspect.StructType)
+        bound: int | None = next(
+            (getattr(field.type, "max_length", None) for field in shape.fields if field.name == name), None
+        )
+        return bound
 
     def live(self, size: str, *, tile: str) -> "Windowed":
         """The last `size` up to now, kept as tiles; fresh on every event, decays by itself."""

@@ -46,7 +46,8 @@ alert and agent in `agent.decisions`.
 
 1. **Nothing is lost.** Every published alert gets exactly one standing decision: the agent's answer after policy, or its
    fallback's with the reason. Only what cannot be decoded, has no fallback to end in, or fails there in a way that nobody
-   foresaw, is a dead letter instead. This holds as long as the retention of the topics outlasts the outage.
+   foresaw, is a dead letter instead, as is one with an id or key of more than 5,000 bytes. This holds as
+   long as the retention of the topics outlasts the outage.
 2. **Nothing is done twice.** Each effect of a standing decision is applied at most once at a receiver that honours
    idempotency keys, however often it was attempted; one that is not applied ends as failed, unknown or withheld, with a
    person asked, or as logged, where its action has no address. Within the horizon no effect of any other decision is

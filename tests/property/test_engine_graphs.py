@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from hypothesis import given, settings
@@ -42,7 +42,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Sale(msgspec.Struct):
-    sale_id: str
+    sale_id: Annotated[str, msgspec.Meta(max_length=200)]
     shop: str
     price: Usd
     items: int

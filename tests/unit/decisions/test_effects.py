@@ -24,6 +24,14 @@ class Listening:
         return None
 
 
+class Failing(Listening):
+    """Is posted to, and fails."""
+
+    async def post_json(self, url: str, body: bytes, headers: Mapping[str, str], timeout_ms: int) -> object:
+        await super().post_json(url, body, headers, timeout_ms)
+        raise Unavailable("http://a.test: answered 503")
+
+
 def effects_of(world: World, poster: Listening, receivers: Receivers, *, may_begin: bool = True) -> Effects:
     decided = record(Link("w", 0, ""))
     return Effects(
@@ -65,6 +73,31 @@ def test_effect_that_may_not_begin_any_more_is_not_made() -> None:
                 await (effects.post({}) if kind == "post" else effects.request_review("look"))
             assert (None, True) == (effects.outcome, effects.came_late)
         assert ([], []) == (poster.headers, world.reviews())
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize(("at_most_once", "posts"), [(False, 2), (True, 1)])
+def test_handler_that_tries_again_by_itself(at_most_once: bool, posts: int) -> None:
+    """What was refused before anything began may be tried again, and has not come late then; a receiver that is called once
+    is not called again, and what has begun never counts as late."""
+
+    async def main(clock: Clock) -> None:
+        poster = Failing()
+        effects = effects_of(await World.create(clock), poster, Receivers({"stop": "http://a.test/"}), may_begin=False)
+        effects._at_most_once = at_most_once
+        with pytest.raises(Unavailable, match="switched"):
+            await effects.post({})
+        effects._may_begin = lambda: True
+        with pytest.raises(Unavailable, match="answered 503"):
+            await effects.post({})
+        assert (None, False) == (effects.outcome, effects.came_late)
+        with pytest.raises(Unavailable):
+            await effects.post({})
+        effects._may_begin = lambda: False
+        with pytest.raises(Unavailable):
+            await effects.post({})
+        assert (posts, None, False) == (len(poster.headers), effects.outcome, effects.came_late)
 
     run_virtual(main, START_MS)
 

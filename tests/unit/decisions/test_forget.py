@@ -8,7 +8,9 @@ import pytest
 from app.broker.topics import TopicSpec
 from app.core.clock import Clock, run_virtual
 from app.core.codec import compact_key
+from app.core.errors import RecordTooLarge, Rejected
 from app.core.record import Record, TopicPartition
+from app.decisions import actions
 from app.decisions.forget import Plan, Remains, carry_out, final_after_ms, find, remaining
 from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, is_forgotten
 from app.serving.base import Progress, TileChange, View
@@ -192,6 +194,28 @@ def test_forgetting_does_not_wait_for_a_decision_that_is_a_dead_letter() -> None
 
     plan = run_virtual(main, START_MS)
     assert ([], 1) == (plan.waits, plan.count(DECISIONS))
+
+
+def test_forgetting_does_not_wait_for_effects_that_nothing_could_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their decision became a dead letter when not even their end could be written: no effect of it is made any more."""
+
+    async def refuse(*arguments: object) -> None:
+        raise RecordTooLarge("a request that nothing takes")
+
+    monkeypatch.setattr(actions, "write_review", refuse)
+
+    async def main(clock: Clock) -> tuple[set[str], Plan]:
+        world = await World.create(clock, answering("block"))
+        await world.broker.admin().create([TopicSpec(name=VIEW.topic, partitions=2)])
+        world.receiver.failures = {world.addresses["notify"]: [Rejected("http://team.test: answered 400")] * 1_000}
+        agent = with_actions(make_agent())
+        world.send(large_order())
+        async with world.running(world.agent_work(agent), world.actions_work(agent)):
+            await until(lambda: bool(world.dead(DECISIONS)))
+        return set(world.states().values()), await planned(world)
+
+    states, plan = run_virtual(main, START_MS)
+    assert ({"done", "intended"}, [], 1) == (states, plan.waits, plan.count(DECISIONS))
 
 
 def test_forgetting_again_repeats_nothing_and_says_what_awaits_compaction() -> None:

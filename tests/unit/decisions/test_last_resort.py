@@ -1,14 +1,30 @@
 """What nobody foresaw ends as a dead letter, once, and its neighbours go on: nothing is tried for ever."""
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from app.core.clock import Clock, run_virtual
 from app.core.errors import RecordTooLarge
 from app.decisions import handling, outcome
 from app.decisions.actions import ActionsWork
+from app.decisions.agent import Agent
+from app.decisions.decision import review
 from app.decisions.ledger import Ledger
 from app.decisions.record import MAX_ID_BYTES, EffectRecord
-from tests.decisions_kit import START_MS, World, large_order, make_agent, until, with_actions
+from tests.decisions_kit import (
+    ALERTS,
+    START_MS,
+    LargeOrder,
+    OrderDecision,
+    World,
+    ask_model,
+    large_order,
+    make_agent,
+    until,
+    with_actions,
+)
 
 
 def test_alert_about_which_no_decision_can_be_made_is_a_dead_letter(
@@ -37,6 +53,32 @@ def test_alert_about_which_no_decision_can_be_made_is_a_dead_letter(
     assert any(record.exc_info for record in caplog.records)
 
 
+class Fragile(LargeOrder, frozen=True, tag="fragile"):
+    """An alert whose own code fails in a way that decoding does not expect."""
+
+    def __post_init__(self) -> None:
+        if self.order_id == "o-1":
+            raise KeyError("country")
+
+
+def test_alert_whose_own_code_fails_is_a_dead_letter() -> None:
+    """Also where not even its decoding is safe."""
+
+    async def main(clock: Clock) -> World:
+        world = await World.create(clock)
+        agent: Agent[Any] = Agent(ask_model, ALERTS.name, alert=Fragile, decides=OrderDecision, fallback=review)
+        for order in ("o-1", "o-2"):
+            value = msgspec.json.encode({**msgspec.to_builtins(large_order(order=order)), "alert_type": "fragile"})
+            world.send_bytes(value, headers={"alert_type": "fragile"})
+        async with world.running(world.agent_work(agent)):
+            await until(lambda: bool(world.dead()) and bool(world.decisions()))
+        return world
+
+    world = run_virtual(main, START_MS)
+    assert ["no decision could be made: KeyError: 'country'"] == [reason for reason, _ in world.dead()]
+    assert ["large_order:u-1:o-2"] == [record.alert_id for record in world.decisions()]
+
+
 def test_alert_whose_id_everybody_would_have_to_remember_is_a_dead_letter() -> None:
     """So is one with such a key: effects repeat both, and their topic would not take them."""
 
@@ -50,7 +92,7 @@ def test_alert_whose_id_everybody_would_have_to_remember_is_a_dead_letter() -> N
         return world
 
     world = run_virtual(main, START_MS)
-    assert ["4,016 bytes; 4,000 are taken", "4,001 bytes; 4,000 are taken"] == sorted(
+    assert ["5,016 bytes; 5,000 are taken", "5,001 bytes; 5,000 are taken"] == sorted(
         (reason.rpartition(" has ")[2] for reason, _ in world.dead()), reverse=True
     )
     assert ["block"] == world.decided()

@@ -8,8 +8,10 @@ import pytest
 
 from app.core.codec import Usd
 from app.core.errors import SetupError
+from app.decisions.record import MAX_ID_BYTES
 from app.streams.expressions import col
-from app.streams.graph import Alert, Topic, count, fingerprint, pipelines_in, total, unique_names
+from app.streams.gate import MAX_KEY_BYTES
+from app.streams.graph import MAX_ID_CHARACTERS, Alert, Topic, count, fingerprint, pipelines_in, total, unique_names
 from app.streams.outputs import derived_id, topics_of
 from features import fraud
 from features.records import OrderEvent
@@ -22,6 +24,15 @@ class Keyed(msgspec.Struct):
 class Cents(msgspec.Struct):
     user_id: str
     amount_usd: int
+
+
+class Note(msgspec.Struct):
+    user_id: str
+    text: str
+
+
+class Noted(Alert, frozen=True):
+    user_id: str
 
 
 class LargeOrder(Alert, frozen=True):
@@ -62,6 +73,11 @@ def test_alert_tag_is_its_class_name_in_snake_case() -> None:
         (lambda: Topic("t", Keyed, key="progress", out_of_orderness="5s"), "taken"),
         (lambda: orders().derive(amount_usd=col.amount_usd + 1), "already"),
         (lambda: orders().alert(LargeOrder, id="amount_usd"), "not a text field"),
+        (
+            lambda: Topic("t", Note, key="user_id", out_of_orderness="5s").alert(Noted, id="text"),
+            "any length; bound it to 400",
+        ),
+        (lambda: orders().derive(o=col.status).alert(LargeOrder, id="o"), "any length"),
         (lambda: orders().alert(LargeOrder, id="order_id", wrong=col.status), "no field wrong"),
         (lambda: orders().alert(LargeOrder, id="order_id", amount_usd=col.status), "not text"),
     ],
@@ -149,3 +165,15 @@ def test_topics_of_streams_hold_all_that_is_read_or_written() -> None:
     assert "CreateTime" == names["raw.orders"].config()["message.timestamp.type"]
     assert "compact" == names["state.order_rate"].config()["cleanup.policy"]
     assert 12 == names["state.order_rate"].partitions == names["features.user_features"].partitions
+
+
+def test_alert_id_may_be_a_field_by_another_name() -> None:
+    """Its bound is that of the field."""
+    assert "o" == orders().derive(o=col.order_id).alert(LargeOrder, id="o").id_field
+
+
+def test_longest_alert_id_is_one_that_agents_take() -> None:
+    """Whatever characters key and id are of: nobody chooses an id that is not judged."""
+    for character in (":", "%", "a", "ş", "😀"):
+        key = character * (MAX_KEY_BYTES // len(character.encode()))
+        assert len(derived_id("r" * 100, key, character * MAX_ID_CHARACTERS).encode()) <= MAX_ID_BYTES
