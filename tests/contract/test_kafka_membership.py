@@ -7,9 +7,10 @@ import pytest
 
 from app.broker.base import CommittedOffset
 from app.broker.kafka import KafkaBroker
+from app.broker.kafka.consumer import KafkaConsumer
 from app.broker.kafka.membership import PROTOCOLS, Membership
 from app.core.clock import SystemClock
-from app.core.errors import SetupError
+from app.core.errors import SetupError, Unavailable
 from app.core.record import TopicPartition
 from tests.contract.conftest import Cluster, Member, poll_until
 
@@ -104,3 +105,19 @@ async def test_static_member_whose_name_is_taken_is_refused(as_member: Join, pro
     survivor = second if protocol == "classic" else first
     await survivor.poll_until(have([survivor], 1))
     assert {TopicPartition(topic, 0)} == survivor.places()
+
+
+async def test_static_member_that_the_broker_did_not_hear_leave_is_waited_for(as_member: Join) -> None:
+    """A part that is made anew after an outage is not taken for another process: it joins when its member of before is gone."""
+    cluster = as_member(Membership("consumer", "pod-1"))
+    topic, group = await cluster.topic(1), cluster.unique("group")
+    before = await cluster.join(group, topic)
+    await before.poll_until(have([before], 1))
+    assert isinstance(before.consumer, KafkaConsumer)
+    before.consumer._note_left()
+    after = await cluster.join(group, topic)
+    with pytest.raises(Unavailable, match="the broker still counts this process's member of before"):
+        await after.poll_until(lambda: False)
+    await before.consumer.close()
+    await after.poll_until(have([after], 1))
+    assert ["assigned"] == [kind for kind, _ in after.events]

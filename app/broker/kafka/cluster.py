@@ -70,6 +70,9 @@ class Cluster:
         self._reached = False
         self._refusal: HeadraceError | None = None
         self._tells_again_s: dict[int, float] = {}
+        self.left_at_s: dict[str, float] = {}
+        """When members of this process have left their groups, by the monotonic clock: a broker that did not hear of it
+        counts them until their session ends."""
         self._outage = Outage(address, clock, self.probe)
 
     def settings(self, **more: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ it counts that member as the owner, and then nobody else has begun.
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -24,11 +26,12 @@ from app.broker.base import MAX_METADATA_CHARACTERS, Assignment, CommittedOffset
 from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster
 from app.broker.kafka.errors import translate
 from app.broker.kafka.lost import LOOK_SECONDS, Lookout
-from app.broker.kafka.membership import UNNAMED, Membership
+from app.broker.kafka.membership import INSTANCE_SESSION_MS, UNNAMED, Membership
 from app.broker.kafka.polling import Batch, BrokersLost, Item, PollingThread, Rebalance
 from app.broker.kafka.threads import call_loop, run_through
 from app.core.errors import Fenced, Rejected, Unavailable
 from app.core.record import Record, TopicPartition
+from app.core.text import one_line
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -64,7 +67,7 @@ class KafkaConsumer:
         self._membership = membership
         self._polling: PollingThread | None = None
         self._ended = asyncio.Event()
-        self._closed = False
+        self._closed = self._was_member = False
         self._inbox: deque[Item] = deque()
         self._arrived = asyncio.Event()
         # The next three are changed in single steps: by the loop, and by the polling thread for a seek or a loss.
@@ -110,6 +113,8 @@ class KafkaConsumer:
             on_lost=self._lose,
             on_end=partial(call_loop, loop, self._ended.set),
             generation=generation,
+            has_just_left=time.monotonic()
+            < self._cluster.left_at_s.get(self.group, -math.inf) + INSTANCE_SESSION_MS / 1000,
         )
         polling.start()
 
@@ -138,14 +143,17 @@ class KafkaConsumer:
                         return records
                     continue
                 if isinstance(item, BrokersLost):
-                    await self._join_anew()
+                    await self._join_anew("this member has lost the brokers, which others reach")
                     continue
                 self._inbox.popleft()
                 if isinstance(item, Exception):
                     raise item
                 await self._rebalance(item)
-            if self._polling.failure is not None:
-                raise self._polling.failure
+            failure = self._polling.failure
+            if isinstance(failure, Unavailable):  # as the caller was told a poll ago
+                await self._join_anew(one_line(failure))
+            elif failure is not None:
+                raise failure
             remaining = deadline - loop.time()
             if remaining <= 0:
                 return []
@@ -180,7 +188,7 @@ class KafkaConsumer:
             for assignment in assignments:
                 self._assigned[assignment.place] = assignment
                 self._since[assignment.place] = change.generation
-            self._coming = change
+            self._coming, self._was_member = change, True
         else:
             assignments = [self._assigned[place] for place in change.places if place in self._assigned]
         try:
@@ -199,12 +207,13 @@ class KafkaConsumer:
                 self._forget(change.places)
             self._polling.tell(change.finish)
 
-    async def _join_anew(self) -> None:
+    async def _join_anew(self, why: str) -> None:
         """With another client on another thread; everything is lost that was held. Raises: what `start` raises where no
         client can be opened; to be called again after Unavailable."""
         assert self._polling is not None, "not started"
         client = self._new_client()
-        logger.warning("%s: this member has lost the brokers, which others reach; it joins anew", self.group)
+        logger.warning("%s: %s; it joins anew", self.group, why)
+        self._note_left()
         self._newest = self._polling.abandon()
         self._inbox.clear()
         held = list(self._assigned.values())
@@ -212,6 +221,10 @@ class KafkaConsumer:
         self._poll_with(client, self._newest)
         if held:
             await self._listener.on_lost(held)
+
+    def _note_left(self) -> None:
+        if self._was_member:
+            self._cluster.left_at_s[self.group] = time.monotonic()
 
     def _forget(self, places: Iterable[TopicPartition]) -> None:
         for place in places:
@@ -373,6 +386,7 @@ class KafkaConsumer:
             self._inbox.clear()
             self._polling.stop()
             await self._wait_until_ended()
+            self._note_left()
 
     async def _wait_until_ended(self) -> None:
         try:

@@ -80,7 +80,8 @@ class PollingThread:
     generation: of the thread before it. lookout: over this client.
     failure: what ended the polling for good, None while it goes on. ends: end offsets as of the last fetches.
     deliver: hands an item to the loop; False when the loop is gone. on_lost: called at once, on this thread, for places
-    that are another member's already. on_end: called on this thread when it has left the group.
+    that are another member's already. on_end: called on this thread when it has left the group. has_just_left: whether
+    another member of this process had been in the group until a moment ago, under the same name if it has one.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class PollingThread:
         on_lost: Callable[[list[TopicPartition], int], None],
         on_end: Callable[[], object],
         generation: int = 0,
+        *,
+        has_just_left: bool = False,
     ) -> None:
         self.ends: dict[TopicPartition, int] = {}
         self.failure: Exception | None = None
@@ -112,6 +115,7 @@ class PollingThread:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._room = BATCHES_AHEAD
         self._generation = generation
+        self._has_just_left = has_just_left
         self._abandoned = False
         self._paused: set[TopicPartition] = set()
         self._given_up: set[TopicPartition] = set()
@@ -283,6 +287,10 @@ class PollingThread:
         error = message.error()
         assert error is not None
         taken = self._membership.name_taken(error, self._group)
+        if taken is not None and self._has_just_left:
+            raise Unavailable(
+                f"{self._group}: the broker still counts this process's member of before, which has its name"
+            )
         if taken is not None:
             raise taken
         topic = message.topic() if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else None
