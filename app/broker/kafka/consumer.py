@@ -225,6 +225,7 @@ class KafkaConsumer:
     def _note_left(self) -> None:
         if self._was_member:
             self._cluster.left_at_s[self.group] = time.monotonic()
+            self._was_member = False
 
     def _forget(self, places: Iterable[TopicPartition]) -> None:
         for place in places:
