@@ -6,6 +6,7 @@ Nobody can tell from inside why a process died. So after an unclean end of an ep
   keys, are suspects: one crash. Only `SUSPECTS_AT_ONCE` of them run at a time, and each is announced in a commit before it
   runs. Until all that may have been running then have ended, so is every other record, whenever it came: a few run ahead
   of the suspects, and an unclean end makes those that were announced suspects, wherever in the partition they stand.
+  Those alone, where the epoch had been careful to its end: nothing else ran.
 - An unclean end counts against the suspects that were announced, and no others. At two crashes a record runs on trial:
   announced, and with nothing else of its partition beside it.
 - The one that was on trial at an unclean end has three crashes: it is given up without running.
@@ -41,6 +42,8 @@ class Caution:
         self.reach = reach
         """After an unclean end: who may have been running then is below this offset. None until `suspect_up_to` is called."""
         self._received = self._keys = self._fresh = 0
+        self._is_free = not tracker.unclean
+        """Whether what is not announced may run, too."""
         self._barrier = 1  # the version that must be committed before anything starts
         self._waiting: dict[int, int] = {}  # announced, and not started yet: in which version
         self._on_trial: int | None = None
@@ -67,7 +70,7 @@ class Caution:
 
     def receive(self, offset: int, *, is_first_of_key: bool) -> None:
         """Takes notice of an unfinished record, in order. After an unclean end it may become a suspect."""
-        if not self._may_have_run(offset):
+        if self._tracker.all_named or not self._may_have_run(offset):
             return
         is_fresh = self._tracker.crashes(offset) == 0
         self._received += 1
@@ -76,6 +79,20 @@ class Caution:
         among_first = self._received <= self._concurrency or (is_first_of_key and self._keys <= self._concurrency)
         if is_fresh and (among_first or self._fresh <= 2 * self._ahead):
             self._tracker.suspect(offset)
+
+    @property
+    def names_all(self) -> bool:
+        """Whether nothing runs but what is announced, and all suspects of the epoch before are known as such."""
+        if self._is_free or self.reach is None or not self._is_careful:
+            return False
+        return self._tracker.all_named or self._knows_suspects
+
+    @property
+    def _knows_suspects(self) -> bool:
+        """Whether whoever comes from here on is none."""
+        assert self.reach is not None
+        are_enough = min(self._received, self._keys) >= self._concurrency and self._fresh >= 2 * self._ahead
+        return are_enough or self._tracker.received_to >= self.reach
 
     def step(self, offset: int) -> int:
         """Which of the three ways to run is the record's: 0 free, 1 as a suspect, 2 on trial or given up."""
@@ -88,6 +105,12 @@ class Caution:
         """Whether the head of a lane may run now. When not, it is to be asked for again after each commit and each end of a
         record of this partition, in the order in which it was asked for first; of each step the first `most_at_once` are
         enough. `wants_commit` says whether a commit is needed at once."""
+        if (
+            not self._is_free and not self._is_careful
+        ):  # what the next commit says of those that run is another thing now
+            self._is_free = True
+            self._tracker.changes += 1
+            self._barrier = self._tracker.changes
         if committed < self._barrier:
             return False
         crashes = self._tracker.crashes(offset)

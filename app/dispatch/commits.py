@@ -113,7 +113,7 @@ class Commits:
         if not live:
             return
         try:
-            await self._consumer.commit({one.assignment: one.tracker.committable() for one, _ in live})
+            await self._consumer.commit({one.assignment: one.committable() for one, _ in live})
         except (Fenced, Unavailable):
             self.failures += 1
             raise

@@ -19,15 +19,13 @@ from app.broker.base import MAX_METADATA_CHARACTERS
 WINDOW = 8_192
 """Offsets from the first unfinished one up to which records are taken."""
 
-MAX_ANNOUNCED = 64
-"""Announced records that fit: two bytes each, 176 of the characters."""
+MAX_ANNOUNCED = 63
+"""Announced records that fit: two bytes each, 172 of the characters."""
 
 _VERSION = "h2."
-_FIRST_VERSION = "h1."
-"""Marks alone: of an owner that counted no crashes."""
 
 _PLAIN, _DEFLATED = b"\x00", b"\x01"
-_OPEN = 128
+_OPEN, _ALL_NAMED = 128, 64
 _CHECKSUM_BYTES = 4
 _PACKED_BYTES = WINDOW // 4
 
@@ -44,16 +42,22 @@ class Known(NamedTuple):
     """What one commit says beside its offset.
 
     announced: records that may have been running. is_open: its owner meant to commit again, so when this is the last
-    commit, that owner did not end cleanly.
+    commit, that owner did not end cleanly. names_all: no other record was running.
     """
 
     marks: dict[int, Mark]
     announced: frozenset[int] = frozenset()
     is_open: bool = False
+    names_all: bool = False
 
 
 def encode_marks(
-    position: int, marks: Mapping[int, Mark], announced: Collection[int] = (), *, is_open: bool = False
+    position: int,
+    marks: Mapping[int, Mark],
+    announced: Collection[int] = (),
+    *,
+    is_open: bool = False,
+    names_all: bool = False,
 ) -> str:
     """The metadata of a commit at `position`: at most 4,095 characters, empty when there is nothing to say.
 
@@ -66,7 +70,7 @@ def encode_marks(
     for offset, mark in marks.items():
         ahead = _ahead(offset, position)
         packed[ahead >> 2] |= mark << ((ahead & 3) << 1)
-    head = bytes([is_open * _OPEN + len(announced)])
+    head = bytes([is_open * _OPEN + names_all * _ALL_NAMED + len(announced)])
     head += b"".join(_ahead(offset, position).to_bytes(2, "big") for offset in sorted(announced))
     deflated = zlib.compress(packed, level=1)
     body = head + (_DEFLATED + deflated if len(deflated) < len(packed) else _PLAIN + packed)
@@ -80,23 +84,19 @@ def decode_marks(position: int, metadata: str) -> Known | None:
     if not metadata:
         return Known({})
     version, text = metadata[: len(_VERSION)], metadata[len(_VERSION) :]
-    if version not in (_VERSION, _FIRST_VERSION):
+    if version != _VERSION:
         return None
     try:
         blob = base64.b64decode(text, validate=True)
     except ValueError:
         return None
     checksum, body = blob[:_CHECKSUM_BYTES], blob[_CHECKSUM_BYTES:]
-    if checksum != _checksum(position, body):
+    if checksum != _checksum(position, body) or not body:
         return None
-    is_open, announced = False, frozenset[int]()
-    if version == _VERSION:
-        if not body:
-            return None
-        is_open, count = body[0] >= _OPEN, body[0] % _OPEN
-        head, body = body[1 : 1 + 2 * count], body[1 + 2 * count :]
-        announced = frozenset(position + int.from_bytes(head[at : at + 2], "big") for at in range(0, len(head), 2))
-    packed = _unpack(body)
+    count = body[0] & MAX_ANNOUNCED
+    head, packed_marks = body[1 : 1 + 2 * count], body[1 + 2 * count :]
+    announced = frozenset(position + int.from_bytes(head[at : at + 2], "big") for at in range(0, len(head), 2))
+    packed = _unpack(packed_marks)
     if packed is None:
         return None
     marks = {}
@@ -105,7 +105,7 @@ def decode_marks(position: int, metadata: str) -> Known | None:
             for place in range(4):
                 if bits := (four >> (place << 1)) & 3:
                     marks[position + index * 4 + place] = Mark(bits)
-    return Known(marks, announced, is_open)
+    return Known(marks, announced, bool(body[0] & _OPEN), bool(body[0] & _ALL_NAMED))
 
 
 def _ahead(offset: int, position: int) -> int:

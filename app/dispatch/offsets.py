@@ -40,6 +40,8 @@ class OffsetTracker:
         known = known or Known({})
         self.unclean = unclean or known.is_open
         """Whether the epoch before ended without its last commit."""
+        self.all_named = known.names_all
+        """Whether that epoch had announced whatever was running."""
         self._marks = known.marks
         self._announced: set[int] = set()
         self._condemned = {at for at in known.announced if self._marks.get(at) is Mark.TWO_CRASHES}
@@ -54,6 +56,11 @@ class OffsetTracker:
     def position(self) -> int:
         """The offset to commit: the first received one that is not done, else the one after the last received."""
         return self._received[0] if self._received else self._next
+
+    @property
+    def received_to(self) -> int:
+        """The offset behind the last one received."""
+        return self._next
 
     @property
     def unfinished(self) -> int:
@@ -152,15 +159,19 @@ class OffsetTracker:
             self._announced.remove(offset)
             self.changes += 1
 
-    def committable(self) -> CommittedOffset:
-        """The position, and what is known beyond it: every offset before it is done or does not exist."""
+    def committable(self, *, names_all: bool = False) -> CommittedOffset:
+        """The position, and what is known beyond it: every offset before it is done or does not exist. names_all: whether
+        nothing runs but what is announced."""
         position = self.position
         # What is said of offsets that were never received stays until the position has passed them.
         for offset in [offset for offset in self._marks if offset < position]:
             del self._marks[offset]
         self._condemned = {offset for offset in self._condemned if offset >= position}
         announced = [*(() if self._closed else self._announced), *self._condemned][:MAX_ANNOUNCED]
-        return CommittedOffset(position, encode_marks(position, self._marks, announced, is_open=not self._closed))
+        is_open = not self._closed
+        return CommittedOffset(
+            position, encode_marks(position, self._marks, announced, is_open=is_open, names_all=is_open and names_all)
+        )
 
     def close(self) -> None:
         """The next commit is the last one, and says that the epoch ended cleanly. Without a record there is none: how the

@@ -58,6 +58,9 @@ class Partition:
         self.unfinished_bytes = 0
         self._max_waiting = config.max_waiting
 
+    def committable(self) -> CommittedOffset:
+        return self.tracker.committable(names_all=self.caution.names_all)
+
     @property
     def running(self) -> bool:
         """Whether its records may be started."""

@@ -185,7 +185,7 @@ def test_dispatch_one_owner_keeps_order_per_key(seed: int) -> None:
 
 
 class HighestSeen(OffsetTracker):
-    def committable(self) -> CommittedOffset:
+    def committable(self, *, names_all: bool = False) -> CommittedOffset:
         return CommittedOffset(self._next)
 
 

@@ -16,7 +16,7 @@ from tests.examples import examples
 class HighestSeen(OffsetTracker):
     """The tracker without its safeguard: commits after the highest offset that is done, as many consumers do."""
 
-    def committable(self) -> CommittedOffset:
+    def committable(self, *, names_all: bool = False) -> CommittedOffset:
         done = [offset for offset in self._received if offset not in self._unfinished]
         return CommittedOffset(max(done) + 1) if done else super().committable()
 

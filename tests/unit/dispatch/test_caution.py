@@ -13,16 +13,23 @@ from app.core.record import Record, TopicPartition
 from app.dispatch import runner
 from app.dispatch.caution import SUSPECTS_AT_ONCE, Caution
 from app.dispatch.marks import Mark, decode_marks, encode_marks
+from app.dispatch.offsets import OffsetTracker
 from app.dispatch.retries import RetryPolicy
 from app.dispatch.work import DispatchConfig
 from tests.dispatching import GROUP, TOPIC, Stage, at_once, on_stage, taking, until
 
 
 def commit_for(
-    stage: Stage, marks: dict[int, Mark], announced: set[int], partition: int = 0, *, is_open: bool = True
+    stage: Stage,
+    marks: dict[int, Mark],
+    announced: set[int],
+    partition: int = 0,
+    *,
+    is_open: bool = True,
+    names_all: bool = False,
 ) -> None:
     """What an owner has left behind at offset 0, by default a dead one."""
-    metadata = encode_marks(0, marks, announced, is_open=is_open)
+    metadata = encode_marks(0, marks, announced, is_open=is_open, names_all=names_all)
     group = stage.broker.groups.setdefault(GROUP, _Group())
     group.committed[TopicPartition(TOPIC, partition)] = CommittedOffset(0, metadata)
 
@@ -100,6 +107,61 @@ def test_caution_suspects_and_others_run_few_at_once_and_announced() -> None:
             await until(stage.all_ended)
 
     on_stage(play)
+
+
+def test_caution_owner_that_named_all_leaves_no_other_suspects() -> None:
+    """Who was not announced did not run: it runs ahead, a few at once and announced, without a crash to its charge."""
+
+    async def play(stage: Stage) -> None:
+        commit_for(stage, {}, {3}, names_all=True)
+        stage.work.handler = taking(5)
+        stage.send(*[f"u-{number}" for number in range(30)])
+        async with stage.running(DispatchConfig(concurrency=20)):
+            await until(lambda: len(stage.history.running) == 6)
+            known = decode_marks(*(stage.broker.committed() or CommittedOffset(0)))
+            assert known is not None
+            assert ({3: Mark.ONE_CRASH}, frozenset(range(6))) == (known.marks, known.announced)
+            assert known.names_all
+            await until(stage.all_ended)
+
+    on_stage(play)
+
+
+def careful(received: int, reach: int) -> tuple[OffsetTracker, Caution]:
+    """An owner after an unclean end, of the first so many records."""
+    tracker = OffsetTracker(CommittedOffset(0, encode_marks(0, {}, is_open=True)))
+    caution = Caution(tracker, concurrency=2)
+    caution.suspect_up_to(0, reach)
+    for offset in range(received):
+        receive(tracker, caution, offset)
+    return tracker, caution
+
+
+def receive(tracker: OffsetTracker, caution: Caution, offset: int) -> None:
+    tracker.receive(offset)
+    caution.receive(offset, is_first_of_key=True)
+
+
+def test_caution_says_that_it_names_all_when_it_knows_the_suspects() -> None:
+    """Before, one of them could be among those that are still to come: of two permits, the first two of two keys."""
+    assert not careful(1, reach=5)[1].names_all
+    assert careful(2, reach=5)[1].names_all
+    assert careful(1, reach=1)[1].names_all
+    assert not Caution(OffsetTracker(None), concurrency=2).names_all
+
+
+def test_caution_that_ends_is_committed_before_anything_runs_unannounced() -> None:
+    """Or the next owner would take it for granted that what killed the process had been announced."""
+    tracker, caution = careful(2, reach=2)
+    committed, named = tracker.changes, [caution.names_all]
+    for offset in range(2):
+        tracker.finish(offset)
+    receive(tracker, caution, 7)
+    assert not caution.may_start(7, tracker.changes, others_run=False)
+    assert caution.wants_commit(committed)
+    named.append(caution.names_all)
+    assert [True, False] == named
+    assert caution.may_start(7, tracker.changes, others_run=False)
 
 
 def test_caution_trial_runs_alone_in_its_partition() -> None:

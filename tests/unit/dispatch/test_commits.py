@@ -239,7 +239,7 @@ def test_commits_refused_though_still_ours_without_safeguard_stays_unread(monkey
 
 def test_commits_without_metadata_repeat_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ablation: without what travels beside the offset, a clean restart repeats everything behind the slow record."""
-    monkeypatch.setattr(offsets, "encode_marks", lambda position, marks, announced, is_open: "")
+    monkeypatch.setattr(offsets, "encode_marks", lambda position, marks, announced, **more: "")
 
     async def play(stage: Stage) -> None:
         async def handle(record: Record, attempt: int) -> None:
@@ -295,7 +295,7 @@ def test_commits_of_highest_seen_tracker_are_noticed(monkeypatch: pytest.MonkeyP
     """Ablation: with a tracker that commits after the highest offset done, the watched broker reports a loss."""
 
     class HighestSeen(OffsetTracker):
-        def committable(self) -> CommittedOffset:
+        def committable(self, *, names_all: bool = False) -> CommittedOffset:
             return CommittedOffset(self._next)
 
     monkeypatch.setattr(partitions, "OffsetTracker", HighestSeen)

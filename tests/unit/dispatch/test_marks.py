@@ -19,15 +19,17 @@ POSITION = 12_345_678_901
     ahead=dictionaries(integers(0, WINDOW - 1), sampled_from(Mark), max_size=300),
     announced=sets(integers(0, WINDOW - 1), max_size=MAX_ANNOUNCED),
     is_open=booleans(),
+    names_all=booleans(),
 )
 def test_encode_marks_all_that_is_known_is_read_back(
-    position: int, ahead: dict[int, Mark], announced: set[int], is_open: bool
+    position: int, ahead: dict[int, Mark], announced: set[int], is_open: bool, names_all: bool
 ) -> None:
     """What was written at an offset is read back at that offset, and fits."""
     marks = {position + distance: mark for distance, mark in ahead.items()}
     offsets = frozenset(position + distance for distance in announced)
-    metadata = encode_marks(position, marks, offsets, is_open=is_open)
-    assert Known(marks, offsets, is_open) == decode_marks(position, metadata)
+    names_all = names_all and is_open
+    metadata = encode_marks(position, marks, offsets, is_open=is_open, names_all=names_all)
+    assert Known(marks, offsets, is_open, names_all) == decode_marks(position, metadata)
     assert len(metadata) <= MAX_METADATA_CHARACTERS
 
 
@@ -95,7 +97,7 @@ def test_decode_marks_each_damaged_character_is_noticed() -> None:
 )
 def test_decode_marks_well_signed_nonsense_is_not_ours(body: bytes) -> None:
     """A right checksum over a wrong body is refused too, and a small text that inflates to megabytes is not inflated."""
-    assert decode_marks(POSITION, signed("h1.", body)) is None
+    assert decode_marks(POSITION, signed("h1.", b"\x80" + body)) is None
     assert decode_marks(POSITION, signed("h2.", b"\x80" + body)) is None
     assert decode_marks(POSITION, signed("h2.", b"")) is None
 

@@ -1,8 +1,5 @@
 """Which offset may be committed: the tracker case by case, with the known bugs of others among them."""
 
-import base64
-import zlib
-
 import pytest
 
 from app.broker.base import MAX_METADATA_CHARACTERS, CommittedOffset
@@ -104,7 +101,7 @@ def test_offset_tracker_records_not_yet_received_again_stay_recorded() -> None:
 def test_offset_tracker_crash_counts_of_first_version_are_carried_on() -> None:
     """Marks of crashes stand for unfinished records: they run, and the counts stay until they are done."""
     marks = {4: Mark.TWO_CRASHES, 6: Mark.ONE_CRASH, 7: Mark.DONE}
-    tracker = OffsetTracker(CommittedOffset(4, first_version(4, marks)))
+    tracker = OffsetTracker(CommittedOffset(4, encode_marks(4, marks)))
     assert not tracker.unclean
     assert [True, True, True, False] == [tracker.receive(offset) for offset in (4, 5, 6, 7)]
     assert [2, 0, 1] == [tracker.crashes(offset) for offset in (4, 5, 6)]
@@ -112,16 +109,6 @@ def test_offset_tracker_crash_counts_of_first_version_are_carried_on() -> None:
     for offset in (4, 5, 6):
         tracker.finish(offset)
     assert CommittedOffset(8) == last_of(tracker)
-
-
-def first_version(position: int, marks: dict[int, Mark]) -> str:
-    """Metadata as it was before crashes were counted: marks alone."""
-    packed = bytearray(WINDOW // 4)
-    for offset, mark in marks.items():
-        packed[(offset - position) >> 2] |= mark << ((offset - position & 3) << 1)
-    body = b"\x00" + packed
-    checksum = zlib.crc32(body, zlib.crc32(str(position).encode())).to_bytes(4, "big")
-    return "h1." + base64.b64encode(checksum + body).decode()
 
 
 def test_offset_tracker_unclean_end_is_known_until_a_clean_one() -> None:
