@@ -10,7 +10,7 @@ from app.core.settings import load_settings
 from app.decisions.record import DECISIONS
 from tests.faults.checker import REPORTED, SHOWN, Verdict, check, standing_decisions
 from tests.faults.history import Fault, Held, History, Owned
-from tests.faults.repeats import STRAGGLES_MS
+from tests.faults.repeats import STRAGGLES_MS, workers_of
 from tests.faults.run import LAG_LIMIT_S, Run
 from tests.faults.sink import KEYLESS
 
@@ -108,7 +108,7 @@ def reported_beyond(history: History) -> list[str]:
 def _broken_off(history: History) -> dict[int, list[int]]:
     """When the work of whoever held a partition of the decisions was broken off: by what was done to it, or to all, or
     because another one was given the partition."""
-    workers = {one.worker for one in history.held}
+    workers = workers_of(history)
     broken: dict[int, list[int]] = defaultdict(list)
     for (topic, partition), spans in _spans(history.held).items():
         if topic == DECISIONS:

@@ -31,6 +31,12 @@ class Broken(NamedTuple):
     by: Literal["fault", "move"]
 
 
+def workers_of(history: History) -> set[str]:
+    """All there were. What was done to anything else was done to each of them: to Kafka, or to the network."""
+    names = {one.worker for one in history.ended} | {one.worker for one in history.held}
+    return names | {one.worker for one in history.owned}
+
+
 class Owners:
     """Who held which partition of the alerts when, and when that was broken off."""
 
@@ -38,7 +44,7 @@ class Owners:
         self._spans: dict[int, list[Owned]] = defaultdict(list)
         for one in sorted(history.owned, key=lambda one: one.start_ms):
             self._spans[one.partition].append(one)
-        workers = {one.worker for one in history.owned}
+        workers = workers_of(history)
         self._faults: dict[str, list[int]] = defaultdict(list)
         for fault in sorted(history.faults, key=lambda one: one.at_ms):
             if fault.breaks:

@@ -110,7 +110,8 @@ async def kill_at_every_step(bench: Bench, size: Size, ablate: Sequence[str]) ->
                 number, point, armed = following
                 armed.go()
                 following = start_ahead()
-                hits[point] += await _hit(run, armed, point)
+                is_hit = await _hit(run, armed, point)
+                hits[point] += is_hit
                 bench.say(f"{number} of {len(sequence)}: {point}: {'hit' if armed.hit(point) else 'NOT HIT'}")
 
         async with asyncio.TaskGroup() as turns:

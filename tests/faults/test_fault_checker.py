@@ -276,6 +276,13 @@ def repeat_what_another_worker_had_begun(history: History) -> None:
     history.calls.append(Call("a-1", 2, 1_500, 1_600))
 
 
+def repeat_what_another_worker_that_held_nothing_was_killed_beside(history: History) -> None:
+    """It had only begun, and its death is nobody else's."""
+    history.ended.append(Ended("worker-3", -9, "kill", "worker-3.log"))
+    history.faults.append(Fault("killed at: looked back", "worker-3", 1_250))
+    history.calls.append(Call("a-1", 2, 1_260, 1_390))
+
+
 def repeat_what_was_decided_before_the_kill(history: History) -> None:
     history.decisions[0] = decided(0, at_ms=1_240)
     history.calls.append(Call("a-0", 2, 1_500, 1_600))
@@ -364,6 +371,7 @@ PLANTED: tuple[tuple[Callable[[History], None], str, int], ...] = (
     (end_badly_when_told, "workers_died", 1),
     (end_before_it_was_killed, "workers_died", 1),
     (repeat_what_another_worker_had_begun, "repeats_unexplained", 1),
+    (repeat_what_another_worker_that_held_nothing_was_killed_beside, "repeats_unexplained", 1),
     (repeat_what_was_decided_before_the_kill, "repeats_unexplained", 1),
     (repeat_what_was_begun_after_the_kill, "repeats_unexplained", 1),
     (repeat_twice_after_one_kill, "repeats_unexplained", 1),
