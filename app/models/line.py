@@ -60,8 +60,9 @@ class Line:
         self._turn_s = 0.0
 
     def is_hopeless(self, agent: str, deadline: float) -> bool:
-        """Whether the turns before that of the agent's newcomer, at their pace, last far beyond its deadline."""
-        if self._turns < _MEASURED_TURNS:
+        """Whether the turns before that of the agent's newcomer, at their pace, last far beyond its deadline. Nobody's are
+        while the permits still double: the pace of a beginning says nothing about what follows."""
+        if self._turns < _MEASURED_TURNS or self._permits.is_beginning:
             return False
         own = len(self._waiting.get(agent, ()))
         others = (len(places) for name, places in self._waiting.items() if name != agent)

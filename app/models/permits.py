@@ -37,6 +37,11 @@ class Permits:
             doublings = min(int((now - self._silent_since) / SILENCE_S), _MOST_DOUBLINGS)
         return min(self.most, int(self._allowed) << doublings)
 
+    @property
+    def is_beginning(self) -> bool:
+        """Whether all are taken of a number that doubles still, up to the threshold."""
+        return self._allowed < self._threshold and self.taken >= self._allowed
+
     def closed_s(self, now: float) -> float:
         """How long no permit is given because the model's side asked for a pause; 0 when it did not."""
         return max(0.0, self._closed_until - now)

@@ -173,3 +173,25 @@ def test_gate_closed_begins_no_call() -> None:
     assert [FailureCode.GATE_CLOSED] * 2 == virtual(main)
     assert model.closed
     assert ["running"] == model.started
+
+
+def test_gate_that_begins_turns_nobody_away_for_its_first_pace() -> None:
+    """It begins with one call, and a few slow ones at first make the first turns far apart; then the number doubles, and all
+    are served in half of their time."""
+
+    async def main(loop: asyncio.AbstractEventLoop) -> list[float]:
+        gate, ended = ModelGate(ScriptedModel(), concurrency=64, attempt_ms=10_000), list[float]()
+
+        async def decide(number: int, after_s: float) -> None:
+            await asyncio.sleep(after_s)
+            seconds = 6.0 if 1 <= number <= 3 else 1.0
+            await gate.decide(request(seconds), loop.time() + 20)
+            ended.append(loop.time() - after_s)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(104):
+                tasks.create_task(decide(number, 0 if number < 64 else 6 + 0.05 * (number - 64)))
+        return ended
+
+    ended = virtual(main)
+    assert (104, True) == (len(ended), max(ended) < 14)
