@@ -34,7 +34,7 @@ def publish(rows: Sequence[Row], measured: Path = FOLDER, published: Path = PUBL
                 both = [new] if before is None else [before, new]
                 tried = sorted((one for result in both for one in result.ablations), key=lambda one: one.at)
                 latest_of_each = list({one.name: one for one in tried}.values())
-                newest = max(both, key=lambda result: result.at)
+                newest = max(reversed(both), key=lambda result: result.at)
                 keep(published, msgspec.structs.replace(newest, ablations=latest_of_each))
     soaked, known = soak.latest(measured), soak.latest(published)
     if soaked and (known is None or known.environment["at"] < soaked.environment["at"]):
