@@ -3,6 +3,8 @@
 import functools
 import re
 
+import msgspec
+
 CUT = "…[cut: "
 """How every mark begins that says what is not shown."""
 
@@ -57,3 +59,13 @@ def _as_escape(match: re.Match[str]) -> str:
 def _escape(character: str) -> str:
     units = character.encode("utf-16-be")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+def longest(struct: type[msgspec.Struct], field: str) -> int | None:
+    """How many characters a text field of a struct may have; None where nothing bounds it."""
+    shape = msgspec.inspect.type_info(struct)
+    assert isinstance(shape, msgspec.inspect.StructType)
+    kind = next((one.type for one in shape.fields if one.name == field), None)
+    while isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    return kind.max_length if isinstance(kind, msgspec.inspect.StrType) else None

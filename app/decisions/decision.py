@@ -12,6 +12,8 @@ from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 import msgspec
 
+from app.core.text import longest
+
 MAX_REASON_CHARACTERS = 4_000
 
 RiskName = Literal["LOW", "MEDIUM", "HIGH", "CRITICAL"]
@@ -131,9 +133,7 @@ class Fallback:
 @cache
 def _reason_room(decides: type[Decision]) -> int:
     """Characters; a decision type may have less room than its base."""
-    shape = msgspec.inspect.type_info(decides)
-    assert isinstance(shape, msgspec.inspect.StructType)
-    room = next(getattr(field.type, "max_length", None) for field in shape.fields if field.name == "reason")
+    room = longest(decides, "reason")
     return MAX_REASON_CHARACTERS if room is None else room
 
 

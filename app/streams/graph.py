@@ -23,6 +23,7 @@ import msgspec
 from app.broker.topics import MAX_AHEAD_MS, TopicSpec
 from app.core.durations import format_duration, parse_duration_ms
 from app.core.errors import SetupError
+from app.core.text import longest
 from app.streams.expressions import Column, Expression, Kind, columns_of, field_kinds, kind_of, literal
 
 MAX_ID_CHARACTERS = 400
@@ -182,8 +183,8 @@ class Stream:
         known = self.fields()
         if known.get(id) is not Kind.TEXT:
             raise SetupError(f"alert {name}", f"id {id!r} is not a text field")
-        longest = self._longest(id)
-        if longest is None or longest > MAX_ID_CHARACTERS:
+        bound = longest(self.source.spec.type, self._field_behind(id))
+        if bound is None or bound > MAX_ID_CHARACTERS:
             raise SetupError(
                 f"alert {name}",
                 f"id {id!r} may have any length; bound it to {MAX_ID_CHARACTERS} characters or fewer, such as "
@@ -204,17 +205,12 @@ class Stream:
             raise SetupError(f"alert {name}", f"{alert_type.__name__} has no field {', '.join(sorted(unknown))}")
         return AlertPipeline(self, alert_type, name, id, tuple(fields), to)
 
-    def _longest(self, name: str) -> int | None:
-        """Characters that a text field may have; None where nothing bounds it."""
+    def _field_behind(self, name: str) -> str:
+        """The record's field that a name stands for."""
         for step in reversed(self.steps):
             if isinstance(step, Derive) and step.name == name and isinstance(step.value, Column):
                 name = step.value.name
-        shape = msgspec.inspect.type_info(self.source.spec.type)
-        assert isinstance(shape, msgspec.inspect.StructType)
-        bound: int | None = next(
-            (getattr(field.type, "max_length", None) for field in shape.fields if field.name == name), None
-        )
-        return bound
+        return name
 
     def live(self, size: str, *, tile: str) -> "Windowed":
         """The last `size` up to now, kept as tiles; fresh on every event, decays by itself."""

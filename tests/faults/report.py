@@ -12,8 +12,6 @@ from tests.faults.soak import FULL, SHORTENED, Load, Soaked
 LABELS = {"kills": "faults"}
 """Columns that are not called as the checker's figures are."""
 
-NO_SOAK = "Not run yet"
-
 NOTES = {
     "alerts": "published, and acknowledged by the broker",
     "kills": "what breaks off work that is under way: kills, freezes, cut networks; not faults of a model or a store",
@@ -221,7 +219,7 @@ def _environment(results: Sequence[Result], session_s: float) -> str:
 
 def _soak(soaked: Soaked | None) -> str:
     if soaked is None:
-        return f"{NO_SOAK}: `make soak`."
+        return "Not run yet: `make soak`."
     load = soaked.load
     memory = ", ".join(
         f"{name} {soaked.rss_mb[name]} MB, {grown:g} of the middle" for name, grown in soaked.grown.items()

@@ -241,25 +241,22 @@ def shortened(*, noticed: bool = True) -> Result:
         )
         for number, ablation in enumerate(row.ablations)
     ]
-    return Result(
-        fault=row.name,
-        small=False,
-        seed=1,
-        size=dict(row.full),
-        verdict="held",
-        figures={},
-        more={},
-        failures=[],
-        problems=[],
-        seconds=1,
-        protocol="consumer",
-        at="",
-        commit="",
-        machine="",
-        promise=row.promise,
-        definition=definition_of(row),
-        ablations=tried,
-    )
+    return result_of(row, promise=row.promise, definition=definition_of(row), ablations=tried)
+
+
+def result_of(row: Row, **said: Any) -> Result:
+    """A row that held at full size, and nothing more but what is said."""
+    nothing: dict[str, Any] = {
+        "figures": {},
+        "more": {},
+        "failures": [],
+        "problems": [],
+        "at": "",
+        "commit": "",
+        "machine": "",
+    }
+    held: dict[str, Any] = {"verdict": "held", "small": False, "seed": 1, "seconds": 1, "protocol": "consumer"}
+    return Result(**{"fault": row.name, "size": dict(row.full), **nothing, **held, **said})
 
 
 def soaked(load: soak.Load = soak.FULL, failures: Sequence[str] = ()) -> soak.Soaked:

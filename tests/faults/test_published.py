@@ -9,7 +9,7 @@ from tests.faults import soak
 from tests.faults.published import PUBLISHED, page, publish
 from tests.faults.results import AblationResult, Result, keep, latest
 from tests.faults.rows import Ablation, Row, all_rows
-from tests.faults.test_fault_results import soaked
+from tests.faults.test_fault_results import result_of, soaked
 
 REPORT = "written by `python -m tests.faults --report`, also after a row has changed"
 
@@ -26,23 +26,7 @@ def result(at: str, verdict: str = "held", **ablations: str) -> Result:
     tried = [
         AblationResult(name, "not held", noticed=True, found={}, seconds=1, at=when) for name, when in ablations.items()
     ]
-    return Result(
-        fault=ROW.name,
-        small=False,
-        seed=1,
-        size={},
-        verdict=verdict,  # type: ignore[arg-type]
-        figures={},
-        more={},
-        failures=[],
-        problems=[],
-        seconds=1,
-        protocol="consumer",
-        at=at,
-        commit=at,
-        machine="",
-        ablations=tried,
-    )
+    return result_of(ROW, at=at, commit=at, verdict=verdict, ablations=tried)
 
 
 def _published(folder: Path) -> Result | None:

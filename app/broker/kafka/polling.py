@@ -287,12 +287,11 @@ class PollingThread:
         error = message.error()
         assert error is not None
         taken = self._membership.name_taken(error, self._group)
-        if taken is not None and self._has_just_left:
-            raise Unavailable(
-                f"{self._group}: the broker still counts this process's member of before, which has its name"
-            )
         if taken is not None:
-            raise taken
+            if not self._has_just_left:
+                raise taken
+            said = "the broker still counts this process's member of before, which has its name"
+            raise Unavailable(f"{self._group}: {said}")
         topic = message.topic() if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED else None
         failure = translate(error, topic or self._group, "Read")
         if error.fatal() or not isinstance(failure, Unavailable):

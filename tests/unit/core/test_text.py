@@ -1,8 +1,12 @@
 """Outside text is visible, bounded and encodable."""
 
 import unicodedata
+from typing import Annotated
 
-from app.core.text import CUT, escape_unsafe, one_line
+import msgspec
+import pytest
+
+from app.core.text import CUT, escape_unsafe, longest, one_line
 
 HIDING_CATEGORIES = {"Cc", "Cf", "Zl", "Zp", "Co"}
 
@@ -43,3 +47,17 @@ def test_one_line_exception_that_fails_to_speak_says_its_type() -> None:
             raise RuntimeError("no text")
 
     assert "Mute" == one_line(Mute())
+
+
+class Noted(msgspec.Struct):
+    """Text that is bounded, with more said about it, and text that is not."""
+
+    id: Annotated[str, msgspec.Meta(max_length=20, extra={"unit": "id"})]
+    text: str
+    number: int
+
+
+@pytest.mark.parametrize(("field", "expected"), [("id", 20), ("text", None), ("number", None), ("nobody", None)])
+def test_longest_is_what_the_declaration_says(field: str, expected: int | None) -> None:
+    """Whatever else it says about the field."""
+    assert expected == longest(Noted, field)

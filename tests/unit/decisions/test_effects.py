@@ -1,6 +1,6 @@
 """One effect a handler, under its key, to the configured address."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -32,7 +32,14 @@ class Failing(Listening):
         raise Unavailable("http://a.test: answered 503")
 
 
-def effects_of(world: World, poster: Listening, receivers: Receivers, *, may_begin: bool = True) -> Effects:
+def effects_of(
+    world: World,
+    poster: Listening,
+    receivers: Receivers,
+    *,
+    may_begin: Callable[[], bool] = lambda: True,
+    at_most_once: bool = False,
+) -> Effects:
     decided = record(Link("w", 0, ""))
     return Effects(
         "stop",
@@ -44,7 +51,8 @@ def effects_of(world: World, poster: Listening, receivers: Receivers, *, may_beg
         receivers=receivers,
         producer=world.broker.producer(),
         clock=world.clock,
-        may_begin=lambda: may_begin,
+        may_begin=may_begin,
+        at_most_once=at_most_once,
     )
 
 
@@ -68,7 +76,7 @@ def test_effect_that_may_not_begin_any_more_is_not_made() -> None:
         poster, world = Listening(), await World.create(clock)
         receivers = Receivers({"stop": "http://a.test/"})
         for kind in ("post", "review"):
-            effects = effects_of(world, poster, receivers, may_begin=False)
+            effects = effects_of(world, poster, receivers, may_begin=lambda: False)
             with pytest.raises(Unavailable, match="switched since its handler began"):
                 await (effects.post({}) if kind == "post" else effects.request_review("look"))
             assert (None, True) == (effects.outcome, effects.came_late)
@@ -83,20 +91,22 @@ def test_handler_that_tries_again_by_itself(at_most_once: bool, posts: int) -> N
     is not called again, and what has begun never counts as late."""
 
     async def main(clock: Clock) -> None:
-        poster = Failing()
-        effects = effects_of(await World.create(clock), poster, Receivers({"stop": "http://a.test/"}), may_begin=False)
-        effects._at_most_once = at_most_once
+        poster, world, answers = Failing(), await World.create(clock), [False, True, True, False]
+        effects = effects_of(
+            world,
+            poster,
+            Receivers({"stop": "http://a.test/"}),
+            may_begin=lambda: answers.pop(0),
+            at_most_once=at_most_once,
+        )
         with pytest.raises(Unavailable, match="switched"):
             await effects.post({})
-        effects._may_begin = lambda: True
         with pytest.raises(Unavailable, match="answered 503"):
             await effects.post({})
         assert (None, False) == (effects.outcome, effects.came_late)
-        with pytest.raises(Unavailable):
-            await effects.post({})
-        effects._may_begin = lambda: False
-        with pytest.raises(Unavailable):
-            await effects.post({})
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await effects.post({})
         assert (posts, None, False) == (len(poster.headers), effects.outcome, effects.came_late)
 
     run_virtual(main, START_MS)
