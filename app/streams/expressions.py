@@ -176,6 +176,20 @@ def field_kinds(record_type: type) -> dict[str, Kind]:
     return kinds
 
 
+def optional_kinds(record_type: type) -> dict[str, Kind]:
+    """Kind of each field of a struct that may also be None."""
+    info = msgspec.inspect.type_info(record_type)
+    assert isinstance(info, msgspec.inspect.StructType)
+    kinds = {}
+    for field in info.fields:
+        if isinstance(field.type, msgspec.inspect.UnionType) and field.type.includes_none:
+            inner = [one for one in field.type.types if not isinstance(one, msgspec.inspect.NoneType)]
+            kind = _kind_of_type(inner[0]) if len(inner) == 1 else None
+            if kind is not None:
+                kinds[field.name] = kind
+    return kinds
+
+
 def _kind_of_type(info: msgspec.inspect.Type) -> Kind | None:
     if isinstance(info, msgspec.inspect.Metadata):
         if (info.extra or {}).get("unit") == "usd":

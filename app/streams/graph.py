@@ -2,140 +2,75 @@
 
     orders = Topic("raw.orders", OrderEvent, key="user_id", out_of_orderness="5s").once("order_id", within="1m")
     large = orders.where(col.amount_usd > 10_000).alert(HighValueOrder, id="order_id")
+    series = orders.burst(count=5, within="5m").alert(OrderBurst, id="order_id")
     per_user = orders.live("5m", tile="30s").aggregate(order_count_5m=count()).serve("user_features")
     rate = orders.tumbling("5m").aggregate(order_count_5m=count()).to("features.order_rate_5m")
+    unpaid = orders.join(payments, on="order_id", within=("0s", "1h"), prefix="payment_").missing().alert(...)
 
-A mistake in a declaration is a `SetupError` on the line that makes it. Two declarations that compute the same have the
-same `fingerprint`; state made by one is never read by another.
+A mistake in a declaration is a `SetupError` on the line that makes it.
 """
 
-import hashlib
 import keyword
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from types import ModuleType
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
 
 from app.broker.topics import MAX_AHEAD_MS, TopicSpec
-from app.core.durations import format_duration, parse_duration_ms
+from app.core.durations import parse_duration_ms
 from app.core.errors import SetupError
 from app.core.text import longest
-from app.streams.expressions import Column, Expression, Kind, columns_of, field_kinds, kind_of, literal
+from app.streams.aggregates import Aggregate, count, maximum, mean, minimum, total
+from app.streams.expressions import (
+    Column,
+    Expression,
+    Kind,
+    columns_of,
+    field_kinds,
+    kind_of,
+    literal,
+    optional_kinds,
+)
+from app.streams.pipelines import (
+    Aggregates,
+    Alert,
+    AlertPipeline,
+    Burst,
+    Derive,
+    FinalPipeline,
+    Hopping,
+    Join,
+    JoinPipeline,
+    LivePipeline,
+    Once,
+    Raised,
+    Records,
+    Session,
+    Source,
+    Steps,
+    Where,
+    field_behind,
+    fields_after,
+)
+
+__all__ = ["Alert", "Stream", "Topic", "count", "maximum", "mean", "minimum", "total"]
 
 MAX_ID_CHARACTERS = 400
 """Of what an alert's id is made of, beside its rule and key: whoever chooses ids must not choose to be left unjudged."""
 
+MAX_BURST = 1_000
+"""Records of a key that a burst remembers."""
 
-def _tag(class_name: str) -> str:
-    """HighValueOrder -> high_value_order."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
+MOST_STEPS = 1_440
+"""Steps in a hopping window: each is merged into each of its windows."""
 
-
-class Alert(msgspec.Struct, frozen=True, kw_only=True, tag_field="alert_type", tag=_tag):
-    """Base of all alerts; `alert_type` is the class name in snake case unless `tag=` says otherwise. `alert_id` is derived, so the same event gives the same id whenever it is read;
-    `triggered_at` is the event's time."""
-
-    alert_id: str
-    triggered_at: datetime
-
-
-@dataclass(frozen=True)
-class Once:
-    """Lets the first record of an id pass, per key; forgets it when event time has moved on by `within_ms`."""
-
-    field: str
-    within_ms: int
-
-    def __str__(self) -> str:
-        return f"once({self.field}, within={format_duration(self.within_ms)})"
+ALERTS = "processed.alerts"
 
 
 @dataclass(frozen=True, eq=False)
-class Where:
-    condition: Expression
-
-    def __str__(self) -> str:
-        return f"where{self.condition}"
-
-
-@dataclass(frozen=True, eq=False)
-class Derive:
-    """A new field, computed from the ones before it."""
-
-    name: str
-    value: Expression
-
-    def __str__(self) -> str:
-        return f"derive({self.name}={self.value})"
-
-
-@dataclass(frozen=True, eq=False)
-class Aggregate:
-    """count: records. total: sum of `value`, money in cents. Only records where `when` holds, if given."""
-
-    function: Literal["count", "total"]
-    value: Expression | None = None
-    when: Expression | None = None
-
-    def __str__(self) -> str:
-        inside = [str(self.value)] if self.value is not None else []
-        inside += [f"when={self.when}"] if self.when is not None else []
-        return f"{self.function}({', '.join(inside)})"
-
-
-def count(*, when: Expression | None = None) -> Aggregate:
-    """How many records."""
-    return Aggregate("count", None, when)
-
-
-def total(value: Expression, *, when: Expression | None = None) -> Aggregate:
-    """Sum of a whole number or of money."""
-    return Aggregate("total", value, when)
-
-
-@dataclass(frozen=True)
-class OutputField:
-    """One aggregate as others see it: its name, and whether its integer is a count or cents."""
-
-    name: str
-    kind: Kind
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A topic of events. `spec.key` is the field that every record is keyed and grouped by."""
-
-    spec: TopicSpec
-    out_of_orderness_ms: int
-
-    @property
-    def key(self) -> str:
-        assert self.spec.key is not None
-        return self.spec.key
-
-    def __str__(self) -> str:
-        return f"{self.spec.name} by {self.key}, out of orderness {format_duration(self.out_of_orderness_ms)}"
-
-
-@dataclass(frozen=True, eq=False)
-class Stream:
+class Stream(Records):
     """Records of one source after some steps. Every method returns a new one."""
-
-    source: Source
-    once_rule: Once | None = None
-    steps: tuple[Where | Derive, ...] = ()
-
-    def fields(self) -> dict[str, Kind]:
-        """Fields that the next step may use."""
-        fields = field_kinds(self.source.spec.type)
-        for step in self.steps:
-            if isinstance(step, Derive):
-                fields[step.name] = kind_of(step.value, fields, step.name)
-        return fields
 
     def once(self, id: str, *, within: str) -> "Stream":
         """Lets the first record of an id pass and drops its repeats, per key, within the given event time.
@@ -150,200 +85,265 @@ class Stream:
 
     def where(self, condition: Expression) -> "Stream":
         """Only the records for which the condition holds."""
-        condition = literal(condition)
-        if kind_of(condition, self.fields(), f"where{condition}") is not Kind.BOOLEAN:
-            raise SetupError(f"where({condition})", "is not true or false")
-        return Stream(self.source, self.once_rule, (*self.steps, Where(condition)))
+        return Stream(self.source, self.once_rule, _with_where(self.steps, condition, self.fields()))
 
     def derive(self, **values: Expression) -> "Stream":
         """New fields, in the order given; a later one may use an earlier one."""
-        stream = self
-        for name, value in values.items():
-            _require_name(f"derive({name}=...)", name)
-            known = stream.fields()
-            if name in known or name in self.source.spec.type.__struct_fields__:
-                raise SetupError(f"derive({name}=...)", "the record has this field already")
-            kind_of(value, known, f"derive({name}=...)")
-            stream = Stream(stream.source, stream.once_rule, (*stream.steps, Derive(name, value)))
-        return stream
+        known, taken = field_kinds(self.source.spec.type), self.source.spec.type.__struct_fields__
+        return Stream(self.source, self.once_rule, _with_derived(self.steps, values, known, taken))
 
     def alert(
         self,
         alert_type: type[Alert],
         *,
-        id: str,
+        id: str | None = None,
+        at_most_once_per: str | None = None,
         rule: str | None = None,
-        to: str = "processed.alerts",
+        to: str = ALERTS,
         **values: Expression,
-    ) -> "AlertPipeline":
+    ) -> AlertPipeline:
         """One alert a record, `alert_id` = rule:key:id. Its other fields come from the record's of the same name, or
-        from `values`. rule: the alert type's tag unless given; unique in an application."""
-        tag = alert_type.__struct_config__.tag
-        name = rule or str(tag)
-        known = self.fields()
-        if known.get(id) is not Kind.TEXT:
-            raise SetupError(f"alert {name}", f"id {id!r} is not a text field")
-        bound = longest(self.source.spec.type, self._field_behind(id))
-        if bound is None or bound > MAX_ID_CHARACTERS:
-            raise SetupError(
-                f"alert {name}",
-                f"id {id!r} may have any length; bound it to {MAX_ID_CHARACTERS} characters or fewer, such as "
-                "Annotated[str, msgspec.Meta(max_length=200)]: agents take no longer ids",
-            )
-        target = field_kinds(alert_type)
-        fields: list[tuple[str, Expression]] = []
-        for field in msgspec.structs.fields(alert_type):
-            if field.name in ("alert_id", "triggered_at"):
-                continue
-            value = values.get(field.name, Column(field.name))
-            kind = kind_of(value, known, f"alert {name}, field {field.name}")
-            if target.get(field.name) is not kind:
-                raise SetupError(f"alert {name}", f"field {field.name} is not {kind.value} in {alert_type.__name__}")
-            fields.append((field.name, value))
-        unknown = values.keys() - {name for name, _ in fields}
-        if unknown:
-            raise SetupError(f"alert {name}", f"{alert_type.__name__} has no field {', '.join(sorted(unknown))}")
-        return AlertPipeline(self, alert_type, name, id, tuple(fields), to)
+        from `values`. rule: the alert type's tag unless given; unique in an application.
 
-    def _field_behind(self, name: str) -> str:
-        """The record's field that a name stands for."""
-        for step in reversed(self.steps):
-            if isinstance(step, Derive) and step.name == name and isinstance(step.value, Column):
-                name = step.value.name
-        return name
+        at_most_once_per: instead of `id`, only the first record of a key in each slice of that length (aligned to the
+        epoch) raises one, `alert_id` = rule:key:start of the slice in ms.
+        """
+        return AlertPipeline(self, _raised_of_records(self, alert_type, id, at_most_once_per, rule, to, values))
 
-    def live(self, size: str, *, tile: str) -> "Windowed":
+    def burst(self, *, count: int, within: str) -> "Bursts":
+        """The records at which the last `count` of their key have come within the given event time, and one record
+        earlier they had not."""
+        within_ms = parse_duration_ms(within, "burst(within=...)")
+        if not 2 <= count <= MAX_BURST:
+            raise SetupError(f"burst(count={count})", f"takes 2 to {MAX_BURST:,} records")
+        return Bursts(self, Burst(count, within_ms))
+
+    def live(self, size: str, *, tile: str) -> "Live":
         """The last `size` up to now, kept as tiles; fresh on every event, decays by itself."""
         size_ms, tile_ms = parse_duration_ms(size, "live(size)"), parse_duration_ms(tile, "live(tile=...)")
         if tile_ms <= 0 or size_ms % tile_ms or size_ms < tile_ms:
             raise SetupError(f"live({size!r}, tile={tile!r})", "the window must be a whole number of tiles")
-        return Windowed(self, "live", size_ms, tile_ms)
+        return Live(self, size_ms, tile_ms)
 
     def tumbling(self, size: str) -> "Windowed":
         """Windows of `size` side by side, aligned to the epoch in UTC."""
         size_ms = parse_duration_ms(size, "tumbling(size)")
         if size_ms <= 0:
             raise SetupError(f"tumbling({size!r})", "must be longer than nothing")
-        return Windowed(self, "tumbling", size_ms, size_ms)
+        return Windowed(self, Hopping(size_ms, size_ms))
 
-    def __str__(self) -> str:
-        parts = [str(self.source), *([str(self.once_rule)] if self.once_rule else []), *map(str, self.steps)]
-        return " -> ".join(parts)
+    def hopping(self, size: str, *, step: str) -> "Windowed":
+        """Windows of `size` that begin every `step`, aligned to the epoch in UTC. A record late for its step is late for all
+        of its windows."""
+        size_ms, step_ms = parse_duration_ms(size, "hopping(size)"), parse_duration_ms(step, "hopping(step=...)")
+        if step_ms <= 0 or size_ms % step_ms or size_ms < step_ms:
+            raise SetupError(f"hopping({size!r}, step={step!r})", "the window must be a whole number of steps")
+        if size_ms > MOST_STEPS * step_ms:
+            raise SetupError(
+                f"hopping({size!r}, step={step!r})", f"has more than {MOST_STEPS:,} steps; take longer ones"
+            )
+        return Windowed(self, Hopping(size_ms, step_ms))
+
+    def session(self, *, gap: str) -> "Windowed":
+        """From a key's first record to `gap` after its last one; a record at the very end still belongs to it."""
+        gap_ms = parse_duration_ms(gap, "session(gap=...)")
+        if gap_ms <= 0:
+            raise SetupError(f"session(gap={gap!r})", "must be longer than nothing")
+        return Windowed(self, Session(gap_ms))
+
+    def join(
+        self,
+        right: "Stream",
+        *,
+        within: tuple[str, str],
+        prefix: str,
+        on: str | tuple[str, ...] = (),
+        how: Literal["inner", "left"] = "inner",
+    ) -> "Joined":
+        """Pairs with records of `right`, of the same key and the same `on` fields, whose event time lies within the two
+        bounds after this one's: ("-5m", "30m") is from 5 minutes before to 30 minutes after.
+
+        prefix: stands before the names of the right record's fields. how: `left` also gives each record of this stream
+        without a partner, its right fields null, once no partner can come any more.
+        """
+        lower_ms, upper_ms = (_signed_ms(bound) for bound in within)
+        where = f"join({right.source.spec.name})"
+        if lower_ms > upper_ms:
+            raise SetupError(where, f"within={within!r}: the first bound lies behind the second")
+        mine, theirs = self.source.spec, right.source.spec
+        if mine.partitions != theirs.partitions:
+            raise SetupError(
+                where,
+                f"{mine.name} has {mine.partitions} partitions and {theirs.name} {theirs.partitions}: records of one key "
+                "meet only where both topics have the same number",
+            )
+        names = (on,) if isinstance(on, str) else on
+        for name in names:
+            kinds = self.fields().get(name), right.fields().get(name)
+            if kinds[0] is None or kinds[0] is not kinds[1]:
+                raise SetupError(where, f"on={name!r}: it is not a field of both sides, of one kind")
+        pairs = tuple((name, name) for name in names)
+        taken = {prefix + name for name in right.fields()} & self.fields().keys()
+        if not prefix.isidentifier() or taken:
+            raise SetupError(where, f"prefix={prefix!r}: is no name, or makes a field that is there: {sorted(taken)}")
+        copied = Stream(right.source, right.once_rule, right.steps)  # may be this very stream
+        return Joined(Join(self, copied, pairs, lower_ms, upper_ms, how, prefix))
 
 
 @dataclass(frozen=True, eq=False)
-class Windowed:
-    """A stream cut into slices; `aggregate` says what is computed of each."""
+class Bursts:
+    """The records that complete a burst."""
 
     stream: Stream
-    window: Literal["live", "tumbling"]
-    size_ms: int
-    slice_ms: int
+    rule: Burst
 
-    def aggregate(self, **aggregates: Aggregate) -> "Aggregated":
-        if not aggregates:
-            raise SetupError("aggregate()", "needs at least one aggregate, such as n=count()")
-        fields = self.stream.fields()
-        outputs = []
-        for name, aggregate in aggregates.items():
-            where = f"aggregate({name}=...)"
-            _require_name(where, name)
-            if name in (self.stream.source.key, *RESERVED):
-                raise SetupError(where, "this name is taken; choose another one")
-            if aggregate.when is not None and kind_of(aggregate.when, fields, where) is not Kind.BOOLEAN:
-                raise SetupError(where, "when= is not true or false")
-            kind = Kind.INTEGER if aggregate.value is None else kind_of(aggregate.value, fields, where)
-            if kind not in (Kind.INTEGER, Kind.MONEY):
-                raise SetupError(where, f"total of {kind.value} is not exact; only whole numbers and money are summed")
-            outputs.append(OutputField(name, kind))
-        return Aggregated(self, tuple(aggregates.items()), tuple(outputs))
+    def alert(
+        self,
+        alert_type: type[Alert],
+        *,
+        id: str | None = None,
+        at_most_once_per: str | None = None,
+        rule: str | None = None,
+        to: str = ALERTS,
+        **values: Expression,
+    ) -> AlertPipeline:
+        """As `Stream.alert`, of the records that complete a burst."""
+        raised = _raised_of_records(self.stream, alert_type, id, at_most_once_per, rule, to, values)
+        return AlertPipeline(self.stream, raised, self.rule)
 
 
 @dataclass(frozen=True, eq=False)
-class Aggregated:
-    windowed: Windowed
-    aggregates: tuple[tuple[str, Aggregate], ...]
-    outputs: tuple[OutputField, ...]
+class Live:
+    """A stream cut into tiles; `aggregate` says what is computed of each."""
 
-    def serve(self, view: str) -> "LivePipeline":
+    stream: Stream
+    size_ms: int
+    tile_ms: int
+
+    def aggregate(self, **aggregates: Aggregate) -> "LiveAggregated":
+        return LiveAggregated(self, _aggregates(self.stream, aggregates))
+
+
+@dataclass(frozen=True, eq=False)
+class LiveAggregated:
+    live: Live
+    aggregates: Aggregates
+
+    def serve(self, view: str) -> LivePipeline:
         """Serves live tiles as features: agents read `view`, Redis holds `view:{entity}`."""
-        if self.windowed.window != "live":
-            raise SetupError(f"serve({view!r})", "only live windows are served; write the others to(...) a topic")
         if view == "headrace" or not re.fullmatch(r"[A-Za-z0-9._-]+", view):
             raise SetupError(
                 f"serve({view!r})",
                 "a view's name has letters, digits, '.', '_' and '-', and 'headrace' is the store's own",
             )
-        return LivePipeline(
-            self.windowed.stream, self.windowed.size_ms, self.windowed.slice_ms, self.aggregates, self.outputs, view
-        )
-
-    def to(self, topic: str) -> "TumblingPipeline":
-        """Writes one final row an entity and window."""
-        if self.windowed.window != "tumbling":
-            raise SetupError(f"to({topic!r})", "live windows have no final row; serve(...) them")
-        return TumblingPipeline(self.windowed.stream, self.windowed.size_ms, self.aggregates, self.outputs, topic)
+        return LivePipeline(self.live.stream, self.live.size_ms, self.live.tile_ms, self.aggregates, view)
 
 
 @dataclass(frozen=True, eq=False)
-class AlertPipeline:
-    """One alert a record that passes."""
+class Windowed:
+    """A stream cut into windows; `aggregate` says what is computed of each."""
 
     stream: Stream
-    alert_type: type[Alert]
-    rule: str
-    id_field: str
-    fields: tuple[tuple[str, Expression], ...]
-    topic: str
+    window: Hopping | Session
 
-    def __str__(self) -> str:
-        fields = ", ".join(f"{name}={value}" for name, value in self.fields)
-        return f"{self.stream} -> alert({self.rule}, id={self.id_field}, {fields}) -> {self.topic}"
+    def aggregate(self, **aggregates: Aggregate) -> "Aggregated":
+        return Aggregated(self.stream, self.window, _aggregates(self.stream, aggregates))
 
 
 @dataclass(frozen=True, eq=False)
-class LivePipeline:
-    """Tiles of one view."""
+class Aggregated:
+    """Final rows of windows."""
 
     stream: Stream
-    size_ms: int
-    tile_ms: int
-    aggregates: tuple[tuple[str, Aggregate], ...]
-    outputs: tuple[OutputField, ...]
-    view: str
+    window: Hopping | Session
+    aggregates: Aggregates
+    condition: Expression | None = None
 
-    @property
-    def topic(self) -> str:
-        return f"features.{self.view}"
+    def fields(self) -> dict[str, Kind]:
+        """Of a row. Aggregates that may be null are not among them."""
+        own = {"window_start": Kind.TIME, "window_end": Kind.TIME, self.stream.source.key: Kind.TEXT}
+        return own | {name: kind for name, aggregate, kind in self.aggregates.named if not aggregate.may_be_nothing}
 
-    @property
-    def comparable(self) -> bool:
-        """Whether every valid record of the source shows in the view, so that a reader can wait for its own event."""
-        return not any(isinstance(step, Where) for step in self.stream.steps)
+    def having(self, condition: Expression) -> "Aggregated":
+        """Only the rows for which the condition on key, window and aggregates holds."""
+        condition = literal(condition)
+        self._require_certain(f"having{condition}", condition)
+        if kind_of(condition, self.fields(), f"having{condition}") is not Kind.BOOLEAN:
+            raise SetupError(f"having({condition})", "is not true or false")
+        return replace(self, condition=condition if self.condition is None else self.condition & condition)
 
-    def __str__(self) -> str:
-        window = f"live({format_duration(self.size_ms)}, tile={format_duration(self.tile_ms)})"
-        return f"{self.stream} -> {window} -> {_shown(self.aggregates)} -> {self.topic}"
+    def to(self, topic: str) -> FinalPipeline:
+        """Writes one final row a key and window."""
+        return FinalPipeline(self.stream, self.window, self.aggregates, self.condition, topic)
+
+    def alert(
+        self, alert_type: type[Alert], *, rule: str | None = None, to: str = ALERTS, **values: Expression
+    ) -> FinalPipeline:
+        """One alert a row, `alert_id` = rule:key:start of the window in ms, `triggered_at` the window's end. Its other fields
+        come from the row's of the same name, or from `values`."""
+        for name, value in values.items():
+            self._require_certain(f"alert {alert_type.__name__}, field {name}", value)
+        raised = _raised(alert_type, (), None, rule, to, values, self.fields(), {})
+        return FinalPipeline(self.stream, self.window, self.aggregates, self.condition, raised)
+
+    def _require_certain(self, where: str, expression: Expression) -> None:
+        for name, aggregate, _ in self.aggregates.named:
+            if aggregate.may_be_nothing and name in columns_of(expression):
+                raise SetupError(where, f"{name} may be null; without when= it is not, and count(when=...) never is")
 
 
 @dataclass(frozen=True, eq=False)
-class TumblingPipeline:
-    """Final rows of tumbling windows."""
+class Joined:
+    """Pairs of records of two streams."""
 
-    stream: Stream
-    size_ms: int
-    aggregates: tuple[tuple[str, Aggregate], ...]
-    outputs: tuple[OutputField, ...]
-    topic: str
+    pairs: Join
+    steps: Steps = ()
 
-    def __str__(self) -> str:
-        return (
-            f"{self.stream} -> tumbling({format_duration(self.size_ms)}) -> {_shown(self.aggregates)} -> {self.topic}"
-        )
+    def fields(self) -> dict[str, Kind]:
+        """Fields that the next step may use: of a `left` join only the left record's are there for sure."""
+        certain = self.pairs.left.fields() if self.pairs.how == "left" else self.pairs.fields()
+        return fields_after(self.steps, certain)
 
+    def where(self, condition: Expression) -> "Joined":
+        """Only the pairs for which the condition holds."""
+        return replace(self, steps=_with_where(self.steps, condition, self.fields()))
 
-WindowedPipeline = LivePipeline | TumblingPipeline
-Pipeline = AlertPipeline | WindowedPipeline
+    def derive(self, **values: Expression) -> "Joined":
+        """New fields, in the order given; a later one may use an earlier one."""
+        return replace(self, steps=_with_derived(self.steps, values, self.fields(), tuple(self.pairs.fields())))
+
+    def missing(self) -> "Joined":
+        """Only the left records that have no partner, once no partner can come any more."""
+        if self.pairs.how != "inner" or self.steps:
+            raise SetupError("missing()", "stands directly behind join(...), which gives pairs unless it does")
+        return Joined(replace(self.pairs, how="missing"))
+
+    def alert(
+        self,
+        alert_type: type[Alert],
+        *,
+        id: str | tuple[str, ...],
+        rule: str | None = None,
+        to: str = ALERTS,
+        **values: Expression,
+    ) -> JoinPipeline:
+        """One alert a pair, `alert_id` = rule:key:id, or rule:key:id:id for two fields: a pair is named by an id of each
+        side. `triggered_at` is the time of the later record; of a left record without a partner, the time from which none
+        can match. Its other fields come from the pair's of the same name, or from `values`."""
+        names = (id,) if isinstance(id, str) else id
+        join = self.pairs
+        optional = {} if join.how != "left" else {n: k for n, k in join.fields().items() if n not in join.left.fields()}
+        if join.how == "inner" and not any(name.startswith(join.prefix) for name in names):
+            raise SetupError(f"alert {alert_type.__name__}", f"id={id!r} names no pair; give an id of either side")
+        if join.how != "inner" and any(name in optional for name in names):
+            raise SetupError(f"alert {alert_type.__name__}", f"id={id!r}: of {optional} one may be null")
+        raised = _raised(alert_type, names, None, rule, to, values, self.fields(), optional)
+        for name in names:
+            side, own = (
+                (join.right, name.removeprefix(join.prefix)) if name.startswith(join.prefix) else (join.left, name)
+            )
+            _require_bounded(raised.rule, name, side, own, len(names))
+        return JoinPipeline(join, self.steps, raised)
 
 
 RESERVED = ("version", "window_start", "window_end", "tile", "partition", "progress")
@@ -384,51 +384,131 @@ class Topic(Stream):
         super().__init__(Source(spec, out_of_orderness_ms))
 
 
-def _require_name(where: str, name: str) -> None:
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise SetupError(where, f"{name!r} is no name; letters, digits and _ are")
-
-
 def parse_retention_ms(text: str, setting: str) -> int | None:
     """Milliseconds, or None for `forever`."""
     return None if text == "forever" else parse_duration_ms(text, setting)
 
 
-def pipelines_in(module: ModuleType) -> dict[str, Pipeline]:
-    """The pipelines that a module declares, by the names of their variables."""
-    found = {name: value for name, value in vars(module).items() if isinstance(value, Pipeline)}
-    return found
+def _require_name(where: str, name: str) -> None:
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise SetupError(where, f"{name!r} is no name; letters, digits and _ are")
 
 
-def fingerprint(pipeline: Pipeline) -> str:
-    """16 hex digits that change when what the pipeline computes changes, the kinds of the fields it reads among it."""
-    kinds = field_kinds(pipeline.stream.source.spec.type)
-    read = sorted(f"{name} {kinds[name].value}" for name in columns_used(pipeline) if name in kinds)
-    return hashlib.sha256("; ".join([str(pipeline), *read]).encode()).hexdigest()[:16]
+def _signed_ms(text: str) -> int:
+    setting = "join(within=...)"
+    return -parse_duration_ms(text[1:], setting) if text.startswith("-") else parse_duration_ms(text, setting)
 
 
-def columns_used(pipeline: Pipeline) -> set[str]:
-    """Names of the fields that a pipeline reads, derived ones among them."""
-    used: set[str] = set()
-    for step in pipeline.stream.steps:
-        used |= columns_of(step.condition if isinstance(step, Where) else step.value)
-    if isinstance(pipeline, AlertPipeline):
-        return used | {pipeline.id_field}.union(*(columns_of(value) for _, value in pipeline.fields))
-    for _, aggregate in pipeline.aggregates:
-        for expression in (aggregate.value, aggregate.when):
-            used |= columns_of(expression) if expression is not None else set()
-    return used
+def _with_where(steps: Steps, condition: Expression, known: dict[str, Kind]) -> Steps:
+    condition = literal(condition)
+    if kind_of(condition, known, f"where{condition}") is not Kind.BOOLEAN:
+        raise SetupError(f"where({condition})", "is not true or false")
+    return (*steps, Where(condition))
 
 
-def unique_names(pipelines: Mapping[str, Pipeline]) -> None:
-    """Raises: SetupError when two pipelines write alerts under one rule, tiles of one view, or one topic of rows."""
-    seen: dict[str, str] = {}
-    for name, pipeline in pipelines.items():
-        target = f"rule {pipeline.rule}" if isinstance(pipeline, AlertPipeline) else f"topic {pipeline.topic}"
-        if target in seen:
-            raise SetupError(name, f"{target} is written by {seen[target]} already")
-        seen[target] = name
+def _with_derived(
+    steps: Steps, values: dict[str, Expression], fields: dict[str, Kind], taken: tuple[str, ...]
+) -> Steps:
+    for name, value in values.items():
+        where = f"derive({name}=...)"
+        _require_name(where, name)
+        known = fields_after(steps, fields)
+        if name in known or name in taken:
+            raise SetupError(where, "the record has this field already")
+        kind_of(value, known, where)
+        steps = (*steps, Derive(name, value))
+    return steps
 
 
-def _shown(aggregates: tuple[tuple[str, Aggregate], ...]) -> str:
-    return ", ".join(f"{name}={aggregate}" for name, aggregate in aggregates)
+def _aggregates(stream: Stream, aggregates: dict[str, Aggregate]) -> Aggregates:
+    if not aggregates:
+        raise SetupError("aggregate()", "needs at least one aggregate, such as n=count()")
+    fields = stream.fields()
+    named = []
+    for name, aggregate in aggregates.items():
+        where = f"aggregate({name}=...)"
+        _require_name(where, name)
+        if name in (stream.source.key, *RESERVED):
+            raise SetupError(where, "this name is taken; choose another one")
+        if aggregate.when is not None and kind_of(aggregate.when, fields, where) is not Kind.BOOLEAN:
+            raise SetupError(where, "when= is not true or false")
+        kind = Kind.INTEGER if aggregate.value is None else kind_of(aggregate.value, fields, where)
+        if kind not in (Kind.INTEGER, Kind.MONEY):
+            raise SetupError(
+                where, f"{aggregate.function} of {kind.value} is not exact; only whole numbers and money are"
+            )
+        named.append((name, aggregate, kind))
+    result = Aggregates(tuple(named))
+    names = [accumulator.name for accumulator in result.accumulators]
+    for name in names:
+        if names.count(name) > 1 or (name not in aggregates and name in (stream.source.key, *RESERVED)):
+            raise SetupError(f"aggregate({name}=...)", "a mean keeps a total and a count under its name; rename one")
+    return result
+
+
+def _raised_of_records(
+    stream: Stream,
+    alert_type: type[Alert],
+    id: str | None,
+    at_most_once_per: str | None,
+    rule: str | None,
+    to: str,
+    values: dict[str, Expression],
+) -> Raised:
+    where = f"alert {rule or alert_type.__struct_config__.tag}"
+    if (id is None) == (at_most_once_per is None):
+        raise SetupError(where, "takes either id= or at_most_once_per=")
+    if at_most_once_per is not None:
+        per_ms = parse_duration_ms(at_most_once_per, f"{where}, at_most_once_per=...")
+        if per_ms <= 0:
+            raise SetupError(f"{where}, at_most_once_per={at_most_once_per!r}", "must be longer than nothing")
+        return _raised(alert_type, (), per_ms, rule, to, values, stream.fields(), {})
+    assert id is not None
+    raised = _raised(alert_type, (id,), None, rule, to, values, stream.fields(), {})
+    _require_bounded(raised.rule, id, stream, id, 1)
+    return raised
+
+
+def _raised(
+    alert_type: type[Alert],
+    ids: tuple[str, ...],
+    per_ms: int | None,
+    rule: str | None,
+    to: str,
+    values: dict[str, Expression],
+    known: dict[str, Kind],
+    optional: dict[str, Kind],
+) -> Raised:
+    """known: fields that are there for sure. optional: those that may be null."""
+    name = rule or str(alert_type.__struct_config__.tag)
+    for id in ids:
+        if known.get(id) is not Kind.TEXT:
+            raise SetupError(f"alert {name}", f"id {id!r} is not a text field")
+    target, nullable = field_kinds(alert_type), optional_kinds(alert_type)
+    fields: list[tuple[str, Expression]] = []
+    for field in msgspec.structs.fields(alert_type):
+        if field.name in ("alert_id", "triggered_at"):
+            continue
+        where = f"alert {name}, field {field.name}"
+        value = values.get(field.name, Column(field.name))
+        if isinstance(value, Column) and value.name in optional:
+            if nullable.get(field.name) is not optional[value.name]:
+                raise SetupError(where, f"may be null; declare it as {optional[value.name].value} or None")
+        elif target.get(field.name, nullable.get(field.name)) is not (kind := kind_of(value, known, where)):
+            raise SetupError(f"alert {name}", f"field {field.name} is not {kind.value} in {alert_type.__name__}")
+        fields.append((field.name, value))
+    unknown = values.keys() - {name for name, _ in fields}
+    if unknown:
+        raise SetupError(f"alert {name}", f"{alert_type.__name__} has no field {', '.join(sorted(unknown))}")
+    return Raised(alert_type, name, ids, tuple(fields), to, per_ms)
+
+
+def _require_bounded(rule: str, shown: str, stream: Records, name: str, parts: int) -> None:
+    """Raises: SetupError for an id that may be too long for agents."""
+    bound = longest(stream.source.spec.type, field_behind(stream.steps, name))
+    if bound is None or bound * parts > MAX_ID_CHARACTERS:
+        raise SetupError(
+            f"alert {rule}",
+            f"id {shown!r} may have any length; bound it to {MAX_ID_CHARACTERS // parts} characters or fewer, such as "
+            "Annotated[str, msgspec.Meta(max_length=200)]: agents take no longer ids",
+        )
