@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from app.application import App
     from app.core.settings import Settings
     from app.streams.compiled import CompiledTopic
-    from app.streams.graph import Pipeline, TumblingPipeline
+    from app.streams.pipelines import FinalPipeline, Pipeline
 
 commands = typer.Typer(no_args_is_help=True, help="The declared streams.")
 
@@ -24,7 +24,7 @@ def list_streams(app: AppOption = DEFAULT_APP, json: output.JsonOption = False) 
 
     Example: `python -m app streams list --json`
     """
-    from app.streams.graph import fingerprint
+    from app.streams.pipelines import fingerprint
 
     rows = []
     for name, pipeline in load_app(app).pipelines.items():
@@ -48,7 +48,7 @@ def show(
     Example: `python -m app streams show user_features --python`
     """
     from app.core.durations import format_duration
-    from app.streams.graph import fingerprint
+    from app.streams.pipelines import fingerprint
 
     loaded = load_app(app)
     pipeline = named(loaded, name)
@@ -89,13 +89,13 @@ def run(
     import asyncio
 
     from app.core.errors import SetupError
-    from app.streams.graph import TumblingPipeline
+    from app.streams.pipelines import FinalPipeline
 
     if not bounded:
         raise SetupError("streams run", "say --bounded; to run streams always: python -m app worker --only streams")
     loaded = load_app(app)
     pipeline = named(loaded, name)
-    if not isinstance(pipeline, TumblingPipeline):
+    if not isinstance(pipeline, FinalPipeline):
         raise SetupError(name, "only windows with final rows have a bounded run")
     target = to or f"{name}.bounded"
     if any(target == spec.name for spec in loaded.topics.all()):
@@ -103,7 +103,7 @@ def run(
     asyncio.run(_run(name, pipeline, target, settings(broker=broker), json))
 
 
-async def _run(name: str, pipeline: "TumblingPipeline", to: str, values: "Settings", json: bool) -> None:
+async def _run(name: str, pipeline: "FinalPipeline", to: str, values: "Settings", json: bool) -> None:
     from app.broker.topics import TopicSpec
     from app.core.clock import SystemClock
     from app.streams.bounded import BoundedRun, run_bounded
@@ -152,7 +152,7 @@ def reset(
     import asyncio
 
     from app.core.errors import SetupError
-    from app.streams.graph import AlertPipeline
+    from app.streams.pipelines import AlertPipeline
 
     loaded = load_app(app)
     pipeline = named(loaded, name)
@@ -166,7 +166,7 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     from app.application import STREAMS_GROUP
     from app.core.clock import SystemClock
     from app.serving.stores import open_store
-    from app.streams.graph import LivePipeline
+    from app.streams.pipelines import LivePipeline
     from app.streams.reset import empty
     from app.streams.reset import reset as reset_pipeline
 
@@ -190,7 +190,7 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
 def named(app: "App", name: str) -> "Pipeline":
     """The pipeline of that name, or the one that serves the view of that name. Raises: SetupError listing them."""
     from app.core.errors import SetupError
-    from app.streams.graph import LivePipeline
+    from app.streams.pipelines import LivePipeline
 
     views = {pipeline.view: pipeline for pipeline in app.pipelines.values() if isinstance(pipeline, LivePipeline)}
     found = app.pipelines.get(name) or views.get(name)

@@ -21,9 +21,9 @@ from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, U
 from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
-from app.streams.graph import Pipeline, Source
 from app.streams.mending import Tail, gone, mend_tail, read_tails
 from app.streams.outputs import late_reference
+from app.streams.pipelines import Pipeline, Source
 from app.streams.restore import mark_of, require_marks_fit, restore
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
@@ -191,8 +191,12 @@ class Engine:
             except RecordTooLarge as error:
                 state.reject(record, f"{COUNTED}its alert is too large: {error.reason}")
         state.alerts.clear()
-        for topic, rows in closed_rows(self._topics[state.place.topic], state).items():
+        closed = closed_rows(self._topics[state.place.topic], state, self._clock.now_ms())
+        for topic, rows in closed.rows.items():
             self.statistics.rows += await self._producer.send_many(topic, rows, partition)
+        for topic, key, value, headers in closed.alerts:
+            await self._send(topic, key, value, headers=headers)
+        self.statistics.alerts += len(closed.alerts)
         for name, record in state.late:
             await self._send(f"{record.topic}.late", record.key, late_reference(name, record), partition)
             self.statistics.late[name] = self.statistics.late.get(name, 0) + 1
@@ -216,11 +220,11 @@ class Engine:
                 await self._send_changes(table, state)
 
     async def _send_changes(self, table: TableCodec, state: PartitionState) -> None:
-        slices, partition = state.slices[table.name], state.place.partition
+        kept, partition = state.tables[table.name], state.place.partition
         key, value = table.key, table.value
-        changes = [(value(entry), key(start, entity, partition), 0) for start, entity, entry in slices.changes()]
+        changes = [(value(entry), key(start, entity, partition), 0) for start, entity, entry in kept.changes()]
         await self._producer.send_many(table.topic, changes, partition)
-        slices.table_position += len(changes)
+        kept.table_position += len(changes)
 
     async def _write_tables(self, states: Sequence[PartitionState]) -> list[_Commit]:
         """The first two steps of the module's first paragraph: what may be committed when this returns."""
@@ -275,7 +279,7 @@ class Engine:
         less than was written.
         """
         tables = {
-            state.slices[table.name].table: (table, state)
+            state.tables[table.name].place: (table, state)
             for state in self._states.values()
             for table in self._topics[state.place.topic].tables.values()
         }
@@ -286,14 +290,14 @@ class Engine:
             tails = []
             for place, end in ends.items():
                 table, state = tables[place]
-                slices = state.slices[table.name]
-                if end < slices.table_position:
-                    written = f"ends at {end}, before {slices.table_position} that these streams have written"
+                kept = state.tables[table.name]
+                if end < kept.table_position:
+                    written = f"ends at {end}, before {kept.table_position} that these streams have written"
                     raise gone(place, table.name, written)
-                if end == slices.table_position:
-                    slices.checked = end
+                if end == kept.table_position:
+                    kept.checked = end
                 else:
-                    tails.append(Tail(table, state, end, end - slices.table_position))
+                    tails.append(Tail(table, state, end, end - kept.table_position))
         finally:
             self._counted.set()
         return await read_tails(tails, self._reader) if tails else []
@@ -312,7 +316,7 @@ class Engine:
                 continue
             mended = mend_tail(tail)
             self.statistics.mended += mended
-            place = tail.state.slices[tail.table.name].table
+            place = tail.state.tables[tail.table.name].place
             logger.log(
                 logging.WARNING if mended else logging.INFO,
                 "%s: %d records of another writer; %d newer values of ours are written again",
@@ -348,10 +352,10 @@ class Engine:
             return
         state.progress_told = True
         for table in self._topics[state.place.topic].tables.values():
-            slices = state.slices[table.name]
+            kept = state.tables[table.name]
             if table.row is not None and state.position == state.committed:
                 continue
-            joined_ms = slices.since_ms
+            joined_ms = kept.since_ms
             if table.row is None and joined_ms != NEVER_MS and state.reached_ms < joined_ms + table.window_ms:
                 continue  # the view began in the middle: until a whole window has passed it says nothing
             value = b'{"as_of":%d,"offset":%d,"reached":%d}' % (as_of_ms, state.position, state.reached_ms)
@@ -359,16 +363,15 @@ class Engine:
             await self._send(
                 table.topic, key, value, state.place.partition, (("fingerprint", table.fingerprint.encode()),)
             )
-            slices.table_position += 1
+            kept.table_position += 1
 
     async def _send_tombstones(self, state: PartitionState) -> None:
         for table in self._topics[state.place.topic].tables.values():
-            slices = state.slices[table.name]
-            while slices.closed and slices.closed[0].closed_at < state.committed:
-                closed, partition = slices.closed.popleft(), state.place.partition
-                tombstones = [(None, table.key(closed.start_ms, entity, partition), 0) for entity in closed.entries]
+            kept, partition = state.tables[table.name], state.place.partition
+            tombstones = [(None, table.key(*place, partition), 0) for place in kept.passed(state.committed)]
+            if tombstones:
                 await self._producer.send_many(table.topic, tombstones, partition)
-                slices.table_position += len(tombstones)
+                kept.table_position += len(tombstones)
 
     async def on_assigned(self, assignments: Sequence[Assignment]) -> None:
         places = [assignment.place for assignment in assignments]
@@ -425,15 +428,24 @@ def run_batch(topic: CompiledTopic, state: PartitionState, records: Sequence[Rec
     state.position = records[-1].offset + 1
 
 
-def closed_rows(topic: CompiledTopic, state: PartitionState) -> dict[str, list[tuple[bytes, bytes, int]]]:
-    """By output topic: value, key and time (none) of the rows of windows that have closed since the last call."""
-    rows: dict[str, list[tuple[bytes, bytes, int]]] = {}
+class ClosedRows(NamedTuple):
+    """What windows give that have closed. rows: by topic; value, key and time (none). alerts: topic, key, value, headers."""
+
+    rows: dict[str, list[tuple[bytes, bytes, int]]]
+    alerts: list[tuple[str, bytes, bytes, Headers]]
+
+
+def closed_rows(topic: CompiledTopic, state: PartitionState, now_ms: int) -> ClosedRows:
+    """The rows of windows that have closed since the last call."""
+    closed = ClosedRows({}, [])
     for name, table in topic.tables.items():
-        if table.row is None:
+        rows, target = state.tables[name].rows, table.row_topic
+        if not rows or table.row is None:
             continue
-        for closed in state.slices[name].rows:
-            for entity, entry in closed.entries.items():
-                key = table.key(closed.start_ms, entity, state.place.partition)
-                rows.setdefault(table.row_topic, []).append((table.row(closed.start_ms, entity, entry), key, 0))
-        state.slices[name].rows.clear()
-    return rows
+        encoded = [one for row in rows if (one := table.row(row, state.place_text, now_ms)) is not None]
+        rows.clear()
+        if table.raises:
+            closed.alerts.extend((target, key, value, headers) for key, value, headers in encoded)
+        else:
+            closed.rows.setdefault(target, []).extend((value, key, 0) for key, value, _ in encoded)
+    return closed

@@ -13,7 +13,7 @@ A mistake in a declaration is a `SetupError` on the line that makes it.
 import keyword
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 
@@ -238,6 +238,10 @@ class LiveAggregated:
             )
         return LivePipeline(self.live.stream, self.live.size_ms, self.live.tile_ms, self.aggregates, view)
 
+    def to(self, topic: str) -> NoReturn:
+        """Raises: SetupError."""
+        raise SetupError(f"to({topic!r})", "live windows have no final row; serve(...) them")
+
 
 @dataclass(frozen=True, eq=False)
 class Windowed:
@@ -275,6 +279,10 @@ class Aggregated:
     def to(self, topic: str) -> FinalPipeline:
         """Writes one final row a key and window."""
         return FinalPipeline(self.stream, self.window, self.aggregates, self.condition, topic)
+
+    def serve(self, view: str) -> NoReturn:
+        """Raises: SetupError."""
+        raise SetupError(f"serve({view!r})", "only live windows are served; write the others to(...) a topic")
 
     def alert(
         self, alert_type: type[Alert], *, rule: str | None = None, to: str = ALERTS, **values: Expression

@@ -16,7 +16,7 @@ import msgspec
 from app.broker.topics import TopicSpec
 from app.core.durations import format_duration
 from app.core.errors import SetupError
-from app.streams.aggregates import Accumulator, Aggregate, Kept, OutputField, kept
+from app.streams.aggregates import Accumulator, Aggregate, OutputField, accumulators_of
 from app.streams.expressions import Column, Expression, Kind, columns_of, field_kinds, kind_of
 
 
@@ -176,16 +176,24 @@ class Aggregates:
     named: tuple[tuple[str, Aggregate, Kind], ...]
 
     @property
-    def kept(self) -> Kept:
-        return kept(self.named)
+    def outputs(self) -> tuple[OutputField, ...]:
+        """As others see them."""
+        return tuple(OutputField(name, kind, aggregate.function) for name, aggregate, kind in self.named)
 
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:
-        return self.kept.accumulators
+        """As they are kept."""
+        return accumulators_of(self.outputs)
 
     @property
-    def outputs(self) -> tuple[OutputField, ...]:
-        return self.kept.outputs
+    def amounts(self) -> tuple[tuple[Expression | None, Expression | None], ...]:
+        """Of each accumulator: what a record adds (None: 1), and when."""
+        amounts: list[tuple[Expression | None, Expression | None]] = []
+        for _, aggregate, _ in self.named:
+            amounts.append((aggregate.value, aggregate.when))
+            if aggregate.function == "mean":
+                amounts.append((None, aggregate.when))
+        return tuple(amounts)
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={aggregate}" for name, aggregate, _ in self.named)

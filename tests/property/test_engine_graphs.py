@@ -5,10 +5,12 @@ The reading evaluates expressions as trees over Decimal dollars; nothing that co
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
+from math import floor
 from typing import Annotated, Any
 
 import msgspec
@@ -19,19 +21,18 @@ from app.broker.memory import MemoryBroker
 from app.core.clock import Clock, run_virtual
 from app.core.codec import Usd, encode
 from app.core.record import Record
-from app.streams.expressions import Binary, Column, Expression, Kind, Literal, Not, OneOf, literal
-from app.streams.graph import (
-    Aggregate,
-    Alert,
+from app.streams.aggregates import Aggregate
+from app.streams.expressions import Binary, Column, Expression, Kind, Literal, Not, OneOf, col, literal
+from app.streams.graph import Alert, Stream, Topic, count, maximum, mean, minimum, total
+from app.streams.pipelines import (
     AlertPipeline,
+    FinalPipeline,
+    Hopping,
     LivePipeline,
     Pipeline,
-    Stream,
-    Topic,
-    TumblingPipeline,
+    Records,
+    Session,
     Where,
-    count,
-    total,
 )
 from tests.examples import examples
 from tests.killed_broker import run_killed
@@ -55,6 +56,13 @@ class Flag(Alert, frozen=True):
     items: int
     note: str
     gift: bool
+
+
+class Crowd(Alert, frozen=True):
+    shop: str
+    sum0: int
+    window_start: Annotated[datetime, msgspec.Meta(tz=True)]
+    window_end: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 TEXTS = ("", "a", "b", "it's", 'say "x"', "back\\slash", "zażółć", "line\nend", "{x}%s")
@@ -131,13 +139,14 @@ def conditions(draw: st.DrawFn, fields: Mapping[str, Kind], depth: int) -> Expre
 @st.composite
 def aggregates(draw: st.DrawFn, fields: Mapping[str, Kind]) -> Aggregate:
     when = draw(st.one_of(st.none(), expressions(Kind.BOOLEAN, fields)))
-    if draw(st.booleans()):
+    make = draw(st.sampled_from([count, total, minimum, maximum, mean]))
+    if make is count:
         return count(when=when)
-    return total(draw(expressions(draw(st.sampled_from([Kind.INTEGER, Kind.MONEY])), fields)), when=when)
+    return make(draw(expressions(draw(st.sampled_from([Kind.INTEGER, Kind.MONEY])), fields)), when=when)  # type: ignore[operator, no-any-return]
 
 
 @st.composite
-def pipelines_of(draw: st.DrawFn, topic: Topic, number: int) -> Pipeline:
+def steps_behind(draw: st.DrawFn, topic: Topic) -> Stream:
     stream: Stream = topic
     once = draw(st.sampled_from([None, None, ("sale_id", "20s"), ("sale_id", "2m"), ("note", "20s")]))
     if once is not None:
@@ -148,19 +157,46 @@ def pipelines_of(draw: st.DrawFn, topic: Topic, number: int) -> Pipeline:
             stream = stream.where(draw(expressions(Kind.BOOLEAN, stream.fields())))
         else:
             stream = stream.derive(**{f"derived{step}": draw(expressions(kind, stream.fields()))})
+    return stream
+
+
+@st.composite
+def pipelines_of(draw: st.DrawFn, topic: Topic, number: int) -> Pipeline:
+    stream = draw(steps_behind(topic))
     fields = stream.fields()
-    end = draw(st.sampled_from(["alert", "live", "tumbling", "tumbling"]))
-    if end == "alert":
+    end = draw(st.sampled_from(["alert", "burst", "live", "tumbling", "hopping", "session"]))
+    if end in ("alert", "burst"):
         kinds = {"price": Kind.MONEY, "items": Kind.INTEGER, "note": Kind.TEXT, "gift": Kind.BOOLEAN}
         shown: dict[str, Any] = {
             name: draw(expressions(kind, fields)) for name, kind in kinds.items() if draw(st.booleans())
         }
-        return stream.alert(Flag, id="sale_id", rule=f"rule{number}", **shown)
+        named: dict[str, Any] = draw(st.sampled_from([{"id": "sale_id"}, {"at_most_once_per": "20s"}]))
+        source: Any = stream
+        if end == "burst":
+            source = stream.burst(count=draw(st.integers(2, 4)), within=draw(st.sampled_from(["5s", "1m", "10m"])))
+        return source.alert(Flag, rule=f"rule{number}", **named, **shown)  # type: ignore[no-any-return]
     sums = {f"sum{index}": draw(aggregates(fields)) for index in range(draw(st.integers(1, 3)))}
     if end == "live":
         size, tile = draw(st.sampled_from([("1m", "10s"), ("30s", "30s"), ("5m", "1m")]))
         return stream.live(size, tile=tile).aggregate(**sums).serve(f"view{number}")
-    return stream.tumbling(draw(st.sampled_from(["10s", "10s", "1m", "7s"]))).aggregate(**sums).to(f"rows{number}")
+    if end == "tumbling":
+        windowed = stream.tumbling(draw(st.sampled_from(["10s", "1m", "7s"])))
+    elif end == "hopping":
+        size, step = draw(st.sampled_from([("30s", "10s"), ("10s", "5s"), ("2m", "30s"), ("7s", "7s")]))
+        windowed = stream.hopping(size, step=step)
+    else:
+        windowed = stream.session(gap=draw(st.sampled_from(["1ms", "5s", "20s", "1m"])))
+    if draw(st.booleans()):
+        sums["sum0"] = count()
+        raised = windowed.aggregate(**sums)
+        if draw(st.booleans()):
+            raised = raised.having(col.sum0 > draw(st.integers(0, 2)))
+        return raised.alert(Crowd, rule=f"rule{number}")
+    final = windowed.aggregate(**sums)
+    if sums["sum0"].may_be_nothing or draw(st.booleans()):
+        return final.to(f"rows{number}")
+    edge = 2 if final.aggregates.outputs[0].kind is Kind.INTEGER else Decimal(20)
+    return final.having(col.sum0 > edge).to(f"rows{number}")
 
 
 @st.composite
@@ -204,8 +240,8 @@ def combined(operator: str, left: Any, right: Any) -> Any:
 
 @dataclass
 class Outputs:
-    """What pipelines give, by where it comes from: alerts by rule and source record, rows and tiles by pipeline, shop,
-    start and partition."""
+    """What pipelines give, by where it comes from: alerts by rule and source record (or window), rows and tiles by pipeline,
+    shop, start and partition."""
 
     alerts: dict[tuple[str, str], Any] = field(default_factory=dict)
     rows: dict[tuple[str, str, int, int], Any] = field(default_factory=dict)
@@ -213,8 +249,12 @@ class Outputs:
     late: set[tuple[str, int, int]] = field(default_factory=set)
 
 
+Taken = list[tuple[int, int, dict[str, Any]]]
+"""Time, offset and fields of records."""
+
+
 class PlainReading:
-    """Reads the records one after another, each pipeline by itself."""
+    """Reads the records one after another, each pipeline by itself, and keeps all that counts."""
 
     def __init__(self, topic: Topic, pipelines: Mapping[str, Pipeline]) -> None:
         self.outputs = Outputs()
@@ -223,7 +263,8 @@ class PlainReading:
         self._pipelines = sorted(pipelines.items(), key=lambda item: not isinstance(item[1], LivePipeline))
         self._reached: dict[int, int] = {}
         self._sightings: dict[Any, int] = {}
-        self._windows: dict[tuple[str, str, int, int], tuple[int, list[Any]]] = {}
+        self._taken: dict[tuple[str, str, int], Taken] = defaultdict(list)
+        self._raised_in: dict[tuple[str, str], int] = {}
 
     def read(self, record: SourceRecord) -> None:
         t, partition = record.timestamp_ms, record.partition
@@ -238,14 +279,7 @@ class PlainReading:
             row = None if rule and repeats[str(rule)] else passed(pipeline.stream, event)
             if row is None:
                 continue
-            if isinstance(pipeline, AlertPipeline):
-                self.outputs.alerts[pipeline.rule, f"sales/{partition}/{record.offset}"] = {
-                    "alert_id": f"{pipeline.rule}:{escaped(row['shop'])}:{escaped(row['sale_id'])}",
-                    "triggered_at": EPOCH + timedelta(milliseconds=t),
-                    "late_for": ",".join(late_for),
-                    **{name: value_of(shown, row) for name, shown in pipeline.fields},
-                }
-            elif not self._count(name, pipeline, row, record, m):
+            if not self._take(name, pipeline, row, record, m, late_for):
                 self.outputs.late.add((name, partition, record.offset))
                 late_for += [name] if isinstance(pipeline, LivePipeline) else []
 
@@ -260,33 +294,136 @@ class PlainReading:
                 found[str(rule)] = last is not None and m - last <= rule.within_ms
         return found
 
-    def _count(self, name: str, pipeline: Any, row: Mapping[str, Any], record: SourceRecord, m: int) -> bool:
+    def _take(
+        self, name: str, pipeline: Any, row: dict[str, Any], record: SourceRecord, m: int, late_for: list[str]
+    ) -> bool:
         """False for a late one."""
-        live = isinstance(pipeline, LivePipeline)
-        size_ms = pipeline.tile_ms if live else pipeline.size_ms
-        start = record.timestamp_ms - record.timestamp_ms % size_ms
-        if start + size_ms - 1 <= m - self._lateness_ms - 1:
-            return False
-        slices = self.outputs.tiles if live else self._windows
-        where = (name, row["shop"], start, record.partition)
-        _, sums = slices.get(where, (0, [0] * len(pipeline.aggregates)))
-        added = list(sums)
-        for index, (_, aggregate) in enumerate(pipeline.aggregates):
-            if aggregate.when is None or value_of(aggregate.when, row):
-                added[index] += 1 if aggregate.value is None else value_of(aggregate.value, row)
-        slices[where] = (record.offset, added)
+        t, passed_ms = record.timestamp_ms, m - self._lateness_ms
+        taken = self._taken[name, row["shop"], record.partition]
+        if isinstance(pipeline, AlertPipeline):
+            if pipeline.burst is not None:
+                if t <= passed_ms:
+                    return False
+                taken.append((t, record.offset, row))
+                if not self._begins(pipeline, taken):
+                    return True
+            return self._alert(name, pipeline, row, record, passed_ms, late_for)
+        if isinstance(pipeline, FinalPipeline) and isinstance(pipeline.window, Session):
+            if t <= passed_ms:
+                return False
+        else:
+            size_ms = pipeline.tile_ms if isinstance(pipeline, LivePipeline) else pipeline.window.step_ms
+            if t - t % size_ms + size_ms <= passed_ms:
+                return False
+        taken.append((t, record.offset, row))
+        return True
+
+    def _begins(self, pipeline: AlertPipeline, taken: Taken) -> bool:
+        assert pipeline.burst is not None
+        count, within_ms = pipeline.burst.count, pipeline.burst.within_ms
+
+        def holds(until: int) -> bool:
+            times = [t for t, _, _ in taken[max(0, until - count) : until]]
+            return len(times) == count and max(times) - min(times) <= within_ms
+
+        return holds(len(taken)) and not holds(len(taken) - 1)
+
+    def _alert(
+        self, name: str, pipeline: AlertPipeline, row: Any, record: SourceRecord, passed_ms: int, late_for: list[str]
+    ) -> bool:
+        raised, t = pipeline.raised, record.timestamp_ms
+        natural = row["sale_id"]
+        if raised.per_ms is not None:
+            start = t - t % raised.per_ms
+            if start + raised.per_ms <= passed_ms:
+                return False
+            if start <= self._raised_in.get((name, row["shop"]), -1):
+                return True
+            self._raised_in[name, row["shop"]] = start
+            natural = str(start)
+        self.outputs.alerts[raised.rule, f"sales/{record.partition}/{record.offset}"] = {
+            "alert_id": f"{raised.rule}:{escaped(row['shop'])}:{escaped(natural)}",
+            "triggered_at": EPOCH + timedelta(milliseconds=t),
+            "late_for": ",".join(late_for),
+            **{name: value_of(shown, row) for name, shown in raised.fields},
+        }
         return True
 
     def close(self) -> None:
-        """Rows of the windows that are over."""
-        sizes_ms = {name: p.size_ms for name, p in self._pipelines if isinstance(p, TumblingPipeline)}
-        for where, (_, sums) in self._windows.items():
-            name, _, start, partition = where
-            if start + sizes_ms[name] - 1 <= self._reached[partition] - self._lateness_ms - 1:
-                self.outputs.rows[where] = sums
+        """Tiles, and rows of the windows that are over."""
+        for (name, shop, partition), taken in self._taken.items():
+            pipeline = dict(self._pipelines)[name]
+            if isinstance(pipeline, LivePipeline):
+                size_ms = pipeline.tile_ms
+                for start in {t - t % size_ms for t, _, _ in taken}:
+                    held = [one for one in taken if start <= one[0] < start + size_ms]
+                    values = [v for _, a, _ in pipeline.aggregates.named for v in accumulated(a, held)]
+                    self.outputs.tiles[name, shop, start, partition] = max(o for _, o, _ in held), values
+            elif isinstance(pipeline, FinalPipeline):
+                for start, end, held in windows(pipeline.window, taken):
+                    if end <= self._reached[partition] - self._lateness_ms:
+                        self._row(name, pipeline, (shop, partition, start, end), held)
+
+    def _row(self, name: str, pipeline: FinalPipeline, where: tuple[str, int, int, int], held: Taken) -> None:
+        shop, partition, start, end = where
+        values = {n: aggregated(a, k, held) for n, a, k in pipeline.aggregates.named}
+        if pipeline.having is not None and not value_of(pipeline.having, values):
+            return
+        if isinstance(pipeline.target, str):
+            self.outputs.rows[name, shop, start, partition] = list(values.values())
+            return
+        last = max(offset for _, offset, _ in held)
+        self.outputs.alerts[pipeline.target.rule, f"{shop} {start}"] = {
+            "alert_id": f"{pipeline.target.rule}:{escaped(shop)}:{start}",
+            "triggered_at": EPOCH + timedelta(milliseconds=end),
+            "origin": f"sales/{partition}/{last}",
+            "shop": shop,
+            "sum0": values["sum0"],
+            "window_start": EPOCH + timedelta(milliseconds=start),
+            "window_end": EPOCH + timedelta(milliseconds=end),
+        }
 
 
-def passed(stream: Stream, event: Mapping[str, Any]) -> dict[str, Any] | None:
+def windows(window: Any, taken: Taken) -> Iterator[tuple[int, int, Taken]]:
+    """Start, end and records of every window that holds any."""
+    if isinstance(window, Session):
+        session: Taken = []
+        for one in [*sorted(taken, key=lambda one: one[0]), None]:
+            if session and (one is None or one[0] - session[-1][0] > window.gap_ms):
+                yield session[0][0], session[-1][0] + window.gap_ms, session
+                session = []
+            session += [one] if one else []
+        return
+    step_ms, size_ms = window.step_ms, window.size_ms
+    slices = {t - t % step_ms for t, _, _ in taken}
+    for start in {first - back for first in slices for back in range(0, size_ms, step_ms)}:
+        yield start, start + size_ms, [one for one in taken if start <= one[0] < start + size_ms]
+
+
+def chosen(aggregate: Aggregate, held: Taken) -> list[Any]:
+    rows = [row for _, _, row in held if aggregate.when is None or value_of(aggregate.when, row)]
+    return [1 if aggregate.value is None else value_of(aggregate.value, row) for row in rows]
+
+
+def aggregated(aggregate: Aggregate, kind: Kind, held: Taken) -> Any:
+    values = chosen(aggregate, held)
+    match aggregate.function:
+        case "min" | "max":
+            return (min if aggregate.function == "min" else max)(values, default=None)
+        case "mean":
+            unit = Decimal("0.01") if kind is Kind.MONEY else Decimal(1)
+            exact = Fraction(sum(values)) / len(values) / Fraction(unit) if values else None
+            return None if exact is None else floor(exact + Fraction(1, 2)) * unit
+    return sum(values)
+
+
+def accumulated(aggregate: Aggregate, held: Taken) -> list[Any]:
+    if aggregate.function != "mean":
+        return [aggregated(aggregate, Kind.INTEGER, held)]
+    return [sum(chosen(aggregate, held)), len(chosen(aggregate, held))]
+
+
+def passed(stream: Records, event: Mapping[str, Any]) -> dict[str, Any] | None:
     """The event with what is derived, or None when a condition does not hold."""
     row = dict(event)
     for step in stream.steps:
@@ -305,28 +442,44 @@ def written(broker: MemoryBroker, pipelines: Mapping[str, Pipeline]) -> Outputs:
         logs[place.topic] += log
     for record in logs["processed.alerts"]:
         alert = json.loads(record.value or b"", parse_float=Decimal)
-        assert "flag" == alert.pop("alert_type")
         alert["triggered_at"] = datetime.fromisoformat(alert["triggered_at"])
-        alert["late_for"] = (record.header("late_for") or b"").decode()
         rule, origin = alert["alert_id"].split(":")[0], (record.header("origin") or b"").decode()
+        if alert.pop("alert_type") == "crowd":
+            assert b"1" == record.header("window")
+            alert |= {name: datetime.fromisoformat(alert[name]) for name in ("window_start", "window_end")}
+            alert["origin"] = origin
+            origin = f"{alert['shop']} {alert['alert_id'].rsplit(':', 1)[1]}"
+        else:
+            alert["late_for"] = (record.header("late_for") or b"").decode()
         assert alert == found.alerts.setdefault((rule, origin), alert)
     for name, pipeline in pipelines.items():
-        for record in logs[pipeline.topic] if not isinstance(pipeline, AlertPipeline) else []:
-            key, value = json.loads(record.key or b""), json.loads(record.value or b"", parse_float=Decimal)
-            if "progress" in key:
-                continue
-            sums = [value[output] for output, _ in getattr(pipeline, "aggregates", ())]
-            where = (name, key["shop"], key.get("tile", key.get("window_start")), record.partition)
-            if isinstance(pipeline, LivePipeline):
-                found.tiles[where] = max(found.tiles.get(where, (-1, [])), (value["version"], sums), key=lambda v: v[0])
-            else:
-                assert (key["window_start"] + pipeline.size_ms, key["shop"]) == (value["window_end"], value["shop"])  # type: ignore[union-attr]
-                assert sums == found.rows.setdefault(where, sums)
+        if isinstance(pipeline, LivePipeline | FinalPipeline):
+            read_rows(found, name, pipeline, logs[pipeline.topic])
     for record in logs["sales.late"]:
         late = json.loads(record.value or b"")
         found.late.add((late["pipeline"], late["partition"], late["offset"]))
     assert [] == logs["sales.dead"]
     return found
+
+
+def read_rows(found: Outputs, name: str, pipeline: LivePipeline | FinalPipeline, log: list[Record]) -> None:
+    """The last value of each tile, the only one of each row."""
+    if isinstance(pipeline, FinalPipeline) and not isinstance(pipeline.target, str):
+        return
+    for record in log:
+        key, value = json.loads(record.key or b""), json.loads(record.value or b"", parse_float=Decimal)
+        if "progress" in key:
+            continue
+        where = (name, key["shop"], key.get("tile", key.get("window_start")), record.partition)
+        if isinstance(pipeline, LivePipeline):
+            sums = [value[accumulator.name] for accumulator in pipeline.aggregates.accumulators]
+            found.tiles[where] = max(found.tiles.get(where, (-1, [])), (value["version"], sums), key=lambda v: v[0])
+            continue
+        assert (key["window_start"], key["shop"]) == (value["window_start"], value["shop"])
+        if isinstance(pipeline.window, Hopping):
+            assert key["window_start"] + pipeline.window.size_ms == value["window_end"]
+        sums = [value[output.name] for output in pipeline.aggregates.outputs]
+        assert sums == found.rows.setdefault(where, sums)
 
 
 @given(graph=graphs(), plan=events, kills=st.lists(st.integers(0, 40), max_size=2), seed=st.integers(0, 99))

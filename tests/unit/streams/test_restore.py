@@ -13,8 +13,9 @@ from app.core.errors import SetupError
 from app.core.record import TopicPartition
 from app.streams.engine import Engine, compile_all
 from app.streams.expressions import col
-from app.streams.graph import Pipeline, count, total
+from app.streams.graph import count, total
 from app.streams.outputs import topics_of
+from app.streams.pipelines import Pipeline
 from app.streams.reset import reset
 from features.records import order_events
 
