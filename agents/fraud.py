@@ -46,8 +46,8 @@ class FraudDecision(Decision, frozen=True, kw_only=True):
 
 def judge_by_rules(alert: HighValueOrder, user: Features) -> FraudDecision:
     """The offline stand-in for a model: thresholds on the shopper's last five minutes."""
-    orders = int(user.values["order_count_5m"] or 0)
-    value = Decimal(user.values["order_value_5m"] or 0)
+    orders = int(user.values["order_count_5m"])
+    value = Decimal(user.values["order_value_5m"])
     counted = "1 order" if orders == 1 else f"{orders} orders"
     figures = f"{counted} of {value:.2f} dollars in five minutes, this one {alert.amount_usd:.2f}"
     if orders >= BLOCK_COUNT or value >= BLOCK_VALUE_USD:

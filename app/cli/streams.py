@@ -24,13 +24,12 @@ def list_streams(app: AppOption = DEFAULT_APP, json: output.JsonOption = False) 
 
     Example: `python -m app streams list --json`
     """
-    from app.streams.pipelines import fingerprint
+    from app.streams.pipelines import fingerprint, kind_of_pipeline, streams_of
 
     rows = []
     for name, pipeline in load_app(app).pipelines.items():
-        kind = type(pipeline).__name__.removesuffix("Pipeline").lower()
-        source = pipeline.stream.source.spec.name
-        rows.append((name, kind, source, pipeline.topic, fingerprint(pipeline)))
+        source = ", ".join(dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline)))
+        rows.append((name, kind_of_pipeline(pipeline), source, pipeline.topic, fingerprint(pipeline)))
         if json:
             output.json_line(dict(zip(("name", "kind", "source", "topic", "fingerprint"), rows[-1], strict=True)))
     if not json:

@@ -9,7 +9,7 @@ write, and a second writer cannot move it.
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -162,6 +162,12 @@ class FeatureStore(Protocol):
         ...
 
 
+if TYPE_CHECKING:
+    FeatureValue = Any  # a handler knows from the declaration what a type cannot say: that a count is never null
+else:
+    FeatureValue = int | Decimal | None
+
+
 class Features(msgspec.Struct, frozen=True, kw_only=True):
     """One entity's features as an agent sees them. Money is a Decimal of dollars; of nothing there is no smallest, largest
     or mean: None.
@@ -172,7 +178,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
 
     view: str
     entity: str
-    values: dict[str, int | Decimal | None]
+    values: dict[str, FeatureValue]
     window_end_ms: int
     as_of_ms: int
     age_ms: int

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import NamedTuple
 
 import msgspec
@@ -10,7 +9,7 @@ import msgspec
 from app.core.clock import Clock
 from app.core.codec import to_dollars
 from app.core.errors import SetupError
-from app.serving.base import Features, FeatureStore, Freshness, OwnEvent, StoredFeatures, View
+from app.serving.base import Features, FeatureStore, FeatureValue, Freshness, OwnEvent, StoredFeatures, View
 from app.streams.aggregates import seen
 from app.streams.expressions import Kind
 from app.streams.windows import merge_tiles, slice_start, tile_counts
@@ -42,7 +41,7 @@ def answer(view: View, entity: str, stored: StoredFeatures, now_ms: int) -> Feat
     MISSING where nothing of its partition was ever materialized; else FRESH or STALE by the age of `as_of_ms`.
     """
     merged = merge_tiles(stored.tiles, view.tile_ms, now_ms, view.window_ms, view.accumulators)
-    values: dict[str, int | Decimal | None] = {
+    values: dict[str, FeatureValue] = {
         output.name: to_dollars(value) if output.kind is Kind.MONEY and value is not None else value
         for output, value in zip(view.fields, seen(view.fields, merged), strict=True)
     }

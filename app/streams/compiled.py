@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -14,26 +15,30 @@ from app.core.record import Headers, Record, TopicPartition
 from app.streams.aggregates import Accumulator, mean_of
 from app.streams.expressions import Kind
 from app.streams.gate import DECODE_ERRORS, is_heartbeat, reason_of_incomplete
+from app.streams.joins import JoinSide, JoinTable, Side, offset_of, place_of, side_of
 from app.streams.memories import BurstMemory, Memory, OnceMemory, SliceMemory
 from app.streams.outputs import alert_headers, derived_id, state_topic, window_headers
 from app.streams.pipelines import (
     AlertPipeline,
     FinalPipeline,
     Hopping,
+    JoinPipeline,
     LivePipeline,
     Pipeline,
+    Records,
     Session,
     Source,
     WindowedPipeline,
     fingerprint,
+    kept_of,
     raised_by,
 )
-from app.streams.python import compile_topic, memories_of, once_name, once_rules
+from app.streams.python import compile_topic, memories_of, once_name, once_rules, streams_on
 from app.streams.sessions import Sessions
-from app.streams.tables import Entry, PartitionState, Place, Row, Slices, Table
+from app.streams.tables import Entry, PartitionState, Place, Slices, Table
 
-RowEncoder = Callable[[Row, str, int], tuple[bytes, bytes, Headers] | None]
-"""Of a row, the place of its partition as text, and the moment in ms: key, value and headers, None where it does not count."""
+RowEncoder = Callable[[Any, str, int], tuple[bytes, bytes, Headers] | None]
+"""Of a `Row` or `Pair`, the place of its partition as text, and the moment in ms: key, value and headers, None where it does not count."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class TableCodec:
     window_ms: int
     parse_key: Callable[[bytes], Place]
     parse_value: Callable[[bytes], Entry]
-    new: Callable[[TopicPartition], Table]
+    new: Callable[[TopicPartition], Table] | None
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,35 @@ class CompiledTopic:
     tables: Mapping[str, TableCodec]
     pipelines: Mapping[str, Pipeline]
 
-    def new_state(self, place: TopicPartition) -> PartitionState:
-        tables = {name: t.new(TopicPartition(t.topic, place.partition)) for name, t in self.tables.items()}
-        return PartitionState(place, self.source.out_of_orderness_ms, tables, self._new_memories())
+    def new_state(self, place: TopicPartition, joins: dict[str, JoinTable] | None = None) -> PartitionState:
+        """joins: what the topics share that are joined with each other, by pipeline, of this partition; filled as needed.
+        Without it, a join stands on this topic alone and its pairs mean nothing."""
+        tables: dict[str, Table] = {}
+        for name, codec in self.tables.items():
+            table_place = TopicPartition(codec.topic, place.partition)
+            tables[name] = codec.new(table_place) if codec.new is not None else self._side(name, table_place, joins)
+        state = PartitionState(place, self.source.out_of_orderness_ms, tables, self._new_memories())
+        for table in tables.values():
+            if isinstance(table, JoinSide):
+                table.part = state
+        return state
+
+    def _side(self, name: str, place: TopicPartition, joins: dict[str, JoinTable] | None) -> JoinSide:
+        pipeline = self.pipelines[name]
+        assert isinstance(pipeline, JoinPipeline)
+        sides: list[Side] = ["left", "right"]
+        if joins is None:
+            joins = {}
+        else:
+            streams = {"left": pipeline.join.left, "right": pipeline.join.right}
+            sides = [side for side in sides if streams[side].source.spec.name == self.source.spec.name]
+        shared = joins.setdefault(name, JoinTable(pipeline.join, place))
+        return shared.side(sides, self.source.out_of_orderness_ms)
 
     def _new_memories(self) -> dict[str, Memory]:
-        memories: dict[str, Memory] = {once_name(r): OnceMemory(r.within_ms) for r in once_rules(self.pipelines)}
+        memories: dict[str, Memory] = {
+            once_name(r): OnceMemory(r.within_ms) for r in once_rules(self.source, self.pipelines)
+        }
         lateness_ms = self.source.out_of_orderness_ms
         for name, alert in self.pipelines.items():
             if isinstance(alert, AlertPipeline) and alert.burst is not None:
@@ -87,8 +115,9 @@ class CompiledTopic:
         """How far back in event time the source must be read for all memories to be as they were: what one of a pipeline
         remembers depends on what the one before it has let pass."""
         memories, longest_ms = self._new_memories(), 0
-        for name, pipeline in self.pipelines.items():
-            names = [once_name(pipeline.stream.once_rule)] if pipeline.stream.once_rule else []
+        for name, stream in streams_on(self.source, self.pipelines):
+            pipeline = self.pipelines[name]
+            names = [once_name(stream.once_rule)] if stream.once_rule else []
             names += memories_of(name, pipeline) if isinstance(pipeline, AlertPipeline) else []
             longest_ms = max(longest_ms, sum(memories[name].keeps_ms for name in names))
         return longest_ms
@@ -123,6 +152,7 @@ def load_topic(source: Source, pipelines: Mapping[str, Pipeline]) -> CompiledTop
         for name, pipeline in pipelines.items()
         if isinstance(pipeline, WindowedPipeline)
     }
+    tables |= {n: _join_table(n, p, namespace) for n, p in pipelines.items() if isinstance(p, JoinPipeline)}
     return CompiledTopic(source, text, namespace["process"], tables, dict(pipelines))
 
 
@@ -143,6 +173,72 @@ def _table(name: str, pipeline: WindowedPipeline, namespace: Mapping[str, Any]) 
         parse_value=parse_value,
         new=_new_table(pipeline),
     )
+
+
+def _join_table(name: str, pipeline: JoinPipeline, namespace: Mapping[str, Any]) -> TableCodec:
+    """Keys are `{"user_id":"u-1","left":17}`, the number being the source offset; values hold what is kept of the record
+    under its side's name."""
+    key_field = pipeline.stream.source.key
+    sides: dict[Side, Records] = {"left": pipeline.join.left, "right": pipeline.join.right}
+    kept: dict[str, Any] = {}
+    for side, stream in sides.items():
+        kinds = [_KEPT_TYPES[stream.fields()[field]] for field in kept_of(pipeline, stream)]
+        kept[side] = tuple.__class_getitem__(tuple(kinds)) | None
+    numbers = [("left", int | None, None), ("right", int | None, None)]
+    key_type = msgspec.defstruct("Key", [(key_field, str), *numbers], omit_defaults=True)
+    fields = [("version", int), ("time", int), ("matched", bool)]
+    value_type = msgspec.defstruct(
+        "Value", [*fields, ("left", kept["left"], None), ("right", kept["right"], None)], omit_defaults=True
+    )
+    decode_key, decode_value = msgspec.json.Decoder(key_type).decode, msgspec.json.Decoder(value_type).decode
+
+    def key(number: int, entity: str, partition: int) -> bytes:
+        place = (number, entity)
+        return encode(key_type(**{key_field: entity, side_of(place): offset_of(place)}))
+
+    def value(entry: Entry) -> bytes:
+        version, _, time_ms, matched, values, side, _ = entry
+        return encode(value_type(version=version, time=time_ms, matched=matched, **{side: values}))
+
+    def parse_key(data: bytes) -> Place:
+        found: Any = decode_key(data)
+        side: Side = "left" if found.left is not None else "right"
+        if getattr(found, side) is None:
+            raise ValueError("names neither side")
+        return place_of(side, getattr(found, side), getattr(found, key_field))
+
+    def parse_value(data: bytes) -> Entry:
+        found: Any = decode_value(data)
+        side: Side = "left" if found.left is not None else "right"
+        if getattr(found, side) is None:
+            raise ValueError("holds neither side")
+        return [found.version, False, found.time, found.matched, getattr(found, side), side, 0]
+
+    return TableCodec(
+        name=name,
+        topic=state_topic(name),
+        fingerprint=fingerprint(pipeline),
+        key=key,
+        value=value,
+        row=namespace[f"row_{name}"],
+        row_topic=pipeline.topic,
+        raises=True,
+        window_ms=0,
+        parse_key=parse_key,
+        parse_value=parse_value,
+        new=None,
+    )
+
+
+_KEPT_TYPES: dict[Kind, Any] = {
+    Kind.MONEY: int,
+    Kind.INTEGER: int,
+    Kind.NUMBER: float,
+    Kind.TEXT: str,
+    Kind.BOOLEAN: bool,
+    Kind.TIME: datetime,
+}
+"""Of fields in generated text: money is cents."""
 
 
 def _new_table(pipeline: WindowedPipeline) -> Callable[[TopicPartition], Table]:

@@ -8,7 +8,7 @@ go out with the next one. So a crash at any point repeats outputs under the same
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import anyio
@@ -23,7 +23,7 @@ from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.mending import Tail, gone, mend_tail, read_tails
 from app.streams.outputs import late_reference
-from app.streams.pipelines import Pipeline, Source
+from app.streams.pipelines import Pipeline, Source, reads, streams_of
 from app.streams.restore import mark_of, require_marks_fit, restore
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
@@ -75,6 +75,7 @@ class Engine:
         self._clock = clock
         self._group = group
         self._topics = compile_all(sources, pipelines)
+        self._joined = joined_topics(self._topics)
         self._states: dict[TopicPartition, PartitionState] = {}
         self._assignments: dict[TopicPartition, Assignment] = {}
         self._producer: Producer = broker.producer()
@@ -169,7 +170,9 @@ class Engine:
                 batches[place] = [record]
         touched = []
         for place, batch in batches.items():
-            state = self._states[place]
+            state = self._states.get(place)
+            if state is None:  # fetched before it had to wait, and read again later
+                continue
             run_batch(self._topics[place.topic], state, batch, now_ms)
             touched.append(state)
         self.statistics.events += len(records)
@@ -374,33 +377,76 @@ class Engine:
                 kept.table_position += len(tombstones)
 
     async def on_assigned(self, assignments: Sequence[Assignment]) -> None:
-        places = [assignment.place for assignment in assignments]
+        self._assignments.update((assignment.place, assignment) for assignment in assignments)
+        whole, waiting = self._whole(assignment.place for assignment in assignments)
+        self._consumer.pause(waiting)
+        places = [place for unit in whole for place in unit]
         committed = await self._consumer.committed(places)
         beginnings = await self._reader.beginning_offsets(places)
-        for assignment in assignments:
-            place = assignment.place
-            state = await restore(self._topics[place.topic], place, committed[place], self._reader)
-            if state.position < beginnings[place]:
-                gone = beginnings[place] - state.position
-                self.statistics.gone += gone if committed[place] else 0
-                if committed[place]:
-                    logger.warning(
-                        "%s: %d records were deleted before they were read; retention is too short", place, gone
-                    )
-                state.position = beginnings[place]
-            self._states[place] = state
-            self._assignments[place] = assignment
+        for unit in whole:
+            for state in await restore(self._topics, {place: committed[place] for place in unit}, self._reader):
+                self._begin(state, committed[state.place], beginnings[state.place])
+            if len(unit) > 1:  # some of them may have waited, or have been read before
+                for place in unit:
+                    await self._consumer.seek(place, self._states[place].position)
+                self._consumer.resume(unit)
         await self._learn_ends([self._states[place] for place in places])
 
+    def _whole(self, places: Iterable[TopicPartition]) -> tuple[list[list[TopicPartition]], list[TopicPartition]]:
+        """Partitions that can be read now, each with those that are joined with it; and those that wait for another one, which
+        another worker still has."""
+        whole: dict[tuple[TopicPartition, ...], None] = {}
+        waiting = []
+        for place in places:
+            unit = self._unit(place)
+            if all(other in self._assignments for other in unit):
+                whole[unit] = None
+            else:
+                waiting.append(place)
+        return [list(unit) for unit in whole], waiting
+
+    def _unit(self, place: TopicPartition) -> tuple[TopicPartition, ...]:
+        """The partition of that number of every topic that is joined with this one."""
+        return tuple(TopicPartition(topic, place.partition) for topic in self._joined[place.topic])
+
+    def _begin(self, state: PartitionState, committed: CommittedOffset | None, beginning: int) -> None:
+        if state.position < beginning:
+            gone = beginning - state.position
+            self.statistics.gone += gone if committed else 0
+            if committed:
+                logger.warning(
+                    "%s: %d records were deleted before they were read; retention is too short", state.place, gone
+                )
+            state.position = beginning
+        self._states[state.place] = state
+
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
-        held = [self._states[assignment.place] for assignment in assignments if assignment.place in self._states]
+        held = [self._states[place] for place in self._units_of(assignments) if place in self._states]
         await self._commit(await self._write_tables(held))
         await self.on_lost(assignments)
 
     async def on_lost(self, assignments: Sequence[Assignment]) -> None:
+        for place in self._units_of(assignments):
+            self._states.pop(place, None)
         for assignment in assignments:
-            self._states.pop(assignment.place, None)
             self._assignments.pop(assignment.place, None)
+        left = [place for place in self._units_of(assignments) if place in self._assignments]
+        self._consumer.pause(left)  # until what they are joined with comes back
+
+    def _units_of(self, assignments: Sequence[Assignment]) -> list[TopicPartition]:
+        """The partitions, and those that are joined with them."""
+        return list(dict.fromkeys(place for assignment in assignments for place in self._unit(assignment.place)))
+
+
+def joined_topics(topics: Mapping[str, CompiledTopic]) -> dict[str, tuple[str, ...]]:
+    """For each topic those that are joined with it, at first or second hand, and itself: they are read together."""
+    groups = {topic: {topic} for topic in topics}
+    for compiled in topics.values():
+        for pipeline in compiled.pipelines.values():
+            together = set().union(*(groups[stream.source.spec.name] for stream in streams_of(pipeline)))
+            for topic in together:
+                groups[topic] = together
+    return {topic: tuple(sorted(group)) for topic, group in groups.items()}
 
 
 def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) -> dict[str, CompiledTopic]:
@@ -409,12 +455,12 @@ def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) ->
     Raises: SetupError when one topic is declared with two ideas of out-of-orderness or type.
     """
     by_name: dict[str, Source] = {}
-    for source in [*sources, *(pipeline.stream.source for pipeline in pipelines.values())]:
+    for source in [*sources, *(stream.source for p in pipelines.values() for stream in streams_of(p))]:
         known = by_name.setdefault(source.spec.name, source)
         if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
             raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
     compiled = {
-        name: load_topic(source, {n: p for n, p in pipelines.items() if p.stream.source.spec.name == name})
+        name: load_topic(source, {n: p for n, p in pipelines.items() if reads(p, name)})
         for name, source in by_name.items()
     }
     for topic in compiled.values():

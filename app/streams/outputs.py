@@ -9,7 +9,7 @@ from app.broker.topics import MAX_AHEAD_MS, TopicSpec, dead_letters_of, late_ref
 from app.core.codec import encode
 from app.core.errors import SetupError
 from app.core.record import Headers, Record
-from app.streams.pipelines import FinalPipeline, LivePipeline, Pipeline, Source, raised_by
+from app.streams.pipelines import AlertPipeline, LivePipeline, Pipeline, Source, raised_by
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 ALERT_PARTITIONS = 6
@@ -85,7 +85,7 @@ def topics_of(
             window_ms = pipeline.size_ms + pipeline.tile_ms
             retention_ms = window_ms + max(window_ms, DAY_MS)
             add(_table_topic(pipeline.topic, partitions, "compact,delete", retention_ms, window_ms))
-        elif isinstance(pipeline, FinalPipeline):
+        elif not isinstance(pipeline, AlertPipeline):
             if raised_by(pipeline) is None:
                 add(TopicSpec(name=pipeline.topic, partitions=partitions, retention_ms=30 * DAY_MS))
             add(_table_topic(state_topic(name), partitions, "compact", None))

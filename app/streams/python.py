@@ -31,6 +31,7 @@ from app.streams.pipelines import (
     AlertPipeline,
     FinalPipeline,
     Hopping,
+    JoinPipeline,
     LivePipeline,
     Once,
     Pipeline,
@@ -40,6 +41,8 @@ from app.streams.pipelines import (
     Where,
     WindowedPipeline,
     columns_used,
+    kept_of,
+    streams_of,
 )
 
 
@@ -63,26 +66,31 @@ def compile_topic(source: Source, pipelines: Mapping[str, Pipeline]) -> str:
         (name, p) for name, p in pipelines.items() if isinstance(p, WindowedPipeline)
     ]
     windowed.sort(key=lambda item: not isinstance(item[1], LivePipeline))
+    joined = [(name, p) for name, p in pipelines.items() if isinstance(p, JoinPipeline)]
     alerts = [(name, p) for name, p in pipelines.items() if isinstance(p, AlertPipeline)]
     text = _Text()
     text.add(0, f"# {source}")
     for name, pipeline in pipelines.items():
         text.add(0, f"# {name}: {pipeline}")
     text.add(0, "", "", "def process(records, part, received_ms):")
-    _prologue(text, source, windowed, alerts)
+    _prologue(text, source, windowed, joined, alerts)
     text.add(1, "for record in records:")
-    _gate(text, source, bool(windowed))
-    _clock(text, bool(windowed))
-    used = {source.key}.union(*(columns_used(pipeline) for pipeline in pipelines.values()))
+    closes = bool(windowed or joined)
+    _gate(text, source, closes)
+    _clock(text, closes)
+    read = streams_on(source, pipelines)
+    used = {source.key}.union(*(columns_used(pipelines[name], stream) for name, stream in read))
     for column, kind in field_kinds(source.spec.type).items():
         if column in used and kind is not Kind.MONEY and column != source.key:
             text.add(2, f"f_{column} = event.{column}")
-    rules = once_rules(pipelines)
-    shared = len(rules) == 1 and all(pipeline.stream.once_rule for pipeline in pipelines.values())
+    rules = once_rules(source, pipelines)
+    shared = len(rules) == 1 and all(stream.once_rule for _, stream in read)
     for rule in rules:
         _once(text, source, rule, shared)
     for name, pipeline in windowed:
         _window(text, source, name, pipeline, shared)
+    for name, join in joined:
+        _join(text, source, name, join, shared)
     for name, alert in alerts:
         _alert(text, source, name, alert, [n for n, p in windowed if isinstance(p, LivePipeline)], shared)
     text.add(1, "part.reached_ms = m")
@@ -90,15 +98,23 @@ def compile_topic(source: Source, pipelines: Mapping[str, Pipeline]) -> str:
         _table_encoders(text, source, name, pipeline)
         if isinstance(pipeline, FinalPipeline):
             _row(text, source, name, pipeline)
+    for name, join in joined:
+        _pair(text, name, join)
     return "\n".join(text.lines) + "\n"
 
 
 def _prologue(
-    text: _Text, source: Source, windowed: list[tuple[str, WindowedPipeline]], alerts: list[tuple[str, AlertPipeline]]
+    text: _Text,
+    source: Source,
+    windowed: list[tuple[str, WindowedPipeline]],
+    joined: list[tuple[str, JoinPipeline]],
+    alerts: list[tuple[str, AlertPipeline]],
 ) -> None:
     text.add(1, f'"""One batch of one partition of {source.spec.name}."""', "m = part.reached_ms")
-    if windowed:
+    if windowed or joined:
         text.add(1, "closing_ms = part.closing_ms")
+    for name, _ in joined:
+        text.add(1, f"add_{name} = part.tables[{name!r}].add")
     for name, pipeline in windowed:
         text.add(1, f"table_{name} = part.tables[{name!r}]")
         if slice_ms(pipeline) is not None:
@@ -148,9 +164,15 @@ def _clock(text: _Text, windowed: bool) -> None:
         text.add(3, "if m >= closing_ms:", "    closing_ms = part.advance(m, offset)")
 
 
-def once_rules(pipelines: Mapping[str, Pipeline]) -> list[Once]:
-    """The different `once` rules of some pipelines."""
-    return list({pipeline.stream.once_rule: None for pipeline in pipelines.values() if pipeline.stream.once_rule})
+def streams_on(source: Source, pipelines: Mapping[str, Pipeline]) -> list[tuple[str, Records]]:
+    """What the pipelines read of one topic, with their names: one stream each, or both sides where they join it with itself."""
+    topic = source.spec.name
+    return [(n, stream) for n, p in pipelines.items() for stream in streams_of(p) if stream.source.spec.name == topic]
+
+
+def once_rules(source: Source, pipelines: Mapping[str, Pipeline]) -> list[Once]:
+    """The different `once` rules of some pipelines on one topic."""
+    return list({stream.once_rule: None for _, stream in streams_on(source, pipelines) if stream.once_rule})
 
 
 def once_name(rule: Once) -> str:
@@ -226,6 +248,17 @@ def _session(
     text.add(depth + 1, "if end is not None:", "    closing_ms = part.closes_at(end)")
 
 
+def _join(text: _Text, source: Source, name: str, pipeline: JoinPipeline, once_done: bool) -> None:
+    for side, stream in (("left", pipeline.join.left), ("right", pipeline.join.right)):
+        if stream.source.spec.name == source.spec.name:
+            text.add(2, f"# {name}: {side}")
+            depth, _ = _steps(text, 2, stream, once_done)
+            text.add(depth, f"if t <= m - {source.out_of_orderness_ms}:", f"    part.late.append(({name!r}, record))")
+            values = "".join(f"f_{field}, " for field in kept_of(pipeline, stream))
+            text.add(depth, "else:")
+            text.add(depth + 1, f"closing_ms = add_{name}({side!r}, f_{source.key}, t, offset, ({values}), m)")
+
+
 def _updates(pipeline: WindowedPipeline, fields: Mapping[str, Kind]) -> tuple[list[str], list[str]]:
     """First values of a new entry, and the statements that change an old one."""
     first, more = [], []
@@ -276,13 +309,15 @@ def _raise(
     ids: list[str],
     at: str,
     fields: Mapping[str, Kind],
+    optional: frozenset[str] = frozenset(),
 ) -> None:
     text.add(depth, f"alert = alert_{name}(")
     text.add(depth + 1, f"alert_id=derived_id({raised.rule!r}, {key}, {', '.join(ids)}),", f"triggered_at={at},")
     for field_name, value in raised.fields:
         shown = expression_text(value, fields)
         if kind_of(value, fields) is Kind.MONEY:
-            shown = f"to_dollars({shown})"
+            absent = isinstance(value, Column) and value.name in optional
+            shown = f"to_dollars({shown})" + f" if {shown} is not None else None" * absent
         text.add(depth + 1, f"{field_name}={shown},")
     text.add(depth, ")")
 
@@ -363,6 +398,37 @@ def _row(text: _Text, source: Source, name: str, pipeline: FinalPipeline) -> Non
     text.add(2, f"key, row.start_ms, row.end_ms{values}")
     text.add(1, ")")
     text.add(1, f'return b\'{{"{source.key}":%s,"window_start":%d}}\' % (key, row.start_ms), value, ()')
+
+
+def _pair(text: _Text, name: str, pipeline: JoinPipeline) -> None:
+    """`row_<name>(pair, place, received_ms)`: as `_row`, of a pair or a left record without a partner."""
+    join, raised = pipeline.join, pipeline.raised
+    text.add(0, "", "", f"def row_{name}(pair, place, received_ms):")
+    text.add(1, f"f_{join.left.source.key} = pair.key")
+    left = kept_of(pipeline, join.left)
+    if left:
+        text.add(1, f"{', '.join(f'f_{field}' for field in left)}, = pair.left")
+    if join.how != "missing":
+        text.add(1, f"f_{join.prefix}{join.right.source.key} = None if pair.right is None else pair.key")
+        right = kept_of(pipeline, join.right)
+        if right:
+            names = ", ".join(f"f_{join.prefix}{field}" for field in right)
+            text.add(1, f"{names}, = pair.right or ({'None, ' * len(right)})")
+    fields = join.fields()
+    for step in pipeline.steps:
+        if isinstance(step, Where):
+            text.add(1, f"if not {expression_text(step.condition, fields)}:", "    return None")
+        else:
+            text.add(1, f"f_{step.name} = {expression_text(step.value, fields)}")
+            fields[step.name] = kind_of(step.value, fields)
+    alone = f"pair.left_at.time_ms + {max(join.upper_ms, 0)}"
+    text.add(1, "at = pair.left_at if pair.right is None or pair.right_at[2] < pair.left_at[2] else pair.right_at")
+    text.add(1, f"known_ms = {alone} if pair.right is None else at.time_ms")
+    ids = [f"f_{field}" for field in raised.id_fields]
+    optional = frozenset(fields) - frozenset(join.left.fields()) if join.how == "left" else frozenset()
+    _raise(text, 1, raised, name, "pair.key", ids, "instant(known_ms)", fields, optional)
+    text.add(1, f"headers = alert_headers({raised.tag!r}, at.place, at.offset, at.time_ms, received_ms, ())")
+    text.add(1, "return pair.key.encode(), encode(alert), headers")
 
 
 def expression_text(expression: Expression, fields: Mapping[str, Kind]) -> str:

@@ -5,7 +5,8 @@ declaration's fingerprint, since when it counts, and from where in its table a r
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,6 +14,7 @@ from app.broker.base import MAX_METADATA_CHARACTERS, CommittedOffset, Reader
 from app.core.errors import SetupError
 from app.core.record import Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec
+from app.streams.joins import JoinTable
 from app.streams.mending import NOT_AN_ENTRY, PROGRESS, Last, gone, mend, parse_change
 from app.streams.tables import Entry, PartitionState, Place, Table
 from app.streams.windows import NEVER_MS
@@ -75,14 +77,45 @@ def parse_mark(committed: CommittedOffset | None) -> CommitMark | None:
 
 
 async def restore(
-    topic: CompiledTopic, place: TopicPartition, committed: CommittedOffset | None, reader: Reader
-) -> PartitionState:
-    """The state of a partition as of its committed offset, or later where its tables are ahead of it.
+    topics: Mapping[str, CompiledTopic],
+    committed: Mapping[TopicPartition, CommittedOffset | None],
+    reader: Reader,
+) -> list[PartitionState]:
+    """The state of one partition of a topic, or of all topics that are joined with each other, as of its committed offset, or
+    later where its tables are ahead of it.
 
     Raises: SetupError when a pipeline's declaration differs from the one that made its state, or when a topic was made
     anew under its streams.
     """
-    state = topic.new_state(place)
+    joins: dict[str, JoinTable] = {}
+    states = {place: topics[place.topic].new_state(place, joins) for place in committed}
+    written: list[_Written] = []
+    for place, state in states.items():
+        written += await _restore_partition(topics[place.topic], state, committed[place], reader)
+    for one in written:
+        one.table.checked = one.start
+        mend(one.state, one.name, one.last)  # what is over had its row: only its tombstone may be missing
+        one.table.checked = one.end
+    for state in states.values():
+        state.closing_ms = state.advance(state.reached_ms, state.position)
+    return list(states.values())
+
+
+class _Written(NamedTuple):
+    """What was found in a table, from `start` to `end`."""
+
+    state: PartitionState
+    name: str
+    table: Table
+    start: int
+    end: int
+    last: Last
+
+
+async def _restore_partition(
+    topic: CompiledTopic, state: PartitionState, committed: CommittedOffset | None, reader: Reader
+) -> list[_Written]:
+    place, written = state.place, list[_Written]()
     mark = parse_mark(committed)
     if committed is not None:
         end = (await reader.end_offsets([place]))[place]
@@ -99,16 +132,15 @@ async def restore(
     if mark is not None:
         state.reached_ms = mark.reached_ms
     for name, codec in topic.tables.items():
-        await _restore_table(state, codec, state.tables[name], mark, reader)
+        written += await _restore_table(state, codec, state.tables[name], mark, reader)
     if state.memories and committed is not None and state.reached_ms != NEVER_MS:
         await _restore_memories(topic, state, reader)
-    state.closing_ms = state.advance(state.reached_ms, state.position)
-    return state
+    return written
 
 
 async def _restore_table(
     state: PartitionState, codec: TableCodec, table: Table, mark: CommitMark | None, reader: Reader
-) -> None:
+) -> list[_Written]:
     end = (await reader.end_offsets([table.place]))[table.place]
     table.table_position = table.checked = end
     start = (await reader.beginning_offsets([table.place]))[table.place]
@@ -119,7 +151,7 @@ async def _restore_table(
             table.since_ms = mark.reached_ms + 1 if mark.reached_ms != NEVER_MS else NEVER_MS
             logger.info("%s joins %s: it counts what starts after %d", codec.name, state.place, mark.reached_ms)
             table.restore({}, over_ms, end)
-            return
+            return []
         if known.fingerprint != codec.fingerprint:
             raise _changed(codec, known.fingerprint)
         table.since_ms = known.since_ms
@@ -129,9 +161,7 @@ async def _restore_table(
         start = max(start, known.position)
     newest, last = await _newest_entries(codec, reader.read(table.place, start, end))
     table.restore(newest, over_ms, start)
-    table.checked = start
-    mend(state, codec.name, last)  # what is over had its row: only its tombstone may be missing
-    table.checked = end
+    return [_Written(state, codec.name, table, start, end, last)]
 
 
 async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]]) -> tuple[dict[Place, Entry], Last]:

@@ -59,7 +59,7 @@ class Table(Protocol):
     table_position: int
     checked: int
     over: deque[Over]
-    rows: list[Row]
+    rows: list[Any]
 
     def advance(self, over_ms: int, offset: int) -> int:
         """Closes what is over when the watermark has passed `over_ms` - 1; returns the next such moment."""

@@ -6,7 +6,7 @@ at or before m - B is late, m being the largest event time seen so far and B the
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.streams.aggregates import Accumulator, Amounts, merge_into, of_nothing
 
@@ -26,13 +26,14 @@ def slice_start(timestamp_ms: int, size_ms: int) -> int:
 class Tile(NamedTuple):
     """What happened to one entity in one tile, as seen by one source partition.
 
-    version: source offset of its last change. values: its accumulators (counts, cents), in declared order.
+    version: source offset of its last change. values: its accumulators (counts, cents, None for
+    the smallest and largest of nothing), in declared order.
     """
 
     start_ms: int
     partition: int
     version: int
-    values: tuple[int | None, ...]
+    values: tuple[Any, ...]
 
 
 def tile_counts(tile_start_ms: int, tile_ms: int, now_ms: int, window_ms: int) -> bool:

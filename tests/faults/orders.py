@@ -110,9 +110,7 @@ def wrong_decisions(
             yield f"{name} took {hops.decided_ms - hops.agent_ms} ms"
         for features in decision.features:
             seen = features.freshness is Freshness.FRESH and features.own_event is OwnEvent.SEEN
-            if seen and int(features.values["order_count_5m"] or 0) < history.at_least(
-                decision, features.window_end_ms
-            ):
+            if seen and int(features.values["order_count_5m"]) < history.at_least(decision, features.window_end_ms):
                 yield f"{name} was shown {features.values} as fresh: orders before its own are missing"
             if action == "approve" and not seen:
                 yield f"{name} approved with features {features.freshness.value}, own event {features.own_event.value}"

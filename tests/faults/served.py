@@ -49,7 +49,7 @@ async def wrong_features(reading: Reading, store: RedisStore) -> list[str]:
     wrong = []
     for user, tiles in by_user.items():
         stored = {
-            Slice(user, tile.start_ms, tile.partition): Total(tile.values[0] or 0, tile.values[1] or 0, tile.version)
+            Slice(user, tile.start_ms, tile.partition): Total(tile.values[0], tile.values[1], tile.version)
             for tile in (await store.read(VIEW, user)).tiles
         }
         newest_ms = max(where.start_ms for where in tiles)

@@ -69,7 +69,7 @@ def newest_tiles(batches: Sequence[Sequence[TileChange]], entity: str) -> list[T
 def sums(tiles: Sequence[Tile], now_ms: int) -> tuple[int, int]:
     """Brute force: what counts at `now_ms`, in integers."""
     counted = [tile.values for tile in tiles if tile.start_ms + TILE_MS > now_ms - WINDOW_MS]
-    return sum(values[0] or 0 for values in counted), sum(values[1] or 0 for values in counted)
+    return sum(values[0] for values in counted), sum(values[1] for values in counted)
 
 
 async def check_answers(store: FeatureStore, view: View, batches: Sequence[Sequence[TileChange]]) -> None:
@@ -120,7 +120,7 @@ def test_redis_store_answers_as_the_newest_versions_do(redis_address: str, batch
 def test_live_value_errs_by_at_most_one_tile_upwards(event_times_ms: list[int], now_ms: int) -> None:
     """A live count holds every event of the window, and none older than one tile more."""
     past_ms = [time_ms for time_ms in event_times_ms if time_ms <= now_ms]
-    counted = answer(new_view(), "u", StoredFeatures(tiles_of(past_ms), None), now_ms).values["n"] or 0
+    counted = answer(new_view(), "u", StoredFeatures(tiles_of(past_ms), None), now_ms).values["n"]
     exact = sum(time_ms > now_ms - WINDOW_MS for time_ms in past_ms)
     at_most = sum(time_ms > now_ms - WINDOW_MS - TILE_MS for time_ms in past_ms)
     assert exact <= counted <= at_most
@@ -134,7 +134,7 @@ def test_live_value_only_falls_without_events(event_times_ms: list[int], moments
     """Time alone never raises a value, and in the end it is zero."""
     stored = StoredFeatures(tiles_of(event_times_ms), None)
     view = new_view()
-    counts = [int(answer(view, "u", stored, now_ms).values["n"] or 0) for now_ms in sorted(moments_ms)]
+    counts = [int(answer(view, "u", stored, now_ms).values["n"]) for now_ms in sorted(moments_ms)]
     assert sorted(counts, reverse=True) == counts
     assert 0 == answer(view, "u", stored, EPOCH_MS + 400_000 + WINDOW_MS + TILE_MS).values["n"]
 

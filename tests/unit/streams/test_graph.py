@@ -9,9 +9,10 @@ import pytest
 from app.core.codec import Usd
 from app.core.errors import SetupError
 from app.decisions.record import MAX_ID_BYTES
+from app.streams.declaring import MAX_ID_CHARACTERS
 from app.streams.expressions import col
 from app.streams.gate import MAX_KEY_BYTES
-from app.streams.graph import MAX_ID_CHARACTERS, Alert, Topic, count, total
+from app.streams.graph import Alert, Topic, count, total
 from app.streams.outputs import derived_id, topics_of
 from app.streams.pipelines import fingerprint, pipelines_in, unique_names
 from features import fraud

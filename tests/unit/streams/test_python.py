@@ -108,10 +108,10 @@ def test_compile_topic_text_literals_cannot_leave_their_quotes() -> None:
 def test_once_rules_are_shared_by_what_they_say() -> None:
     """One memory for each rule, whoever declares it."""
     again = order_events.once("order_id", within="1m").live("5m", tile="30s").aggregate(n=count()).serve("more")
-    rules = once_rules({**KINDS["once in some"], "again": again})
+    rules = once_rules(SOURCE, {**KINDS["once in some"], "again": again})
     assert {Once("order_id", 60_000), Once("order_id", 120_000)} == set(rules)
     assert ["once_order_id_60000", "once_order_id_120000"] == [once_name(rule) for rule in rules]
-    assert [] == once_rules(KINDS["tumbling"])
+    assert [] == once_rules(SOURCE, KINDS["tumbling"])
 
 
 entities = st.one_of(
