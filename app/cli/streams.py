@@ -1,5 +1,6 @@
 """`streams list|show|run|reset`: what is computed, how, and runs of one pipeline."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,24 +47,46 @@ def show(
 
     Example: `python -m app streams show user_features --python`
     """
-    from app.core.durations import format_duration
-    from app.streams.pipelines import fingerprint
+    from app.streams.pipelines import fingerprint, streams_of
 
     loaded = load_app(app)
     pipeline = named(loaded, name)
     if python:
-        for text in compiled(loaded, pipeline).text.splitlines():
-            output.line(text)
+        for topic in dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline)):
+            for text in compiled(loaded, topic).text.splitlines():
+                output.line(text)
         return
     for number, step in enumerate(str(pipeline).split(" -> ")):
         output.line(f"{'   ' * min(number, 1)}{'-> ' if number else ''}{step}")
     output.line(f"fingerprint {fingerprint(pipeline)}")
-    rule = pipeline.stream.once_rule
-    if rule is not None:
-        output.line(
+    for line in remembered(pipeline):
+        output.line(line)
+
+
+def remembered(pipeline: "Pipeline") -> Iterator[str]:
+    """What it keeps in memory and in no table, so that a start reads the source back for it."""
+    from app.core.durations import format_duration
+    from app.streams.pipelines import AlertPipeline, streams_of
+
+    for rule in {stream.once_rule: None for stream in streams_of(pipeline) if stream.once_rule}:
+        yield (
             f"memory of once: each {rule.field} of the last {format_duration(rule.within_ms)} of event time, up to twice "
             f"that, about 200 bytes each: at 1,000 events/s {rule.within_ms:,} to {2 * rule.within_ms:,} ids"
         )
+    if isinstance(pipeline, AlertPipeline):
+        key, lateness_ms = pipeline.stream.source.key, pipeline.stream.source.out_of_orderness_ms
+        if pipeline.burst is not None:
+            kept_ms = pipeline.burst.within_ms + lateness_ms
+            yield (
+                f"memory of burst: {pipeline.burst.count} times of each {key} of the last {format_duration(kept_ms)}, up to twice "
+                f"that, about {250 + 40 * pipeline.burst.count} bytes each"
+            )
+        if pipeline.raised.per_ms is not None:
+            kept_ms = pipeline.raised.per_ms + lateness_ms
+            yield (
+                f"memory of at_most_once_per: one time of each {key} that raised one in the last {format_duration(kept_ms)}, up "
+                "to twice that, about 200 bytes each"
+            )
 
 
 @commands.command()
@@ -165,7 +188,8 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     from app.application import STREAMS_GROUP
     from app.core.clock import SystemClock
     from app.serving.stores import open_store
-    from app.streams.pipelines import LivePipeline
+    from app.streams.engine import compile_all
+    from app.streams.pipelines import LivePipeline, streams_of
     from app.streams.reset import empty
     from app.streams.reset import reset as reset_pipeline
 
@@ -175,9 +199,10 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     try:
         if isinstance(pipeline, LivePipeline):
             await store.start()  # first: a store that is away must not leave half of it done
-        topic = compiled(app, pipeline)
-        partitions = await reset_pipeline(broker, STREAMS_GROUP, topic, name, sorted(app.sources))
-        await empty(broker, app.topics.named(topic.tables[name].topic))
+        topics = compile_all(list(app.sources.values()), app.pipelines)
+        read = [topics[name] for name in dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline))]
+        partitions = await reset_pipeline(broker, STREAMS_GROUP, read, name, sorted(app.sources))
+        await empty(broker, app.topics.named(read[0].tables[name].topic))
         if isinstance(pipeline, LivePipeline):
             await store.clear(app.views[pipeline.view])
         return partitions
@@ -198,8 +223,7 @@ def named(app: "App", name: str) -> "Pipeline":
     return found
 
 
-def compiled(app: "App", pipeline: "Pipeline") -> "CompiledTopic":
+def compiled(app: "App", topic: str) -> "CompiledTopic":
     from app.streams.engine import compile_all
 
-    source = pipeline.stream.source
-    return compile_all([source], app.pipelines)[source.spec.name]
+    return compile_all(list(app.sources.values()), app.pipelines)[topic]
