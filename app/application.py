@@ -40,6 +40,8 @@ from app.streams.pipelines import (
 )
 
 STREAMS_GROUP = "headrace.streams"
+FLINK_GROUP = "headrace.flink"
+"""Of the source offsets that Flink's jobs commit with each checkpoint."""
 
 Rule = Callable[..., Decision]
 

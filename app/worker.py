@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import anyio
 
-from app.application import STREAMS_GROUP, App
+from app.application import FLINK_GROUP, STREAMS_GROUP, App
 from app.broker.base import Broker, Producer
 from app.broker.publisher import Publisher
 from app.core.clock import Clock
@@ -46,6 +46,7 @@ from app.models.rules import require_rules
 from app.serving.base import FeatureStore
 from app.serving.features import FeatureReader
 from app.serving.materializer import Materializer
+from app.streams.elsewhere import Elsewhere
 from app.streams.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -282,9 +283,12 @@ class Worker:
         return parts
 
     def _make_streams(self) -> Run:
-        self.engine = Engine(
-            self._broker, list(self._app.sources.values()), self._app.pipelines, self._clock, STREAMS_GROUP
-        )
+        sources, pipelines = list(self._app.sources.values()), self._app.pipelines
+        if self._settings.engine == "flink":
+            elsewhere = Elsewhere(self._broker, sources, pipelines, self._clock, STREAMS_GROUP, FLINK_GROUP)
+            self.engine = elsewhere.gates
+            return elsewhere.run
+        self.engine = Engine(self._broker, sources, pipelines, self._clock, STREAMS_GROUP)
         return self.engine.run
 
     def _make_features(self) -> Run:

@@ -273,7 +273,7 @@ class Right(NamedTuple):
 
 
 class Admin(Protocol):
-    """Topics: create, describe, delete."""
+    """Topics: create, describe, delete; and what groups have committed."""
 
     async def brokers(self) -> int:
         """How many brokers the cluster has."""
@@ -297,6 +297,13 @@ class Admin(Protocol):
         ...
 
     async def delete(self, names: Sequence[str]) -> None: ...
+
+    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        """What a group, anybody's, has committed for these topics; partitions without a commit are left out.
+
+        Raises: Unavailable, Rejected.
+        """
+        ...
 
     async def close(self) -> None: ...
 

@@ -475,5 +475,10 @@ class MemoryAdmin:
             for partition in range(spec.partitions if spec else 0):
                 del self._broker.logs[TopicPartition(name, partition)]
 
+    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        found = self._broker.groups.get(group)
+        committed = found.committed if found is not None else {}
+        return {place: one.offset for place, one in committed.items() if place.topic in topics}
+
     async def close(self) -> None:
         """Nothing to end."""

@@ -90,14 +90,14 @@ def read_version() -> str:
     return str(tomllib.loads(project.read_text())["project"]["version"])
 
 
-def run(arguments: list[str] | None = None) -> NoReturn:
+def run(arguments: list[str] | None = None, *, commands: typer.Typer = cli, name: str = "python -m app") -> NoReturn:
     """Runs one command and leaves with its exit code: 0; 1 for no; 2 for a wrong setup; 130 for Ctrl-C.
 
     Errors of this project are one line on stderr; `--debug` shows their traceback too.
     """
     session = Session()
     try:
-        cli(arguments, prog_name="python -m app", obj=session)
+        commands(arguments, prog_name=name, obj=session)
     except Exception as error:
         known = known_errors(error)
         if not known:

@@ -41,6 +41,14 @@ def worker(
             "agents in another mode than live]",
         ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="ENGINE",
+            help="Where the streams run: `asyncio`, in here, or `flink`. [default: HEADRACE_ENGINE, or asyncio]",
+        ),
+    ] = None,
     mode: Annotated[
         str | None,
         typer.Option(
@@ -55,6 +63,9 @@ def worker(
     Start as many workers as you like: partitions are shared among them. The first SIGTERM or Ctrl-C lets running
     decisions finish, commits and leaves; the second one ends at once, with exit code 143 or 130.
 
+    With `--engine flink` it runs all but the streams, which are jobs of their own: `python -m flink_jobs submit`. It still judges
+    every record, and says how far the features are. All workers have the same engine.
+
     In another mode than live it runs agents alone: they read the features that the live workers keep.
 
     Examples: `python -m app worker --model rules`; `python -m app worker --only agents --only actions`;
@@ -65,7 +76,7 @@ def worker(
     from app.worker import parts_in
 
     loaded = load_app(app)
-    values = settings(broker=broker, store=store, model=model, mode=mode)
+    values = settings(broker=broker, store=store, model=model, mode=mode, engine=engine)
     output.set_up_logs(values.log_level)
     parts = tuple(only or parts_in(values.mode))
     forced_by = anyio.run(_work, loaded, values, parts, backend_options={"use_uvloop": has_uvloop()})

@@ -17,6 +17,7 @@ from app.core.security import MECHANISMS, BrokerSecurity, StoreSecurity, check_b
 PREFIX = "HEADRACE_"
 ACTION_URL_PREFIX = "HEADRACE_ACTION_URL_"
 MODES = ("live", "shadow", "dry-run")
+ENGINES = ("asyncio", "flink")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 SECRETS = ("broker_password", "store_password", "action_token")
@@ -59,6 +60,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store_user: str = ""
     """Redis user; empty for its `default`."""
     store_password: str = ""
+    engine: str = "asyncio"
+    """Where the streams run: in the workers, or as `flink` jobs (`python -m flink_jobs submit`), the same for all workers."""
     flink: str = "http://127.0.0.1:8081"
     """REST address of a Flink cluster's job manager. Whoever reaches it may run code there: loopback, or a closed network."""
     model: str = "claude-sonnet-4-6"
@@ -107,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _require("action_timeout_ms", self.action_timeout_ms > 0, "must be more than 0")
         _require_shorter("action_timeout_ms", self.action_timeout_ms, "drain_ms", self.drain_ms)
         _require_shorter("drain_ms", self.drain_ms, "grace_ms", self.grace_ms)
+        _require("engine", self.engine in ENGINES, f"must be one of {', '.join(ENGINES)}")
         _require("mode", self.mode in MODES, f"must be one of {', '.join(MODES)}")
         protocols = ("consumer", "classic")
         _require("group_protocol", self.group_protocol in protocols, f"must be one of {', '.join(protocols)}")

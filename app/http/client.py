@@ -6,15 +6,19 @@ The only module that imports httpx2; its exceptions are translated in `translate
 import asyncio
 import ssl
 from collections.abc import Mapping
+from typing import Any
 
 import httpcore2  # noqa: F401 - httpx2 would load it on the loop, in the first client
 import httpx2
+import msgspec
 
 from app.core.errors import HeadraceError, Rejected, Unavailable
 from app.core.text import one_line
 
 CONNECTIONS = 64
 """Calls at once; more wait for their turn, within their own time."""
+
+MAX_ANSWER_BYTES = 16 * 2**20
 
 _TRY_AGAIN = frozenset({408, 409, 425, 429})
 """Refusals of now and not for ever: timeout, conflict with a call under way, too early, too many."""
@@ -54,6 +58,36 @@ class HttpClient:
             raise Unavailable(f"{address_of(url)}: answered {status}")
         if not 200 <= status < 300:
             raise Rejected(f"{address_of(url)}: answered {status}")
+
+    async def request_json(self, method: str, url: str, body: Any, timeout_ms: int) -> Any:
+        """Asks with a JSON text, or none, and returns what the answer says, decoded; None where it says nothing.
+
+        Raises: Unavailable as `post_json`, also for an answer that is no JSON or longer than 16 MiB; Rejected with the first
+                words of the answer for other statuses.
+        """
+        content = None if body is None else msgspec.json.encode(body)
+        sent = {"content-type": "application/json"} if content is not None else {}
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                async with self._client.stream(method, url, content=content, headers=sent) as response:
+                    status, answer = response.status_code, bytearray()
+                    async for chunk in response.aiter_bytes():
+                        answer += chunk
+                        if len(answer) > MAX_ANSWER_BYTES:
+                            raise Unavailable(f"{address_of(url)}: answered more than {MAX_ANSWER_BYTES} bytes")
+        except TimeoutError:
+            raise Unavailable(f"{address_of(url)}: no answer within {timeout_ms} ms") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, httpx2.CookieConflict, ssl.SSLError) as error:
+            raise translate(error, url) from error
+        said = f"{address_of(url)}: answered {status}: {one_line(bytes(answer[:500]).decode(errors='replace'))}"
+        if status in _TRY_AGAIN or status >= 500:
+            raise Unavailable(said)
+        if not 200 <= status < 300:
+            raise Rejected(said)
+        try:
+            return msgspec.json.decode(bytes(answer)) if answer else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise Unavailable(f"{said}, which is no JSON") from None
 
     async def close(self) -> None:
         """Gives connections back. Running calls fail."""

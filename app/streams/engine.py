@@ -92,6 +92,11 @@ class Engine:
         """Found, and of partitions that were ours after that."""
         self._notices = Notices(logger, logging.INFO)
 
+    @property
+    def places(self) -> list[TopicPartition]:
+        """The partitions that are its own now."""
+        return list(self._states)
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set; then commits and leaves the group.
 
@@ -341,7 +346,7 @@ class Engine:
         with anyio.move_on_after(ENDS_S), contextlib.suppress(Unavailable):
             ends = await self._reader.end_offsets([state.place for state in states])
             for state in states:
-                state.learn_end(asked_ms, ends[state.place])
+                state.as_of.learn_end(asked_ms, ends[state.place])
 
     async def _flush(self) -> None:
         failures = await self._producer.flush()
@@ -350,7 +355,7 @@ class Engine:
 
     async def _send_progress(self, state: PartitionState) -> None:
         """For each view: every event published before `as_of` is in its tiles."""
-        as_of_ms = state.as_of_ms()
+        as_of_ms = state.as_of.at(state.position)
         if as_of_ms == 0:
             return
         state.progress_told = True

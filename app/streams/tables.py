@@ -6,16 +6,15 @@ So a record that is read again, at or below the version its key holds, changes n
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.aggregates import Accumulator, merge_into
+from app.streams.as_of import AsOf
 from app.streams.memories import Memory
 from app.streams.windows import NEVER_MS
 
 FOREVER_MS = 2**63 - 1
-MOST_ENDS = 60
 
 Entry = list[Any]
 """[version, changed since it was last written, value, value, ...]: of a slice its accumulators, of a session's key a list of
@@ -219,24 +218,11 @@ class PartitionState:
         self.committed = -1
         self.progress_told = False
         self.reached_ms = NEVER_MS
-        self._ends: deque[tuple[int, int]] = deque()
+        self.as_of = AsOf()
         self.closing_ms = FOREVER_MS
-        self._as_of_ms = 0
         self.alerts: list[tuple[Record, str, bytes, Headers]] = []
         self.late: list[tuple[str, Record]] = []
         self.rejected: list[tuple[Record, str]] = []
-
-    def learn_end(self, asked_ms: int, end: int) -> None:
-        """Notes when it was asked where the partition ends, and the answer."""
-        if len(self._ends) >= MOST_ENDS:
-            self._ends = deque(islice(self._ends, 0, None, 2))
-        self._ends.append((asked_ms, end))
-
-    def as_of_ms(self) -> int:
-        """Wall time before which everything published has been processed; 0 while that is not known."""
-        while self._ends and self.position >= self._ends[0][1]:
-            self._as_of_ms = self._ends.popleft()[0]
-        return self._as_of_ms
 
     def reject(self, record: Record, reason: str) -> None:
         self.rejected.append((record, reason))

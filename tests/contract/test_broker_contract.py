@@ -329,6 +329,19 @@ async def test_close_lets_on_revoked_commit_and_ends_the_epochs(cluster: Cluster
     assert {place: CommittedOffset(7, "last")} == await successor.consumer.committed([place])
 
 
+async def test_group_offsets_are_what_anybody_has_committed(cluster: Cluster) -> None:
+    """Of any group, without being its member; nothing for a group or a partition without a commit."""
+    topic, group, other = await cluster.topic(partitions=2), cluster.unique("group"), await cluster.topic()
+    member = await cluster.join(group, topic)
+    await member.poll_until(lambda: len(member.places()) == 2)
+    await member.consumer.commit({member.held(TopicPartition(topic, 1)): CommittedOffset(7, "mark")})
+    admin = cluster.broker.admin()
+    assert {TopicPartition(topic, 1): 7} == await admin.group_offsets(group, [topic, other])
+    assert {} == await admin.group_offsets(group, [other])
+    assert {} == await admin.group_offsets(cluster.unique("nobody"), [topic])
+    await admin.close()
+
+
 async def test_close_that_drains_may_commit_while_another_joins(cluster: Cluster) -> None:
     """A member that leaves has its partitions until `on_revoked` has returned, whoever waits for them."""
     topic, group = await cluster.topic(), cluster.unique("group")

@@ -15,6 +15,7 @@ from app.broker.base import TopicDescription
 from app.broker.replication import copies_on
 from app.broker.topics import TopicSpec
 from app.core.errors import Unavailable
+from app.core.record import TopicPartition
 
 AGAIN_SECONDS = 0.02
 TIMEOUT_MS = int(ANSWER_SECONDS * 1000)
@@ -80,6 +81,14 @@ class AioKafkaAdmin:
             if error is not None and code != UnknownTopicOrPartitionError.errno:
                 raise error
         await self._wait_until_known(set(names), known=False)
+
+    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        found = await self._cluster.ask(lambda admin: admin.list_consumer_group_offsets(group))
+        return {
+            TopicPartition(place.topic, place.partition): committed.offset
+            for place, committed in found.items()
+            if committed.offset >= 0 and place.topic in topics
+        }
 
     async def close(self) -> None:
         """Nothing to end: the admin client is the cluster's."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
     AclBindingFilter,
@@ -25,6 +25,7 @@ from app.broker.kafka.errors import UNKNOWN_TOPIC_CODES, translate
 from app.broker.replication import copies_on
 from app.broker.topics import TopicSpec
 from app.core.errors import Unavailable
+from app.core.record import TopicPartition
 
 
 class KafkaAdmin:
@@ -92,6 +93,16 @@ class KafkaAdmin:
             _wait_until_known(admin, set(names), known=False)
 
         await self._cluster.ask(call)
+
+    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        def call(admin: AdminClient) -> dict[TopicPartition, int]:
+            request = [ConsumerGroupTopicPartitions(group)]
+            (answer,) = admin.list_consumer_group_offsets(request, request_timeout=ANSWER_SECONDS).values()
+            found = result_of(answer, group, "Read").topic_partitions
+            return {TopicPartition(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+
+        committed = await self._cluster.ask(call)
+        return {place: offset for place, offset in committed.items() if place.topic in topics}
 
     async def grant(self, user: str, rights: Iterable[Right]) -> None:
         """Gives rights to a user, besides those that he has. May be repeated.

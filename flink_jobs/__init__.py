@@ -1,0 +1,1 @@
+"""The declared streams as Flink jobs: submitted, kept, stopped, upgraded. PyFlink itself runs in a process of its own."""

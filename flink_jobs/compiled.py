@@ -1,0 +1,67 @@
+"""The jobs of an application, as text, and what their state belongs to."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from app.application import FLINK_GROUP, App
+from app.core.errors import SetupError
+from app.core.security import BrokerSecurity
+from app.core.settings import Settings
+from app.streams import sql
+from app.streams.pipelines import fingerprint
+
+
+@dataclass(frozen=True)
+class CompiledJobs:
+    """By name. fingerprints: of the declarations in each; state made by one is never read by another."""
+
+    jobs: Mapping[str, sql.Job]
+    fingerprints: Mapping[str, str]
+
+    def named(self, wanted: Sequence[str]) -> list[str]:
+        """Those that are wanted, all where none is named. Raises: SetupError for a job that there is not."""
+        for name in wanted:
+            if name not in self.jobs:
+                raise SetupError(name, f"no job is called that; there are {', '.join(self.jobs)}")
+        return list(wanted) or list(self.jobs)
+
+
+def compile_jobs(app: App, settings: Settings, parallelism: int) -> CompiledJobs:
+    """Raises: SetupError for what Flink cannot run, naming the operator and the way out."""
+    given = sql.Settings(
+        bootstrap_servers=settings.broker.partition("://")[2].rstrip("/"),
+        properties=java_properties(settings.broker_security),
+        group=FLINK_GROUP,
+        parallelism=parallelism,
+    )
+    jobs, fingerprints = {}, {}
+    for name, pipelines in sql.jobs_of(app.pipelines).items():
+        jobs[name] = sql.compile_job(name, pipelines, given)
+        said = "; ".join(f"{pipeline} {fingerprint(declared)}" for pipeline, declared in sorted(pipelines.items()))
+        fingerprints[name] = hashlib.sha256(said.encode()).hexdigest()[:16]
+    return CompiledJobs(jobs, fingerprints)
+
+
+def java_properties(security: BrokerSecurity) -> dict[str, str]:
+    """What Kafka's Java client calls our settings. Files must be where the task managers are."""
+    properties = {"security.protocol": ("SASL_" if security.user else "") + ("SSL" if security.tls else "PLAINTEXT")}
+    if security.ca:
+        properties |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": security.ca}
+    if security.certificate:
+        raise SetupError(
+            "broker_certificate", "Flink's client takes certificate and key in one PEM file only; use a password"
+        )
+    if security.user:
+        module = "plain.PlainLoginModule" if security.mechanism == "PLAIN" else "scram.ScramLoginModule"
+        user, password = _quoted(security.user), _quoted(security.password)
+        properties["sasl.mechanism"] = security.mechanism
+        properties["sasl.jaas.config"] = (
+            f"org.apache.flink.kafka.shaded.org.apache.kafka.common.security.{module} required "
+            f"username={user} password={password};"
+        )
+    return properties if properties != {"security.protocol": "PLAINTEXT"} else {}
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
