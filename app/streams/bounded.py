@@ -13,8 +13,9 @@ from app.core.clock import Clock
 from app.core.errors import SetupError, Unavailable
 from app.core.record import TopicPartition
 from app.streams.compiled import CompiledTopic
-from app.streams.engine import closed_rows, compile_all, run_batch
+from app.streams.engine import compile_all, run_batch
 from app.streams.pipelines import FinalPipeline
+from app.streams.rows import closed_rows
 from app.streams.tables import FOREVER_MS, PartitionState
 
 

@@ -25,6 +25,7 @@ from app.streams.mending import Tail, gone, mend_tail, read_tails
 from app.streams.outputs import late_reference
 from app.streams.pipelines import Pipeline, Source, reads, streams_of
 from app.streams.restore import mark_of, require_marks_fit, restore
+from app.streams.rows import closed_rows
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 
@@ -477,26 +478,3 @@ def run_batch(topic: CompiledTopic, state: PartitionState, records: Sequence[Rec
     """Processes the next records of one partition."""
     topic.process(records, state, now_ms)
     state.position = records[-1].offset + 1
-
-
-class ClosedRows(NamedTuple):
-    """What windows give that have closed. rows: by topic; value, key and time (none). alerts: topic, key, value, headers."""
-
-    rows: dict[str, list[tuple[bytes, bytes, int]]]
-    alerts: list[tuple[str, bytes, bytes, Headers]]
-
-
-def closed_rows(topic: CompiledTopic, state: PartitionState, now_ms: int) -> ClosedRows:
-    """The rows of windows that have closed since the last call."""
-    closed = ClosedRows({}, [])
-    for name, table in topic.tables.items():
-        rows, target = state.tables[name].rows, table.row_topic
-        if not rows or table.row is None:
-            continue
-        encoded = [one for row in rows if (one := table.row(row, state.place_text, now_ms)) is not None]
-        rows.clear()
-        if table.raises:
-            closed.alerts.extend((target, key, value, headers) for key, value, headers in encoded)
-        else:
-            closed.rows.setdefault(target, []).extend((value, key, 0) for key, value, _ in encoded)
-    return closed
