@@ -10,7 +10,7 @@ everything else begins with `$`; times are BIGINT milliseconds, money BIGINT cen
 from collections.abc import Mapping
 
 from app.core.errors import SetupError
-from app.streams.pipelines import AlertPipeline, Burst, Pipeline, raised_by, streams_of
+from app.streams.pipelines import AlertPipeline, Pipeline, raised_by, streams_of
 from app.streams.sql_inserts import insert_of, late_insert
 from app.streams.sql_job import CONFIGURATION, Job, Settings
 from app.streams.sql_views import Views

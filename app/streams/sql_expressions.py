@@ -40,7 +40,7 @@ class Typed(NamedTuple):
         """Its SQL type."""
         match self.kind:
             case Kind.MONEY | Kind.INTEGER:
-                return "BIGINT" if self.limit <= LONG else DECIMAL
+                return "BIGINT" if fits(self) else DECIMAL
             case Kind.NUMBER:
                 return "DOUBLE"
             case Kind.TEXT:
@@ -50,6 +50,11 @@ class Typed(NamedTuple):
         return "TIMESTAMP_LTZ(6)"
 
 
+def fits(*values: Typed) -> bool:
+    """Whether they are whole numbers of 64 bits, with sign."""
+    return all(-LONG - 1 <= value.low and value.high <= LONG for value in values)
+
+
 Columns = Mapping[str, Typed]
 """What an expression may read, by name."""
 
@@ -57,6 +62,11 @@ Columns = Mapping[str, Typed]
 def name_of(*words: str) -> str:
     """An identifier in backticks, made of any text."""
     return "`" + " ".join(words).replace("`", "``") + "`"
+
+
+def named(text: str, name: str) -> str:
+    """A column of a query."""
+    return text if text == name_of(name) else f"{text} AS {name_of(name)}"
 
 
 def text_of(value: str) -> str:
@@ -145,7 +155,7 @@ def _combined(expression: Binary, left: Typed, right: Typed) -> Typed:
             str(expression),
             "may have more than 38 digits, which Flink does not take; bound its fields, as Meta(le=...)",
         )
-    exact = DECIMAL if max(-low, high, left.limit, right.limit) > LONG else "BIGINT"
+    exact = "BIGINT" if fits(left, right, Typed("", kind, low, high)) else DECIMAL
     constants = left.low == left.high and right.low == right.high  # of two small ones Flink makes 32 bits
     texts = [
         side.text if side.type == exact and not constants else f"CAST({side.text} AS {exact})" for side in (left, right)

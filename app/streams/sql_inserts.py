@@ -24,19 +24,21 @@ from app.streams.sql_expressions import (
     DOLLARS,
     LONG,
     MOST,
+    MOST_RECORDS,
     Typed,
     accumulated,
     dollars,
     interval,
     milliseconds,
     name_of,
+    named,
     output_value,
     sql_of,
     text_of,
     timestamp,
 )
 from app.streams.sql_job import PARTITIONER, Settings
-from app.streams.sql_sources import ARRIVED, OFFSET, PARTITION, STAMP, TIME_MS, ddl
+from app.streams.sql_sources import OFFSET, PARTITION, STAMP, TIME_MS, ddl
 from app.streams.sql_views import View, Views, slice_of
 
 TILE_TTL = "1d"
@@ -204,40 +206,39 @@ _PLACED = {"properties.partitioner.class": PARTITIONER}
 
 
 def _finals(name: str, pipeline: FinalPipeline, views: Views, settings: Settings) -> Insert:
-    source, kept, window = pipeline.stream.source, pipeline.aggregates.kept, pipeline.window
-    view = views.passed(f"{name} passed", pipeline, pipeline.stream)
-    view = views.on_time(f"{name} on time", view, source, name, slice_of(pipeline))
-    place = f"{name_of(PARTITION)}, {name_of(source.key)}"
-    descriptor = f"DESCRIPTOR({name_of(STAMP)})"
-    time = name_of(TIME_MS)
-    if isinstance(window, Hopping):
-        sizes = ", ".join(interval(ms) for ms in dict.fromkeys((window.step_ms, window.size_ms)))
-        function = "TUMBLE" if window.step_ms == window.size_ms else "HOP"
-        rows = f"TABLE({function}(TABLE {view.name}, {descriptor}, {sizes}))"
-        ends = [milliseconds("`window_start`"), milliseconds("`window_end`")]
-    else:
-        rows = f"TABLE(SESSION(TABLE {view.name} PARTITION BY ({place}), {descriptor}, {interval(window.gap_ms)}))"
-        ends = [f"MIN({time})", f"MAX({time}) + {window.gap_ms}"]
-    values = [
-        place,
-        f"{ends[0]} AS `$start_ms`",
-        f"{ends[1]} AS `$end_ms`",
-        f"MAX({name_of(OFFSET)}) AS {name_of(OFFSET)}",
-    ]
-    values += [f"{text} AS {name_of(column)}" for column, text in accumulated(kept, view.columns)]
-    query = f"SELECT\n  {_lines(values)}\nFROM {rows}\nGROUP BY {place}, `window_start`, `window_end`"
-    windows = views.add(f"{name} windows", query)
-    seen = [f"{output_value(output, kept.accumulators)} AS {name_of(output.name)}" for output in kept.outputs]
-    columns = _row_columns(source.key, kept)
-    shown = [place, "`$start_ms`", "`$end_ms`", name_of(OFFSET), *seen]
-    query = f"SELECT\n  {_lines(shown)}\nFROM {windows}"
+    source, kept = pipeline.stream.source, pipeline.aggregates.kept
+    passed = views.passed(f"{name} passed", pipeline, pipeline.stream)
+    view = views.on_time(f"{name} on time", passed, source, name, slice_of(pipeline))
+    seen = [named(output_value(output, kept.accumulators), output.name) for output in kept.outputs]
+    shown = [name_of(PARTITION), name_of(source.key), "`$start_ms`", "`$end_ms`", name_of(OFFSET), *seen]
+    query = f"SELECT\n  {_lines(shown)}\nFROM (\n{_windows(pipeline, view)}\n)"
+    columns = _row_columns(pipeline, view)
     if pipeline.having is not None:
-        query = f"SELECT *\nFROM ({query})\nWHERE {sql_of(pipeline.having, columns).text}"
-    result = View(views.add(f"{name} rows", query), columns)
+        query = f"SELECT *\nFROM (\n{query}\n)\nWHERE {sql_of(pipeline.having, columns).text}"
+    result = View(f"(\n{query}\n)", columns)
     if isinstance(pipeline.target, Raised):
         at = _Origin(text_of(source.spec.name), name_of(OFFSET), "`$end_ms`", "`$end_ms`", is_window=True)
         return _alerts(name, pipeline.target, settings, result, source.key, ["CAST(`$start_ms` AS STRING)"], at)
     return _rows(name, pipeline.target, source.key, kept, result, settings)
+
+
+def _windows(pipeline: FinalPipeline, view: View) -> str:
+    """The query of accumulators by partition, key and window. It cannot be a view: Flink 2.3 writes the two columns behind
+    PARTITION BY down without their parentheses."""
+    window, time = pipeline.window, name_of(TIME_MS)
+    place = f"{name_of(PARTITION)}, {name_of(pipeline.stream.source.key)}"
+    descriptor = f"DESCRIPTOR({name_of(STAMP)})"
+    if isinstance(window, Hopping):
+        sizes = ", ".join(interval(ms) for ms in dict.fromkeys((window.step_ms, window.size_ms)))
+        function = "TUMBLE" if window.step_ms == window.size_ms else "HOP"
+        rows = f"{function}(TABLE {view.name}, {descriptor}, {sizes})"
+        ends = [milliseconds("`window_start`"), milliseconds("`window_end`")]
+    else:
+        rows = f"SESSION(TABLE {view.name} PARTITION BY ({place}), {descriptor}, {interval(window.gap_ms)})"
+        ends = [f"MIN({time})", f"MAX({time}) + {window.gap_ms}"]
+    values = [place, named(ends[0], "$start_ms"), named(ends[1], "$end_ms"), named(f"MAX({name_of(OFFSET)})", OFFSET)]
+    values += [named(text, column) for column, text in accumulated(pipeline.aggregates.kept, view.columns)]
+    return f"SELECT\n  {_lines(values)}\nFROM TABLE({rows})\nGROUP BY {place}, `window_start`, `window_end`"
 
 
 def _rows(name: str, topic: str, key: str, kept: Kept, view: View, settings: Settings) -> Insert:
@@ -251,16 +252,18 @@ def _rows(name: str, topic: str, key: str, kept: Kept, view: View, settings: Set
     return _insert(name, topic, columns, settings, f"SELECT\n  {_lines(values)}\nFROM {view.name}", options)
 
 
-def _row_columns(key: str, kept: Kept) -> dict[str, Typed]:
+def _row_columns(pipeline: FinalPipeline, view: View) -> dict[str, Typed]:
     """What `having` and alerts may read of a row."""
+    key = pipeline.stream.source.key
     columns = {
         key: Typed(name_of(key), Kind.TEXT),
         "window_start": Typed(timestamp("`$start_ms`"), Kind.TIME),
         "window_end": Typed(timestamp("`$end_ms`"), Kind.TIME),
     }
-    for output in kept.outputs:
-        limit = LONG if output.function == "count" else MOST
-        columns[output.name] = Typed(name_of(output.name), output.kind, -limit, limit)
+    for name, aggregate, kind in pipeline.aggregates.named:
+        limit = LONG if aggregate.value is None else sql_of(aggregate.value, view.columns, kind).limit
+        limit = min(limit * MOST_RECORDS, MOST) if aggregate.function == "total" else limit
+        columns[name] = Typed(name_of(name), kind, -limit, limit)
     return columns
 
 

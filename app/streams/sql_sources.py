@@ -14,7 +14,7 @@ from app.core.errors import SetupError
 from app.streams.expressions import Kind, kind_of_type
 from app.streams.gate import LATEST_MS, MAX_KEY_BYTES
 from app.streams.pipelines import Source
-from app.streams.sql_expressions import LONG, Typed, interval, milliseconds, name_of, text_of, timestamp
+from app.streams.sql_expressions import LONG, Typed, interval, milliseconds, name_of, named, text_of, timestamp
 
 KEY, PARTITION, OFFSET, STAMP, ARRIVED, TIME_MS, HEARTBEAT = (
     "$key",
@@ -172,14 +172,10 @@ def ddl(table: str, columns: Iterable[str], options: Mapping[str, str]) -> str:
 
 def valid_records(source: Source, fields: list[Judged], read: Iterable[str], row_time: bool) -> str:
     """The query of the valid records and the heartbeats of a topic; a heartbeat's fields are NULL. read: as above."""
-    columns = [_named(field.value.text, field.name) for field in fields if field.name in read]
+    columns = [named(field.value.text, field.name) for field in fields if field.name in read]
     columns += [name_of(PARTITION), name_of(OFFSET), f"{milliseconds(name_of(STAMP))} AS {name_of(TIME_MS)}"]
     columns += [name_of(ARRIVED), *([name_of(STAMP)] if row_time else [])]
     return f"SELECT {', '.join(columns)}\nFROM {name_of(source.spec.name)}\nWHERE {_counts(source, fields)}"
-
-
-def _named(value: str, name: str) -> str:
-    return value if value == name_of(name) else f"{value} AS {name_of(name)}"
 
 
 def _counts(source: Source, fields: list[Judged]) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from app.core.durations import format_duration
-from app.streams.expressions import Column, Kind
 from app.streams.pipelines import (
     AlertPipeline,
     Burst,
@@ -131,18 +130,19 @@ WHERE `$full` AND `$was_full` IS NOT TRUE"""
         return View(self.add(name, query), view.columns)
 
     def first_of_slices(self, name: str, view: View, key: str, per_ms: int) -> View:
-        """The records whose slice lies behind every one before it."""
+        """The records whose slice lies behind every one before it. (Divided, since two OVERs without anything computed between
+        them are one name twice to Flink 2.3.)"""
         keyed = f"PARTITION BY {name_of(PARTITION)}, {name_of(key)} ORDER BY {name_of(ARRIVED)}"
         time = name_of(TIME_MS)
         query = f"""SELECT *
 FROM (
-  SELECT *, LAG(`$latest`) OVER ({keyed}) AS `$before`
+  SELECT *, LAG(`$latest` / {per_ms}) OVER ({keyed}) AS `$before`
   FROM (
     SELECT *, MAX(`$slice`) OVER ({keyed} ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS `$latest`
     FROM (SELECT *, {time} - MOD({time}, {per_ms}) AS `$slice` FROM {view.name})
   )
 )
-WHERE `$before` IS NULL OR `$slice` > `$before`"""
+WHERE `$before` IS NULL OR `$slice` / {per_ms} > `$before`"""
         return View(self.add(name, query), view.columns)
 
     def pairs(self, name: str, join: Join, left: View, right: View) -> View:
