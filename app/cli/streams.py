@@ -42,8 +42,9 @@ def show(
     name: NameArgument,
     app: AppOption = DEFAULT_APP,
     python: Annotated[bool, typer.Option("--python", help="Print the Python that the asyncio engine runs.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the Flink job that it is part of.")] = False,
 ) -> None:
-    """Show one pipeline: its steps, its state, the Python that runs it.
+    """Show one pipeline: its steps, its state, the Python or the Flink SQL that runs it.
 
     Example: `python -m app streams show user_features --python`
     """
@@ -54,6 +55,10 @@ def show(
     pipeline = named(loaded, name)
     if python:
         for text in compiled(loaded, pipeline).text.splitlines():
+            output.line(text)
+        return
+    if sql:
+        for text in flink_job(loaded, pipeline).splitlines():
             output.line(text)
         return
     for number, step in enumerate(str(pipeline).split(" -> ")):
@@ -204,3 +209,13 @@ def compiled(app: "App", pipeline: "Pipeline") -> "CompiledTopic":
 
     source = pipeline.stream.source
     return compile_all([source], app.pipelines)[source.spec.name]
+
+
+def flink_job(app: "App", pipeline: "Pipeline") -> str:
+    """The text of the Flink job that a pipeline is part of, without what is secret."""
+    from app.streams.sql import Settings, compile_job, jobs_of
+
+    servers = settings().broker.rpartition("://")[2]
+    jobs = jobs_of(app.pipelines)
+    name = next(name for name, members in jobs.items() if any(member is pipeline for member in members.values()))
+    return compile_job(name, jobs[name], Settings(servers)).text()

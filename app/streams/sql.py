@@ -43,12 +43,14 @@ def compile_job(name: str, pipelines: Mapping[str, Pipeline], settings: Settings
     compiled += [late_insert(source, views, settings) for source in views.sources if views.late[source.spec.name]]
     tables = [views.table(source, settings) for source in views.sources]
     tables += [insert.table for insert in compiled]
+    rules = [stream.once_rule for pipeline in pipelines.values() for stream in streams_of(pipeline) if stream.once_rule]
     return Job(
         name=name,
         configuration={**CONFIGURATION, "parallelism.default": str(settings.parallelism), "pipeline.name": name},
         tables=tuple(tables),
         views=tuple(views.texts.values()),
         inserts=tuple(insert.text for insert in compiled),
+        once_ttl_ms=max(rule.within_ms for rule in rules) + settings.outage_ms if rules else None,
     )
 
 

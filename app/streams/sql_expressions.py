@@ -52,7 +52,7 @@ class Typed(NamedTuple):
 
 def fits(*values: Typed) -> bool:
     """Whether they are whole numbers of 64 bits, with sign."""
-    return all(-LONG - 1 <= value.low and value.high <= LONG for value in values)
+    return all(value.low >= -LONG - 1 and value.high <= LONG for value in values)
 
 
 Columns = Mapping[str, Typed]

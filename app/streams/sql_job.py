@@ -23,6 +23,7 @@ class Settings:
 
     properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins.
     bounded: ends at what is there at its start, and closes everything. prefix, suffix: around the names of its outputs.
+    outage_ms: how long a job may be down or behind before `once` forgets too early.
     """
 
     bootstrap_servers: str
@@ -33,6 +34,7 @@ class Settings:
     prefix: str = ""
     suffix: str = ""
     parallelism: int = 1
+    outage_ms: int = 3_600_000
 
     def client(self) -> dict[str, str]:
         """Options of every table."""
@@ -63,13 +65,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One Flink job. inserts: one statement set."""
+    """One Flink job. inserts: one statement set.
+
+    once_ttl_ms: after how much wall time the state of `once` may go; None where there is none. No SQL says so: who submits
+    compiles the plan, sets the `ttl` of every `stream-exec-deduplicate` in it, and executes that; else it is kept for ever.
+    """
 
     name: str
     configuration: Mapping[str, str]
     tables: tuple[str, ...]
     views: tuple[str, ...]
     inserts: tuple[str, ...]
+    once_ttl_ms: int | None
 
     def text(self) -> str:
         """As Flink's SQL client takes it."""

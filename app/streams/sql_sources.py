@@ -27,8 +27,8 @@ KEY, PARTITION, OFFSET, STAMP, ARRIVED, TIME_MS, HEARTBEAT = (
 )
 """Columns beside the fields of a record; no field has a `$` in its name."""
 
-_MOMENT = "[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9]([.][0-9]+)?"
-INSTANT = f"^{_MOMENT}([Zz]|[+-][0-2][0-9]:?[0-5][0-9])$"
+_MOMENT = "[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9](?:[.][0-9]+)?"
+INSTANT = f"^{_MOMENT}(?:[Zz]|[+-][0-2][0-9]:?[0-5][0-9])$"
 INSTANT_READ = f"^{_MOMENT}Z$".replace("[Tt ]", "T")
 """Of a field that a pipeline reads: Flink reads no other zone."""
 
@@ -60,10 +60,11 @@ def _judged(field: msgspec.inspect.Field, is_read: bool) -> Judged:
     while isinstance(inner, msgspec.inspect.Metadata):
         inner = inner.type
     declared, value, valid = _read(kind, column, inner, is_read)
+    valid = valid or f"{column} IS NOT NULL" if field.required else valid
     if not field.required:
         default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
         value = value._replace(text=f"COALESCE({value.text}, {_default(kind, default, field.name)})")
-        valid = f"({column} IS NULL OR ({valid}))"
+        valid = f"({column} IS NULL OR {valid})" if valid else ""
     return Judged(field.name, column, declared, value, valid)
 
 
@@ -95,8 +96,9 @@ def _read(kind: Kind | None, column: str, of: Any, is_read: bool) -> tuple[str, 
 def _whole_number(column: str, of: Any) -> tuple[Typed, str]:
     value = f"TRY_CAST({column} AS BIGINT)"
     if isinstance(of, msgspec.inspect.LiteralType):
-        choices = ", ".join(text_of(str(choice)) for choice in of.values)
-        return Typed(value, Kind.INTEGER, min(of.values), max(of.values)), f"{column} IN ({choices})"
+        choices = [choice for choice in of.values if isinstance(choice, int)]
+        shown = ", ".join(text_of(str(choice)) for choice in choices)
+        return Typed(value, Kind.INTEGER, min(choices), max(choices)), f"{column} IN ({shown})"
     low = max(bound for bound in (of.ge, None if of.gt is None else of.gt + 1, -LONG - 1) if bound is not None)
     high = min(bound for bound in (of.le, None if of.lt is None else of.lt - 1, LONG) if bound is not None)
     rest = "" if of.multiple_of is None else f" AND MOD({value}, {of.multiple_of}) = 0"
@@ -114,9 +116,9 @@ def _bounds(value: str, of: Any) -> str:
 
 def _valid_text(column: str, of: Any) -> str:
     if isinstance(of, msgspec.inspect.LiteralType):
-        return f"{column} IN ({', '.join(text_of(choice) for choice in of.values)})"
+        return f"{column} IN ({', '.join(text_of(str(choice)) for choice in of.values)})"
     length = f"CHAR_LENGTH({column})"
-    conditions = [f"{column} IS NOT NULL"] if of.min_length is None and of.max_length is None else []
+    conditions = []
     if of.min_length is not None and of.max_length is not None:
         conditions.append(f"{length} BETWEEN {of.min_length} AND {of.max_length}")
     else:
@@ -182,7 +184,7 @@ def _counts(source: Source, fields: list[Judged]) -> str:
     """Whether a record moves the partition's clock."""
     key = next(field for field in fields if field.name == source.key)
     conditions = [f"{name_of(KEY)} = CAST({key.column} AS BYTES)", *_key_length(source, key.column)]
-    conditions += [field.valid for field in fields]
+    conditions += [field.valid for field in fields if field.valid]
     heartbeat = f"{name_of(KEY)} IS NULL AND {name_of(HEARTBEAT)} = 'true'"
     timely = f"{milliseconds(name_of(STAMP))} BETWEEN 0 AND {LATEST_MS}"
     return f"({' AND '.join(conditions)}\n  OR {heartbeat})\n  AND {timely}"
