@@ -208,11 +208,14 @@ def output_value(output: OutputField, accumulators: tuple[Accumulator, ...]) -> 
     first = name_of(accumulators[output.at].name)
     if output.function != "mean":
         return first
-    first, number = f"CAST({first} AS {DECIMAL})", name_of(accumulators[output.at + 1].name)
+    count = name_of(accumulators[output.at + 1].name)
+    first, number = (
+        f"CAST({column} AS {DECIMAL})" for column in (first, count)
+    )  # MOD by a BIGINT would be one, and overflow
     twice, doubled = f"(2 * {first} + {number})", f"(2 * {number})"
     rest = f"MOD({twice}, {doubled})"
     floored = f"CAST(({twice} - {rest}) / {doubled} AS {DECIMAL}) - CASE WHEN {rest} < 0 THEN 1 ELSE 0 END"
-    return f"CASE WHEN {number} > 0 THEN {floored} END"
+    return f"CASE WHEN {count} > 0 THEN {floored} END"
 
 
 def dollars(cents: str) -> str:

@@ -60,8 +60,9 @@ def _judged(field: msgspec.inspect.Field, is_read: bool) -> Judged:
     while isinstance(inner, msgspec.inspect.Metadata):
         inner = inner.type
     declared, value, valid = _read(kind, column, inner, is_read)
-    valid = valid or f"{column} IS NOT NULL" if field.required else valid
-    if not field.required:
+    if field.required:
+        valid = valid or f"{column} IS NOT NULL"
+    else:
         default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
         value = value._replace(text=f"COALESCE({value.text}, {_default(kind, default, field.name)})")
         valid = f"({column} IS NULL OR {valid})" if valid else ""

@@ -31,7 +31,7 @@ from app.streams.pipelines import (
 )
 
 CENT = Decimal("0.01")
-LONGEST_KEY = 1_000
+LONGEST_KEY, LATEST_MS = 1_000, 253_402_300_799_999
 
 
 class SourceRecord(NamedTuple):
@@ -371,7 +371,7 @@ def _together(sign: str, left: Any, right: Any) -> Any:
 
 def valid_row(record: SourceRecord, record_type: Any, key: str) -> dict[str, Any] | None:
     """The fields of a valid record: docs/validity.md."""
-    if not record.key or len(record.key) > LONGEST_KEY or record.value is None or record.timestamp_ms < 0:
+    if not record.key or len(record.key) > LONGEST_KEY or record.value is None or not 0 <= record.timestamp_ms <= LATEST_MS:
         return None
     try:
         row = msgspec.structs.asdict(msgspec.json.decode(record.value, type=record_type))
@@ -389,7 +389,7 @@ def valid_row(record: SourceRecord, record_type: Any, key: str) -> dict[str, Any
 
 def is_heartbeat(record: SourceRecord) -> bool:
     """Whether a record only says how late it is."""
-    if record.key is not None or record.value is None or record.timestamp_ms < 0:
+    if record.key is not None or record.value is None or not 0 <= record.timestamp_ms <= LATEST_MS:
         return False
     try:
         said = msgspec.json.decode(record.value)
