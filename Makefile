@@ -1,15 +1,17 @@
-# The commands of README, CONTRIBUTING and CI. Nothing but Python 3.11 is needed; the Kafka tests need Java and Maven.
+# The commands of README, CONTRIBUTING and CI. Nothing but Python 3.11 is needed; the tests on Kafka and Flink need Java and Maven.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test check lint types contracts quick bench faults soak lock clean
+.PHONY: help demo setup setup-flink test check lint types contracts quick bench faults soak lock clean
 
 BIN := .venv/bin
+FLINK ?=
+export FLINK
 ARGS ?=
 PARALLEL := $(MAKE) --no-print-directory -k -j 2
 
 help: ## Print this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 13
 
 demo: ## Watch the whole system work, in one process (options: make demo ARGS="--events 20000 --seed 7 --json")
 	@requirements/install runtime
@@ -18,7 +20,11 @@ demo: ## Watch the whole system work, in one process (options: make demo ARGS="-
 setup: ## Make .venv with everything for development
 	@.ci/stage setup requirements/install dev
 
-test: setup ## Everything, with a real Kafka and a real Redis; what CI runs
+setup-flink: ## Make .venv-flink, for the local Flink: 850 MB, Python 3.11 or 3.12 (the older release: make setup-flink FLINK=2.2)
+	@.ci/stage setup-flink requirements/install flink$(FLINK:%=-%)
+
+test: setup ## Everything, with a real Kafka, Redis and Flink; what CI runs
+	@$(MAKE) --no-print-directory setup-flink || true  # without it their tests are skipped, in CI they fail
 	@code=0; \
 	$(PARALLEL) lint types contracts || code=$$?; \
 	$(BIN)/pytest $(ARGS) || code=$$?; \
@@ -38,7 +44,7 @@ contracts:
 	@.ci/stage contracts $(BIN)/lint-imports --no-logo
 
 quick:
-	@.ci/stage tests $(BIN)/pytest -q -m "not kafka and not redis" --hypothesis-profile=quick \
+	@.ci/stage tests $(BIN)/pytest -q -m "not kafka and not redis and not flink" --hypothesis-profile=quick \
 	    tests/unit tests/property tests/architecture $(ARGS)
 
 bench: setup ## Measure publishing, and event to decision (minutes; results in benchmarks/results)
@@ -56,13 +62,16 @@ soak: setup ## Half an hour of steady load: memory must be flat, and everything 
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 	@$(BIN)/python -m tests.faults.soak --ablations
 
+COMPILE = $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS)
+SHARED = grep -oE '^(anyio|msgspec)==[^ ]+' requirements/runtime.txt
+
 lock: setup ## Pin the requirements again after pyproject.toml changed (newer versions: make lock ARGS=--upgrade)
-	@for group in runtime dev; do \
-	    $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(ARGS) \
-	        pyproject.toml $$([ $$group = dev ] && echo --group dev || true) -o requirements/$$group.txt; \
-	done
+	@$(COMPILE) pyproject.toml -o requirements/runtime.txt
+	@$(COMPILE) pyproject.toml --group dev -o requirements/dev.txt
+	@$(COMPILE) --group flink -c <($(SHARED)) -o requirements/flink.txt
+	@$(COMPILE) --group flink -c <($(SHARED); echo 'apache-flink==2.2.*') -o requirements/flink-2.2.txt
 
 clean: ## End local servers and remove everything that can be made again
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m app local down --all; fi
-	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-flink* .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

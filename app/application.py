@@ -25,18 +25,19 @@ from app.decisions.record import decision_topic, effect_topic, review_topic, swi
 from app.decisions.switches import require_own_names
 from app.models.budget import Budget
 from app.serving.base import View, view_of
-from app.streams.graph import (
+from app.streams.graph import Topic
+from app.streams.outputs import ALERT_PARTITIONS, topics_of
+from app.streams.pipelines import (
     AlertPipeline,
     LivePipeline,
     Pipeline,
     Source,
-    Topic,
     fingerprint,
     pipelines_in,
+    raised_by,
+    streams_of,
     unique_names,
 )
-from app.streams.outputs import ALERT_PARTITIONS, topics_of
-from app.streams.python import alert_tag
 
 STREAMS_GROUP = "headrace.streams"
 
@@ -76,7 +77,8 @@ class App:
             known = self.pipelines.setdefault(name, pipeline)
             if known is not pipeline:
                 raise SetupError(f"{module.__name__}.{name}", "another module declares a pipeline of this name")
-            self._add(pipeline.stream.source)
+            for stream in streams_of(pipeline):
+                self._add(stream.source)
 
     def _add(self, source: Source) -> None:
         known = self.sources.setdefault(source.spec.name, source)
@@ -100,7 +102,7 @@ class App:
     @property
     def alert_tags(self) -> frozenset[str]:
         """`alert_type` of every alert that the streams raise or an agent decides."""
-        raised = {alert_tag(p) for p in self.pipelines.values() if isinstance(p, AlertPipeline)}
+        raised = {raised.tag for p in self.pipelines.values() if (raised := raised_by(p)) is not None}
         return frozenset(raised.union(*(agent.alert_types for agent in self.agents.values())))
 
     @property

@@ -14,8 +14,8 @@ from app.core.settings import MODES
 from app.decisions.actions import GROUP as ACTIONS_GROUP
 from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, SWITCHES
 from app.serving.materializer import GROUP as FEATURES_GROUP
-from app.streams.graph import LivePipeline, TumblingPipeline
 from app.streams.outputs import state_topic
+from app.streams.pipelines import AlertPipeline, LivePipeline
 
 ROLES = {
     "publisher": "publishes events: applications, `send`, `replay`",
@@ -93,7 +93,7 @@ def _streams(app: App) -> list[Right]:
         rights += _topic(pipeline.topic, "Write")
         if isinstance(pipeline, LivePipeline):
             rights += _topic(pipeline.topic, "Read")
-        elif isinstance(pipeline, TumblingPipeline):
+        elif not isinstance(pipeline, AlertPipeline):
             rights += _topic(state_topic(name), "Read", "Write")
     return rights
 

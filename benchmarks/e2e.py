@@ -119,7 +119,7 @@ async def offer(broker: KafkaBroker, probe: Probe, rate: int, seconds: float, al
         user = f"{run}-{number}" if alert or probed else f"{run}-common-{chance.randrange(10_000)}"
         await producer.send("raw.orders", order(number, user, alert), user.encode(), timestamp_ms=int(at * 1000))
         if alert:
-            alert_id = derived_id(fraud.high_value_orders.rule, user, f"o-{number}")
+            alert_id = derived_id(fraud.high_value_orders.raised.rule, user, f"o-{number}")
             offered.alert_ids.add(alert_id)
             if measured:
                 offered.measured.add(alert_id)

@@ -33,8 +33,9 @@ from app.core.codec import cents_to_json, encode, to_cents
 from app.core.record import TopicPartition
 from app.streams.engine import Engine
 from app.streams.expressions import col
-from app.streams.graph import Pipeline, Topic, count, total
+from app.streams.graph import Topic, count, total
 from app.streams.outputs import topics_of
+from app.streams.pipelines import Pipeline
 from app.worker import GC_THRESHOLDS
 from benchmarks import common
 from features.fraud import HighValueOrder

@@ -21,8 +21,8 @@ from app.serving import resp
 from app.serving.base import Progress, TileChange, View
 from app.serving.features import FeatureReader
 from app.serving.redis import RedisStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile, slice_start
 from benchmarks import common
 

@@ -1,7 +1,8 @@
 """Real servers for the tests that need them, started when the first one asks and always taken down.
 
-Where Java, Maven or Redis are missing, those tests are skipped and the run says so at its end; with CI=true that is a
-failure. Blocking calls of `app` on an event loop fail. Generated inputs are new in each run, and always the same in CI.
+Where Java, Maven, Redis or PyFlink are missing, those tests are skipped and the run says so at its end; with CI=true
+that is a failure. Blocking calls of `app` on an event loop fail. Generated inputs are new in each run, and always the
+same in CI.
 """
 
 import itertools
@@ -15,10 +16,10 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 from app.core.errors import SetupError
-from app.local.services import Addresses, down, own_directory, up
+from app.local.services import FLINK_SERVICES, Addresses, down, own_directory, up
 from tests.examples import FULL, QUICK
 
-MISSING_PROGRAMS = ("java", "mvn", "redis-server")
+MISSING_PROGRAMS = ("java", "mvn", "redis-server", "pyflink")
 IN_CI = os.environ.get("CI") == "true"
 
 # How long an input takes says how busy the machine is; what a test may take is pytest's limit.
@@ -69,12 +70,12 @@ def service_directory() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def kafka_address(service_directory: Path, pytestconfig: pytest.Config) -> str:
     """A real Kafka, `kafka://127.0.0.1:PORT`, for the whole session."""
-    return start(service_directory, "kafka", pytestconfig).kafka
+    return start(service_directory, pytestconfig, "kafka").kafka
 
 
 @pytest.fixture(scope="session")
 def redis_addresses(service_directory: Path, pytestconfig: pytest.Config) -> Addresses:
-    return start(service_directory, "redis", pytestconfig)
+    return start(service_directory, pytestconfig, "redis")
 
 
 @pytest.fixture(scope="session")
@@ -89,14 +90,20 @@ def redis_socket(redis_addresses: Addresses) -> str:
     return redis_addresses.redis_socket
 
 
-def start(directory: Path, service: str, config: pytest.Config) -> Addresses:
-    """Starts a service; skips the test when it cannot be had here, unless under CI."""
+@pytest.fixture(scope="session")
+def flink_address(service_directory: Path, pytestconfig: pytest.Config) -> str:
+    """The REST address of a real Flink cluster with four slots, `http://127.0.0.1:PORT`, for the whole session."""
+    return start(service_directory, pytestconfig, *FLINK_SERVICES).flink
+
+
+def start(directory: Path, config: pytest.Config, *services: str) -> Addresses:
+    """Starts servers; skips the test when they cannot be had here, unless under CI."""
     try:
-        return up(directory, [service])
+        return up(directory, services)
     except SetupError as error:
         if IN_CI or error.setting not in MISSING_PROGRAMS:
             raise
-        config.stash[missing_key][service] = str(error)
+        config.stash[missing_key][services[0].partition("-")[0]] = str(error)
         pytest.skip(str(error))
 
 

@@ -17,8 +17,8 @@ from app.broker.topics import partition_of
 from app.core.clock import Clock, ManualClock
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.engine import Engine
-from app.streams.graph import Pipeline, Source
 from app.streams.outputs import topics_of
+from app.streams.pipelines import Pipeline, Source
 from tests.reference import SourceRecord
 
 GROUP = "test.streams"

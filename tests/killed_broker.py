@@ -11,8 +11,8 @@ from app.broker.topics import partition_of
 from app.core.clock import Clock, ManualClock
 from app.core.record import Headers
 from app.streams.engine import Engine
-from app.streams.graph import Pipeline, Source
 from app.streams.outputs import topics_of
+from app.streams.pipelines import Pipeline, Source
 from tests.reference import SourceRecord
 
 GROUP = "test.streams"
@@ -120,18 +120,24 @@ async def run_killed(
     records: list[SourceRecord],
     kills: list[int],
     seed: int,
+    other: Source | None = None,
 ) -> KilledBroker:
     """Publishes the records in as many parts as there are lives; runs one engine after another, each killed after so
-    many calls, the last one until everything is committed."""
+    many calls, the last one until everything is committed. other: of the records whose partition is negative, -1 for 0."""
     broker = KilledBroker(ManualClock(clock.now_ms() + NEVER), seed)
-    await broker.admin().create(topics_of([source], pipelines))
+    sources = [source, *([other] if other else [])]
+    await broker.admin().create(topics_of(sources, pipelines))
     lives = len(kills) + 1
     for index in range(lives):
         for record in records[index * len(records) // lives : (index + 1) * len(records) // lives]:
-            broker.append(source.spec.name, record.value, record.key, record.partition, record.timestamp_ms, ())
+            place = (source.spec.name, record.partition)
+            if record.partition < 0:
+                assert other is not None
+                place = (other.spec.name, -1 - record.partition)
+            broker.append(place[0], record.value, record.key, place[1], record.timestamp_ms, ())
         broker.calls_left = kills[index] if index < len(kills) else NEVER
         stopping = asyncio.Event()
-        task = asyncio.create_task(Engine(broker, [source], pipelines, clock, GROUP).run(stopping))
+        task = asyncio.create_task(Engine(broker, sources, pipelines, clock, GROUP).run(stopping))
         await asyncio.sleep(3.5)
         stopping.set()
         try:

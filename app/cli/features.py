@@ -105,7 +105,7 @@ def _show(features: "Features", view: "View") -> None:
     from app.core.durations import format_duration
 
     rows: list[tuple[str, str]] = [
-        (name, f"${value:,.2f}" if isinstance(value, Decimal) else f"{value:,}")
+        (name, "none" if value is None else f"${value:,.2f}" if isinstance(value, Decimal) else f"{value:,}")
         for name, value in features.values.items()
     ]
     output.table((features.view, features.entity), rows)

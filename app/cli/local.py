@@ -1,4 +1,4 @@
-"""`local up|down|status`: Kafka and Redis on this machine, without Docker."""
+"""`local up|down|status`: Kafka, Redis and Flink on this machine, without Docker."""
 
 from enum import StrEnum
 from shlex import quote
@@ -8,7 +8,7 @@ import typer
 
 from app.cli import output
 
-commands = typer.Typer(no_args_is_help=True, help="Kafka and Redis on this machine, without Docker.")
+commands = typer.Typer(no_args_is_help=True, help="Kafka, Redis and Flink on this machine, without Docker.")
 
 
 class Only(StrEnum):
@@ -18,6 +18,7 @@ class Only(StrEnum):
     REDIS = "redis"
     SECURE_KAFKA = "secure-kafka"
     SECURE_REDIS = "secure-redis"
+    FLINK = "flink"
 
 
 OnlyOption = Annotated[list[Only] | None, typer.Option("--only", help="Just this one; may be given twice.")]
@@ -28,6 +29,7 @@ NOT_ALL_RUNNING = 1
 @commands.command()
 def up(
     only: OnlyOption = None,
+    flink: Annotated[bool, typer.Option("--flink", help="A Flink cluster too; needs make setup-flink.")] = False,
     secure: Annotated[
         bool, typer.Option("--secure", help="With TLS, passwords and rights; nobody but the user `admin` has any.")
     ] = False,
@@ -38,15 +40,20 @@ def up(
     Called twice it prints the addresses of those that run. Kafka needs Java 17 and, once, Maven.
 
     Examples: `eval "$(python -m app local up)"` starts them and points this shell's commands at them;
-    `eval "$(python -m app local up --secure)"` those with TLS and passwords (`docs/security.md`).
+    `eval "$(python -m app local up --secure)"` those with TLS and passwords (`docs/security.md`);
+    `eval "$(python -m app local up --flink)"` Flink beside Kafka and Redis.
     """
     from app.local import services
 
-    wanted = only or (services.SECURE_SERVICES if secure else services.SERVICES)
+    wanted = _services(only) or (services.SECURE_SERVICES if secure else services.SERVICES)
+    if flink:
+        wanted = (*wanted, *services.FLINK_SERVICES)
     addresses = services.up(services.DEFAULT_DIRECTORY, wanted)
     if json:
         output.json_line(addresses)
         return
+    if addresses.flink:
+        output.line(f"export HEADRACE_FLINK={quote(addresses.flink)}")
     if secure:
         for name, value in addresses.variables.items():
             output.line(f"export {name}={quote(value)}")
@@ -73,7 +80,8 @@ def down(
     from app.local import services
 
     directories = services.directories() if all_ else [services.DEFAULT_DIRECTORY]
-    ended = [name for directory in directories for name in services.down(directory, only or services.ALL_SERVICES)]
+    wanted = _services(only) or services.ALL_SERVICES
+    ended = [name for directory in directories for name in services.down(directory, wanted)]
     if json:
         output.json_line({"ended": ended})
     elif not ended:
@@ -99,3 +107,10 @@ def status(json: output.JsonOption = False) -> None:
         output.note("nothing was started; type: python -m app local up")
     if not found or any(each.state != "running" for each in found):
         raise typer.Exit(NOT_ALL_RUNNING)
+
+
+def _services(only: list[Only] | None) -> tuple[str, ...]:
+    """The servers that were asked for; Flink's job manager and task manager go together."""
+    from app.local.services import FLINK_SERVICES
+
+    return tuple(name for each in only or () for name in (FLINK_SERVICES if each is Only.FLINK else (each.value,)))

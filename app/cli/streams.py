@@ -1,5 +1,6 @@
 """`streams list|show|run|reset`: what is computed, how, and runs of one pipeline."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from app.application import App
     from app.core.settings import Settings
     from app.streams.compiled import CompiledTopic
-    from app.streams.graph import Pipeline, TumblingPipeline
+    from app.streams.pipelines import FinalPipeline, Pipeline
 
 commands = typer.Typer(no_args_is_help=True, help="The declared streams.")
 
@@ -24,13 +25,12 @@ def list_streams(app: AppOption = DEFAULT_APP, json: output.JsonOption = False) 
 
     Example: `python -m app streams list --json`
     """
-    from app.streams.graph import fingerprint
+    from app.streams.pipelines import fingerprint, kind_of_pipeline, streams_of
 
     rows = []
     for name, pipeline in load_app(app).pipelines.items():
-        kind = type(pipeline).__name__.removesuffix("Pipeline").lower()
-        source = pipeline.stream.source.spec.name
-        rows.append((name, kind, source, pipeline.topic, fingerprint(pipeline)))
+        source = ", ".join(dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline)))
+        rows.append((name, kind_of_pipeline(pipeline), source, pipeline.topic, fingerprint(pipeline)))
         if json:
             output.json_line(dict(zip(("name", "kind", "source", "topic", "fingerprint"), rows[-1], strict=True)))
     if not json:
@@ -48,14 +48,14 @@ def show(
 
     Example: `python -m app streams show user_features --python`
     """
-    from app.core.durations import format_duration
-    from app.streams.graph import fingerprint
+    from app.streams.pipelines import fingerprint, streams_of
 
     loaded = load_app(app)
     pipeline = named(loaded, name)
     if python:
-        for text in compiled(loaded, pipeline).text.splitlines():
-            output.line(text)
+        for topic in dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline)):
+            for text in compiled(loaded, topic).text.splitlines():
+                output.line(text)
         return
     if sql:
         for text in flink_job(loaded, pipeline).splitlines():
@@ -64,12 +64,34 @@ def show(
     for number, step in enumerate(str(pipeline).split(" -> ")):
         output.line(f"{'   ' * min(number, 1)}{'-> ' if number else ''}{step}")
     output.line(f"fingerprint {fingerprint(pipeline)}")
-    rule = pipeline.stream.once_rule
-    if rule is not None:
-        output.line(
+    for line in remembered(pipeline):
+        output.line(line)
+
+
+def remembered(pipeline: "Pipeline") -> Iterator[str]:
+    """What it keeps in memory and in no table, so that a start reads the source back for it."""
+    from app.core.durations import format_duration
+    from app.streams.pipelines import AlertPipeline, streams_of
+
+    for rule in {stream.once_rule: None for stream in streams_of(pipeline) if stream.once_rule}:
+        yield (
             f"memory of once: each {rule.field} of the last {format_duration(rule.within_ms)} of event time, up to twice "
             f"that, about 200 bytes each: at 1,000 events/s {rule.within_ms:,} to {2 * rule.within_ms:,} ids"
         )
+    if isinstance(pipeline, AlertPipeline):
+        key, lateness_ms = pipeline.stream.source.key, pipeline.stream.source.out_of_orderness_ms
+        if pipeline.burst is not None:
+            kept_ms = pipeline.burst.within_ms + lateness_ms
+            yield (
+                f"memory of burst: {pipeline.burst.count} times of each {key} of the last {format_duration(kept_ms)}, up to twice "
+                f"that, about {250 + 40 * pipeline.burst.count} bytes each"
+            )
+        if pipeline.raised.per_ms is not None:
+            kept_ms = pipeline.raised.per_ms + lateness_ms
+            yield (
+                f"memory of at_most_once_per: one time of each {key} that raised one in the last {format_duration(kept_ms)}, up "
+                "to twice that, about 200 bytes each"
+            )
 
 
 @commands.command()
@@ -94,13 +116,13 @@ def run(
     import asyncio
 
     from app.core.errors import SetupError
-    from app.streams.graph import TumblingPipeline
+    from app.streams.pipelines import FinalPipeline
 
     if not bounded:
         raise SetupError("streams run", "say --bounded; to run streams always: python -m app worker --only streams")
     loaded = load_app(app)
     pipeline = named(loaded, name)
-    if not isinstance(pipeline, TumblingPipeline):
+    if not isinstance(pipeline, FinalPipeline):
         raise SetupError(name, "only windows with final rows have a bounded run")
     target = to or f"{name}.bounded"
     if any(target == spec.name for spec in loaded.topics.all()):
@@ -108,7 +130,7 @@ def run(
     asyncio.run(_run(name, pipeline, target, settings(broker=broker), json))
 
 
-async def _run(name: str, pipeline: "TumblingPipeline", to: str, values: "Settings", json: bool) -> None:
+async def _run(name: str, pipeline: "FinalPipeline", to: str, values: "Settings", json: bool) -> None:
     from app.broker.topics import TopicSpec
     from app.core.clock import SystemClock
     from app.streams.bounded import BoundedRun, run_bounded
@@ -157,7 +179,7 @@ def reset(
     import asyncio
 
     from app.core.errors import SetupError
-    from app.streams.graph import AlertPipeline
+    from app.streams.pipelines import AlertPipeline
 
     loaded = load_app(app)
     pipeline = named(loaded, name)
@@ -171,7 +193,8 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     from app.application import STREAMS_GROUP
     from app.core.clock import SystemClock
     from app.serving.stores import open_store
-    from app.streams.graph import LivePipeline
+    from app.streams.engine import compile_all
+    from app.streams.pipelines import LivePipeline, streams_of
     from app.streams.reset import empty
     from app.streams.reset import reset as reset_pipeline
 
@@ -181,9 +204,10 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     try:
         if isinstance(pipeline, LivePipeline):
             await store.start()  # first: a store that is away must not leave half of it done
-        topic = compiled(app, pipeline)
-        partitions = await reset_pipeline(broker, STREAMS_GROUP, topic, name, sorted(app.sources))
-        await empty(broker, app.topics.named(topic.tables[name].topic))
+        topics = compile_all(list(app.sources.values()), app.pipelines)
+        read = [topics[name] for name in dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline))]
+        partitions = await reset_pipeline(broker, STREAMS_GROUP, read, name, sorted(app.sources))
+        await empty(broker, app.topics.named(read[0].tables[name].topic))
         if isinstance(pipeline, LivePipeline):
             await store.clear(app.views[pipeline.view])
         return partitions
@@ -195,7 +219,7 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
 def named(app: "App", name: str) -> "Pipeline":
     """The pipeline of that name, or the one that serves the view of that name. Raises: SetupError listing them."""
     from app.core.errors import SetupError
-    from app.streams.graph import LivePipeline
+    from app.streams.pipelines import LivePipeline
 
     views = {pipeline.view: pipeline for pipeline in app.pipelines.values() if isinstance(pipeline, LivePipeline)}
     found = app.pipelines.get(name) or views.get(name)
@@ -204,11 +228,10 @@ def named(app: "App", name: str) -> "Pipeline":
     return found
 
 
-def compiled(app: "App", pipeline: "Pipeline") -> "CompiledTopic":
+def compiled(app: "App", topic: str) -> "CompiledTopic":
     from app.streams.engine import compile_all
 
-    source = pipeline.stream.source
-    return compile_all([source], app.pipelines)[source.spec.name]
+    return compile_all(list(app.sources.values()), app.pipelines)[topic]
 
 
 def flink_job(app: "App", pipeline: "Pipeline") -> str:

@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store_user: str = ""
     """Redis user; empty for its `default`."""
     store_password: str = ""
+    flink: str = "http://127.0.0.1:8081"
+    """REST address of a Flink cluster's job manager. Whoever reaches it may run code there: loopback, or a closed network."""
     model: str = "claude-sonnet-4-6"
     """`rules` for the offline rules, else the name of an Anthropic model."""
     model_url: str = ""
@@ -126,6 +128,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.model_url:
             _require("model_url", _is_web_address(self.model_url), form)
             _require_closed("model_url", self.model_url, "an API key")
+        _require("flink", _is_web_address(self.flink), form)
         for name, url in self.action_urls.items():
             _require("action_urls", _is_web_address(url), f"that of {name} {form}")
             if self.action_token or "@" in urlsplit(url).netloc:

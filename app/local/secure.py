@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from app.local.certificates import Certificate, issue, make_authority, write_private
-from app.local.kafka import JARS, KafkaServer, count_brokers, find_java
+from app.local.java import find_java
+from app.local.kafka import JARS, KafkaServer, count_brokers
 from app.local.process import free_ports, run_quietly
 from app.local.redis import RedisServer
 from app.rights import ROLES, STORE_COMMANDS

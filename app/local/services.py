@@ -1,4 +1,4 @@
-"""Kafka and Redis up, down and their status: processes that are found again by whoever comes later.
+"""Kafka, Redis and Flink up, down and their status: processes that are found again by whoever comes later.
 
 Everything of one set of servers is in one directory: `state.json` (what was started, and where it listens), and a
 folder a server with its configuration, data, log and pid file. A server that died comes back over its data, at its
@@ -16,6 +16,7 @@ import msgspec
 
 from app.core.errors import SetupError
 from app.local import process
+from app.local.flink import FlinkJobManager, FlinkTaskManager
 from app.local.kafka import KafkaServer
 from app.local.process import LOCAL, last_lines, locked, say
 from app.local.redis import RedisServer
@@ -23,15 +24,20 @@ from app.local.secure import SecureKafka, SecureRedis
 
 SERVICES = ("kafka", "redis")
 SECURE_SERVICES = ("secure-kafka", "secure-redis")
-ALL_SERVICES = (*SERVICES, *SECURE_SERVICES)
+FLINK_SERVICES = ("flink-jobmanager", "flink-taskmanager")
+ALL_SERVICES = (*SERVICES, *SECURE_SERVICES, *FLINK_SERVICES)
 DEFAULT_DIRECTORY = LOCAL / "services"
 
 PORT_ATTEMPTS = 3
 """A free port may be taken by somebody else before the server binds it."""
 
-Server = KafkaServer | RedisServer | SecureKafka | SecureRedis
+PORT_TAKEN = ("already in use", "BindException")
+"""So a log line says that: Kafka's, Redis' and Flink's."""
+
+Server = KafkaServer | RedisServer | SecureKafka | SecureRedis | FlinkJobManager | FlinkTaskManager
 _PLANS: dict[str, Callable[[Path], Server]] = {
-    kind.name: kind.plan for kind in (KafkaServer, RedisServer, SecureKafka, SecureRedis)
+    kind.name: kind.plan
+    for kind in (KafkaServer, RedisServer, SecureKafka, SecureRedis, FlinkJobManager, FlinkTaskManager)
 }
 
 
@@ -41,6 +47,7 @@ class Addresses(msgspec.Struct, frozen=True, omit_defaults=True):
     kafka: str = ""
     redis: str = ""
     redis_socket: str = ""
+    flink: str = ""
     variables: dict[str, str] = {}
 
 
@@ -138,7 +145,7 @@ def _start(directory: Path, servers: dict[str, Server], name: str) -> None:
         if fresh:
             _end(servers.pop(name))
             _save(directory, servers)
-        if not fresh or attempt + 1 == PORT_ATTEMPTS or not any("already in use" in line for line in lines):
+        if not fresh or attempt + 1 == PORT_ATTEMPTS or not any(said in line for line in lines for said in PORT_TAKEN):
             break
     for line in lines:
         say(f"  {line}")
@@ -177,12 +184,13 @@ def _log(server: Server) -> Path:
 
 def _addresses(servers: dict[str, Server]) -> Addresses:
     alive = {name: server for name, server in servers.items() if _pid(server) is not None}
-    kafka, redis = alive.get("kafka"), alive.get("redis")
+    kafka, redis, flink = alive.get("kafka"), alive.get("redis"), alive.get("flink-jobmanager")
     secure = [alive[name].variables for name in SECURE_SERVICES if name in alive]
     return Addresses(
         kafka=kafka.address if kafka else "",
         redis=redis.address if redis else "",
         redis_socket=redis.socket_address if isinstance(redis, RedisServer) else "",
+        flink=flink.address if flink else "",
         variables={name: value for variables in secure for name, value in variables.items()},
     )
 

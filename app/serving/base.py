@@ -9,13 +9,14 @@ write, and a second writer cannot move it.
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
 from app.broker.topics import MAX_AHEAD_MS, partition_of
 from app.core.errors import SetupError
-from app.streams.graph import LivePipeline, OutputField
+from app.streams.aggregates import Accumulator, OutputField, accumulators_of
+from app.streams.pipelines import LivePipeline
 from app.streams.windows import Tile
 
 SPARE_MS = 3_600_000
@@ -35,6 +36,11 @@ class View(msgspec.Struct, frozen=True):
     fields: tuple[OutputField, ...]
     comparable: bool
     fingerprint: str
+
+    @property
+    def accumulators(self) -> tuple[Accumulator, ...]:
+        """What a tile holds, in order."""
+        return accumulators_of(self.fields)
 
     @property
     def kept_ms(self) -> int:
@@ -156,8 +162,15 @@ class FeatureStore(Protocol):
         ...
 
 
+if TYPE_CHECKING:
+    FeatureValue = Any  # a handler knows from the declaration what a type cannot say: that a count is never null
+else:
+    FeatureValue = int | Decimal | None
+
+
 class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """One entity's features as an agent sees them. Money is a Decimal of dollars.
+    """One entity's features as an agent sees them. Money is a Decimal of dollars; of nothing there is no smallest, largest
+    or mean: None.
 
     as_of_ms: every event published before it is in the values (0 when nothing is known). age_ms: now - as_of, at least
     0. window_end_ms: the moment up to which they count, which is that of reading.
@@ -165,7 +178,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
 
     view: str
     entity: str
-    values: dict[str, int | Decimal]
+    values: dict[str, FeatureValue]
     window_end_ms: int
     as_of_ms: int
     age_ms: int
@@ -184,7 +197,7 @@ def view_of(pipeline: LivePipeline, partitions: int, fingerprint: str) -> View:
         partitions,
         pipeline.size_ms,
         pipeline.tile_ms,
-        pipeline.outputs,
+        pipeline.aggregates.outputs,
         pipeline.comparable,
         fingerprint,
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import NamedTuple
 
 import msgspec
@@ -10,7 +9,8 @@ import msgspec
 from app.core.clock import Clock
 from app.core.codec import to_dollars
 from app.core.errors import SetupError
-from app.serving.base import Features, FeatureStore, Freshness, OwnEvent, StoredFeatures, View
+from app.serving.base import Features, FeatureStore, FeatureValue, Freshness, OwnEvent, StoredFeatures, View
+from app.streams.aggregates import seen
 from app.streams.expressions import Kind
 from app.streams.windows import merge_tiles, slice_start, tile_counts
 
@@ -23,7 +23,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.008
 
 class Origin(NamedTuple):
     """The event that an alert comes from: its place in the source topic, its time, the views it was late for, and its key,
-    which is the entity that it counts for."""
+    which is the entity that it counts for. is_one: False where a window raised the alert, of which this is the last event."""
 
     topic: str
     partition: int
@@ -31,17 +31,19 @@ class Origin(NamedTuple):
     event_ms: int
     late_for: frozenset[str]
     key: str
+    is_one: bool = True
 
 
 def answer(view: View, entity: str, stored: StoredFeatures, now_ms: int) -> Features:
-    """What is stored of one entity, merged for `now_ms`. An entity without tiles has zeros: it did nothing.
+    """What is stored of one entity, merged for `now_ms`. An entity without tiles has zeros, and nulls where zero would be a
+    statement: it did nothing.
 
     MISSING where nothing of its partition was ever materialized; else FRESH or STALE by the age of `as_of_ms`.
     """
-    totals = merge_tiles(stored.tiles, view.tile_ms, now_ms, view.window_ms, len(view.fields))
-    values: dict[str, int | Decimal] = {
-        output.name: to_dollars(value) if output.kind is Kind.MONEY else value
-        for output, value in zip(view.fields, totals, strict=True)
+    merged = merge_tiles(stored.tiles, view.tile_ms, now_ms, view.window_ms, view.accumulators)
+    values: dict[str, FeatureValue] = {
+        output.name: to_dollars(value) if output.kind is Kind.MONEY and value is not None else value
+        for output, value in zip(view.fields, seen(view.fields, merged), strict=True)
     }
     as_of_ms = stored.progress.as_of_ms if stored.progress is not None else 0
     age_ms = max(0, now_ms - as_of_ms)
@@ -77,7 +79,7 @@ class FeatureReader:
         """The features, after waiting up to `wait_ms` until they include the event that asks.
 
         The moment that they count for is that of the call, however long the wait. `own_event` in the answer:
-        NOT_COMPARABLE where the view is not of that topic, that key, or not of every event; LATE where the event came too
+        NOT_COMPARABLE where the view is not of that topic, that key, or not of every event, and for a window; LATE where the event came too
         late for the view, which is not waited for; SEEN where the tile of its time holds its offset or a later one; else
         NOT_SEEN, at once where that tile is too old to count. Raises: SetupError for an unknown view; Unavailable.
         """
@@ -109,7 +111,7 @@ class FeatureReader:
 
 def _own_event_unseen(view: View, entity: str, origin: Origin) -> OwnEvent:
     """What can be said before looking: NOT_SEEN means that looking helps."""
-    if origin.topic != view.source_topic or origin.key != entity or not view.comparable:
+    if not origin.is_one or origin.topic != view.source_topic or origin.key != entity or not view.comparable:
         return OwnEvent.NOT_COMPARABLE
     return OwnEvent.LATE if view.name in origin.late_for else OwnEvent.NOT_SEEN
 

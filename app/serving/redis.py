@@ -1,8 +1,8 @@
 """The feature store in Redis: one hash an entity, readable with `redis-cli HGETALL user_features:u-17`.
 
     user_features:u-17
-        tile:1700000010000:3  ->  4711 2 105000       (tile start ms : source partition -> version, one integer a field)
-        order_count_5m        ->  2                   (sums of the tiles that end after window_end - window)
+        tile:1700000010000:3  ->  4711 2 105000       (tile start ms : source partition -> version, accumulators, - for none)
+        order_count_5m        ->  2                   (of the tiles that end after window_end - window)
         order_value_5m        ->  1050.00             (money in dollars)
         window_end            ->  1700000040000       (end of the entity's newest tile, ms)
     headrace:view:user_features
@@ -47,13 +47,26 @@ _MOVED, _UNEXPECTED, _OTHER_DECLARATION = 1, 0, -1
 MERGE = """
 -- KEYS: progress of the view, then one hash an entity.
 -- ARGV: fingerprint, partition, expected offset ('' for none), progress to store ('' when more calls follow), window, tile
--- and kept in ms, time to live in ms, number of fields, name and kind of each; then for each entity the number of its
--- changes, and name and content of each.
+-- and kept in ms, time to live in ms, number of fields, name, kind and function of each; then for each entity the number
+-- of its changes, and name and content of each.
 local held = redis.call('HMGET', KEYS[1], 'fingerprint', ARGV[2])
 if held[1] and held[1] ~= ARGV[1] then return -1 end
 if (held[2] and string.match(held[2], '^%d+') or '') ~= ARGV[3] then return 0 end
 local window, tile, kept, width = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[9])
 
+local hows = {}
+for i = 1, width do
+  local how = ARGV[9 + 3 * i]
+  hows[#hows + 1] = (how == 'min' or how == 'max') and how or 'sum'
+  if how == 'mean' then hows[#hows + 1] = 'sum' end
+end
+
+local function merged(how, mine, text)
+  local value = text ~= '-' and tonumber(text) or nil
+  if mine == nil or value == nil then return mine or value end
+  if how == 'sum' then return mine + value end
+  return how == 'min' and math.min(mine, value) or math.max(mine, value)
+end
 local function version(content) return tonumber(string.match(content, '^%d+')) end
 local function dollars(cents)
   local sign = ''
@@ -62,7 +75,12 @@ local function dollars(cents)
   return string.format('%s%.0f.%02d', sign, (cents - rest) / 100, rest)
 end
 
-local at = 10 + 2 * width
+local function shown(kind, value)
+  if value == nil then return '' end
+  return kind == 'money' and dollars(value) or string.format('%.0f', value)
+end
+
+local at = 10 + 3 * width
 for k = 2, #KEYS do
   local hash = redis.call('HGETALL', KEYS[k])
   local tiles, newer = {}, {}
@@ -82,15 +100,15 @@ for k = 2, #KEYS do
       starts[name] = tonumber(string.match(name, '^tile:(-?%d+)'))
       if not newest or starts[name] > newest then newest = starts[name] end
     end
-    for i = 1, width do sums[i] = 0 end
+    for i, how in ipairs(hows) do if how == 'sum' then sums[i] = 0 end end
     for name, content in pairs(tiles) do
       if starts[name] <= newest - kept then
         gone[#gone + 1], newer[name] = name, nil
       elseif starts[name] > newest - window then
         local i = 0
-        for value in string.gmatch(content, ' (-?%d+)') do
+        for value in string.gmatch(content, ' (-?%d*)') do
           i = i + 1
-          sums[i] = sums[i] + tonumber(value)
+          sums[i] = merged(hows[i], sums[i], value)
         end
       end
     end
@@ -98,9 +116,17 @@ for k = 2, #KEYS do
       write[#write + 1] = name
       write[#write + 1] = tiles[name]
     end
+    local from = 1
     for i = 1, width do
-      write[#write + 1] = ARGV[8 + 2 * i]
-      write[#write + 1] = ARGV[9 + 2 * i] == 'money' and dollars(sums[i]) or string.format('%.0f', sums[i])
+      local value = sums[from]
+      if ARGV[9 + 3 * i] == 'mean' then
+        from = from + 1
+        local number = sums[from]
+        value = number > 0 and math.floor((2 * value + number) / (2 * number)) or nil
+      end
+      from = from + 1
+      write[#write + 1] = ARGV[7 + 3 * i]
+      write[#write + 1] = shown(ARGV[8 + 3 * i], value)
     end
     redis.call('HSET', KEYS[k], 'window_end', string.format('%.0f', newest + tile), unpack(write))
     if #gone > 0 then redis.call('HDEL', KEYS[k], unpack(gone)) end
@@ -385,13 +411,13 @@ def _merge_words(
     words: list[str | int] = [view.fingerprint, partition, "" if expected is None else expected, target]
     words += [view.window_ms, view.tile_ms, view.kept_ms, view.ttl_ms, len(view.fields)]
     for output in view.fields:
-        words += [output.name, output.kind.value]
+        words += [output.name, output.kind.value, output.function]
     for entity, tiles in entities:
         keys.append(f"{view.name}:{entity}")
         words.append(len(tiles))
         for tile in tiles:
             words.append(f"tile:{tile.start_ms}:{tile.partition}")
-            words.append(" ".join(map(str, (tile.version, *tile.values))))
+            words.append(" ".join("-" if value is None else str(value) for value in (tile.version, *tile.values)))
     return keys, words
 
 
@@ -415,8 +441,9 @@ def _tiles(flat: list[bytes]) -> tuple[Tile, ...]:
         name = flat[index]
         if name.startswith(b"tile:"):
             _, start_ms, partition = name.split(b":")
-            version, *values = map(int, flat[index + 1].split())
-            tiles.append(Tile(int(start_ms), int(partition), version, tuple(values)))
+            version, *values = flat[index + 1].split()
+            amounts = tuple(None if value == b"-" else int(value) for value in values)
+            tiles.append(Tile(int(start_ms), int(partition), int(version), amounts))
     return tuple(tiles)
 
 

@@ -34,8 +34,10 @@ class TileRecords:
         self._view = view
         key_fields: list[tuple[str, Any]] = [(view.key_field, str), ("tile", int), ("partition", int)]
         value_fields: list[tuple[str, Any]] = [("version", int)]
-        value_fields += [(output.name, Decimal if output.kind is Kind.MONEY else int) for output in view.fields]
-        self._names = [output.name for output in view.fields]
+        for accumulator in view.accumulators:
+            exact: Any = Decimal if accumulator.kind is Kind.MONEY else int
+            value_fields.append((accumulator.name, exact if accumulator.how == "sum" else exact | None))
+        self._names = [accumulator.name for accumulator in view.accumulators]
         self._keys = msgspec.json.Decoder(msgspec.defstruct("TileKey", key_fields, forbid_unknown_fields=True))
         self._values = msgspec.json.Decoder(msgspec.defstruct("TileValue", value_fields))
         self._progress_keys = msgspec.json.Decoder(_ProgressKey)
@@ -79,6 +81,6 @@ class TileRecords:
         )
 
 
-def _integer(value: int | Decimal) -> int:
+def _integer(value: int | Decimal | None) -> int | None:
     """A count as it is, dollars as cents. Raises: ValueError for an amount that is not a whole number of cents."""
-    return value if isinstance(value, int) else sum_to_cents(value)
+    return sum_to_cents(value) if isinstance(value, Decimal) else value

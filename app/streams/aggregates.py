@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from app.streams.expressions import Expression, Kind
 
 How = Literal["sum", "min", "max"]
+Function = Literal["count", "total", "min", "max", "mean"]
 Amounts = Sequence[int | None]
 """One value an accumulator; None where a smallest or largest is of nothing."""
 
@@ -19,7 +20,7 @@ Amounts = Sequence[int | None]
 class Aggregate:
     """count: records. total, min, max, mean: of `value`, money in cents. Only records where `when` holds, if given."""
 
-    function: Literal["count", "total", "min", "max", "mean"]
+    function: Function
     value: Expression | None = None
     when: Expression | None = None
 
@@ -68,41 +69,26 @@ class Accumulator(NamedTuple):
 
 
 class OutputField(NamedTuple):
-    """One aggregate as others see it. at: of its first accumulator; a mean is made of two, total and count."""
+    """One aggregate as others see it."""
 
     name: str
     kind: Kind
-    function: str
-    at: int
+    function: Function = "total"
+
+    @property
+    def accumulators(self) -> tuple[Accumulator, ...]:
+        """What is kept for it."""
+        if self.function == "mean":
+            return Accumulator(f"{self.name}_total", "sum", self.kind), Accumulator(
+                f"{self.name}_count", "sum", Kind.INTEGER
+            )
+        how: How = self.function if self.function in ("min", "max") else "sum"
+        return (Accumulator(self.name, how, self.kind),)
 
 
-class Kept(NamedTuple):
-    """The accumulators of some aggregates, what each record adds, and how others see them."""
-
-    accumulators: tuple[Accumulator, ...]
-    amounts: tuple[tuple[Expression | None, Expression | None], ...]
-    """Of each accumulator: what a record adds (None: 1), and when."""
-    outputs: tuple[OutputField, ...]
-
-
-def kept(aggregates: Iterable[tuple[str, Aggregate, Kind]]) -> Kept:
-    """aggregates: name, aggregate, and the kind of what it gives."""
-    accumulators: list[Accumulator] = []
-    amounts: list[tuple[Expression | None, Expression | None]] = []
-    outputs: list[OutputField] = []
-    for name, aggregate, kind in aggregates:
-        outputs.append(OutputField(name, kind, aggregate.function, len(accumulators)))
-        if aggregate.function == "mean":
-            accumulators += [
-                Accumulator(f"{name}_total", "sum", kind),
-                Accumulator(f"{name}_count", "sum", Kind.INTEGER),
-            ]
-            amounts += [(aggregate.value, aggregate.when), (None, aggregate.when)]
-        else:
-            how: How = aggregate.function if aggregate.function in ("min", "max") else "sum"  # type: ignore[assignment]
-            accumulators.append(Accumulator(name, how, kind))
-            amounts.append((aggregate.value, aggregate.when))
-    return Kept(tuple(accumulators), tuple(amounts), tuple(outputs))
+def accumulators_of(outputs: Iterable[OutputField]) -> tuple[Accumulator, ...]:
+    """What is kept for all of them, in order."""
+    return tuple(accumulator for output in outputs for accumulator in output.accumulators)
 
 
 def of_nothing(accumulators: Iterable[Accumulator]) -> list[int | None]:
@@ -124,19 +110,14 @@ def merge_into(held: list[int | None], more: Amounts, accumulators: Sequence[Acc
 
 def seen(outputs: Iterable[OutputField], amounts: Amounts) -> list[int | None]:
     """What others see of accumulators, in whole units and cents."""
-    return [output_of(output.function, amounts, output.at) for output in outputs]
+    values, at = [], 0
+    for output in outputs:
+        values.append(amounts[at] if output.function != "mean" else mean_of(amounts[at], amounts[at + 1]))
+        at += len(output.accumulators)
+    return values
 
 
-def output_of(function: str, amounts: Amounts, at: int) -> int | None:
-    """The value of one output whose first accumulator stands at `at`."""
-    if function != "mean":
-        return amounts[at]
-    summed, number = amounts[at], amounts[at + 1]
-    assert summed is not None
-    assert number is not None
-    return mean_of(summed, number)
-
-
-def mean_of(summed: int, number: int) -> int | None:
+def mean_of(summed: int | None, number: int | None) -> int | None:
     """Halves upwards, so that both engines round alike; None of nothing."""
+    assert summed is not None
     return (2 * summed + number) // (2 * number) if number else None

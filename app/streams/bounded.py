@@ -14,7 +14,7 @@ from app.core.errors import SetupError, Unavailable
 from app.core.record import TopicPartition
 from app.streams.compiled import CompiledTopic
 from app.streams.engine import closed_rows, compile_all, run_batch
-from app.streams.graph import TumblingPipeline
+from app.streams.pipelines import FinalPipeline
 from app.streams.tables import FOREVER_MS, PartitionState
 
 
@@ -28,7 +28,7 @@ class BoundedRun(msgspec.Struct):
 
 
 async def run_bounded(
-    broker: Broker, name: str, pipeline: TumblingPipeline, topic: str, clock: Clock
+    broker: Broker, name: str, pipeline: FinalPipeline, topic: str, clock: Clock
 ) -> AsyncIterator[BoundedRun]:
     """Writes the final rows of `pipeline` to `topic`, up to the end offsets at the start; yields progress per batch.
 
@@ -53,8 +53,8 @@ async def run_bounded(
                 progress.late += len(state.late)
                 for kept in (state.rejected, state.late, state.alerts):
                     kept.clear()
-                for slices in state.slices.values():
-                    slices.changed.clear()
+                for table in state.tables.values():
+                    table.changes()
                 progress.rows += await _write(compiled, state, topic, producer)
                 yield progress
             state.advance(FOREVER_MS, ends[place])
@@ -87,8 +87,8 @@ async def _require_partitions(broker: Broker, source: str, topic: str, partition
 
 async def _write(compiled: CompiledTopic, state: PartitionState, topic: str, producer: Producer) -> int:
     written = 0
-    for rows in closed_rows(compiled, state).values():
+    for rows in closed_rows(compiled, state, 0).rows.values():
         written += await producer.send_many(topic, rows, state.place.partition)
-    for slices in state.slices.values():
-        slices.closed.clear()
+    for table in state.tables.values():
+        table.over.clear()
     return written

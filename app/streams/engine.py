@@ -8,7 +8,7 @@ go out with the next one. So a crash at any point repeats outputs under the same
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import anyio
@@ -21,9 +21,9 @@ from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, U
 from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
-from app.streams.graph import Pipeline, Source
 from app.streams.mending import Tail, gone, mend_tail, read_tails
 from app.streams.outputs import late_reference
+from app.streams.pipelines import Pipeline, Source, reads, streams_of
 from app.streams.restore import mark_of, require_marks_fit, restore
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
@@ -75,6 +75,7 @@ class Engine:
         self._clock = clock
         self._group = group
         self._topics = compile_all(sources, pipelines)
+        self._joined = joined_topics(self._topics)
         self._states: dict[TopicPartition, PartitionState] = {}
         self._assignments: dict[TopicPartition, Assignment] = {}
         self._producer: Producer = broker.producer()
@@ -169,7 +170,9 @@ class Engine:
                 batches[place] = [record]
         touched = []
         for place, batch in batches.items():
-            state = self._states[place]
+            state = self._states.get(place)
+            if state is None:  # fetched before it had to wait, and read again later
+                continue
             run_batch(self._topics[place.topic], state, batch, now_ms)
             touched.append(state)
         self.statistics.events += len(records)
@@ -191,8 +194,12 @@ class Engine:
             except RecordTooLarge as error:
                 state.reject(record, f"{COUNTED}its alert is too large: {error.reason}")
         state.alerts.clear()
-        for topic, rows in closed_rows(self._topics[state.place.topic], state).items():
+        closed = closed_rows(self._topics[state.place.topic], state, self._clock.now_ms())
+        for topic, rows in closed.rows.items():
             self.statistics.rows += await self._producer.send_many(topic, rows, partition)
+        for topic, key, value, headers in closed.alerts:
+            await self._send(topic, key, value, headers=headers)
+        self.statistics.alerts += len(closed.alerts)
         for name, record in state.late:
             await self._send(f"{record.topic}.late", record.key, late_reference(name, record), partition)
             self.statistics.late[name] = self.statistics.late.get(name, 0) + 1
@@ -216,11 +223,11 @@ class Engine:
                 await self._send_changes(table, state)
 
     async def _send_changes(self, table: TableCodec, state: PartitionState) -> None:
-        slices, partition = state.slices[table.name], state.place.partition
+        kept, partition = state.tables[table.name], state.place.partition
         key, value = table.key, table.value
-        changes = [(value(entry), key(start, entity, partition), 0) for start, entity, entry in slices.changes()]
+        changes = [(value(entry), key(start, entity, partition), 0) for start, entity, entry in kept.changes()]
         await self._producer.send_many(table.topic, changes, partition)
-        slices.table_position += len(changes)
+        kept.table_position += len(changes)
 
     async def _write_tables(self, states: Sequence[PartitionState]) -> list[_Commit]:
         """The first two steps of the module's first paragraph: what may be committed when this returns."""
@@ -275,7 +282,7 @@ class Engine:
         less than was written.
         """
         tables = {
-            state.slices[table.name].table: (table, state)
+            state.tables[table.name].place: (table, state)
             for state in self._states.values()
             for table in self._topics[state.place.topic].tables.values()
         }
@@ -286,14 +293,14 @@ class Engine:
             tails = []
             for place, end in ends.items():
                 table, state = tables[place]
-                slices = state.slices[table.name]
-                if end < slices.table_position:
-                    written = f"ends at {end}, before {slices.table_position} that these streams have written"
+                kept = state.tables[table.name]
+                if end < kept.table_position:
+                    written = f"ends at {end}, before {kept.table_position} that these streams have written"
                     raise gone(place, table.name, written)
-                if end == slices.table_position:
-                    slices.checked = end
+                if end == kept.table_position:
+                    kept.checked = end
                 else:
-                    tails.append(Tail(table, state, end, end - slices.table_position))
+                    tails.append(Tail(table, state, end, end - kept.table_position))
         finally:
             self._counted.set()
         return await read_tails(tails, self._reader) if tails else []
@@ -312,7 +319,7 @@ class Engine:
                 continue
             mended = mend_tail(tail)
             self.statistics.mended += mended
-            place = tail.state.slices[tail.table.name].table
+            place = tail.state.tables[tail.table.name].place
             logger.log(
                 logging.WARNING if mended else logging.INFO,
                 "%s: %d records of another writer; %d newer values of ours are written again",
@@ -348,10 +355,10 @@ class Engine:
             return
         state.progress_told = True
         for table in self._topics[state.place.topic].tables.values():
-            slices = state.slices[table.name]
+            kept = state.tables[table.name]
             if table.row is not None and state.position == state.committed:
                 continue
-            joined_ms = slices.since_ms
+            joined_ms = kept.since_ms
             if table.row is None and joined_ms != NEVER_MS and state.reached_ms < joined_ms + table.window_ms:
                 continue  # the view began in the middle: until a whole window has passed it says nothing
             value = b'{"as_of":%d,"offset":%d,"reached":%d}' % (as_of_ms, state.position, state.reached_ms)
@@ -359,45 +366,87 @@ class Engine:
             await self._send(
                 table.topic, key, value, state.place.partition, (("fingerprint", table.fingerprint.encode()),)
             )
-            slices.table_position += 1
+            kept.table_position += 1
 
     async def _send_tombstones(self, state: PartitionState) -> None:
         for table in self._topics[state.place.topic].tables.values():
-            slices = state.slices[table.name]
-            while slices.closed and slices.closed[0].closed_at < state.committed:
-                closed, partition = slices.closed.popleft(), state.place.partition
-                tombstones = [(None, table.key(closed.start_ms, entity, partition), 0) for entity in closed.entries]
+            kept, partition = state.tables[table.name], state.place.partition
+            tombstones = [(None, table.key(*place, partition), 0) for place in kept.passed(state.committed)]
+            if tombstones:
                 await self._producer.send_many(table.topic, tombstones, partition)
-                slices.table_position += len(tombstones)
+                kept.table_position += len(tombstones)
 
     async def on_assigned(self, assignments: Sequence[Assignment]) -> None:
-        places = [assignment.place for assignment in assignments]
+        self._assignments.update((assignment.place, assignment) for assignment in assignments)
+        whole, waiting = self._whole(assignment.place for assignment in assignments)
+        self._consumer.pause(waiting)
+        places = [place for unit in whole for place in unit]
         committed = await self._consumer.committed(places)
         beginnings = await self._reader.beginning_offsets(places)
-        for assignment in assignments:
-            place = assignment.place
-            state = await restore(self._topics[place.topic], place, committed[place], self._reader)
-            if state.position < beginnings[place]:
-                gone = beginnings[place] - state.position
-                self.statistics.gone += gone if committed[place] else 0
-                if committed[place]:
-                    logger.warning(
-                        "%s: %d records were deleted before they were read; retention is too short", place, gone
-                    )
-                state.position = beginnings[place]
-            self._states[place] = state
-            self._assignments[place] = assignment
+        for unit in whole:
+            for state in await restore(self._topics, {place: committed[place] for place in unit}, self._reader):
+                self._begin(state, committed[state.place], beginnings[state.place])
+            if len(unit) > 1:  # some of them may have waited, or have been read before
+                for place in unit:
+                    await self._consumer.seek(place, self._states[place].position)
+                self._consumer.resume(unit)
         await self._learn_ends([self._states[place] for place in places])
 
+    def _whole(self, places: Iterable[TopicPartition]) -> tuple[list[list[TopicPartition]], list[TopicPartition]]:
+        """Partitions that can be read now, each with those that are joined with it; and those that wait for another one, which
+        another worker still has."""
+        whole: dict[tuple[TopicPartition, ...], None] = {}
+        waiting = []
+        for place in places:
+            unit = self._unit(place)
+            if all(other in self._assignments for other in unit):
+                whole[unit] = None
+            else:
+                waiting.append(place)
+        return [list(unit) for unit in whole], waiting
+
+    def _unit(self, place: TopicPartition) -> tuple[TopicPartition, ...]:
+        """The partition of that number of every topic that is joined with this one."""
+        return tuple(TopicPartition(topic, place.partition) for topic in self._joined[place.topic])
+
+    def _begin(self, state: PartitionState, committed: CommittedOffset | None, beginning: int) -> None:
+        if state.position < beginning:
+            gone = beginning - state.position
+            self.statistics.gone += gone if committed else 0
+            if committed:
+                logger.warning(
+                    "%s: %d records were deleted before they were read; retention is too short", state.place, gone
+                )
+            state.position = beginning
+        self._states[state.place] = state
+
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
-        held = [self._states[assignment.place] for assignment in assignments if assignment.place in self._states]
+        held = [self._states[place] for place in self._units_of(assignments) if place in self._states]
         await self._commit(await self._write_tables(held))
         await self.on_lost(assignments)
 
     async def on_lost(self, assignments: Sequence[Assignment]) -> None:
+        for place in self._units_of(assignments):
+            self._states.pop(place, None)
         for assignment in assignments:
-            self._states.pop(assignment.place, None)
             self._assignments.pop(assignment.place, None)
+        left = [place for place in self._units_of(assignments) if place in self._assignments]
+        self._consumer.pause(left)  # until what they are joined with comes back
+
+    def _units_of(self, assignments: Sequence[Assignment]) -> list[TopicPartition]:
+        """The partitions, and those that are joined with them."""
+        return list(dict.fromkeys(place for assignment in assignments for place in self._unit(assignment.place)))
+
+
+def joined_topics(topics: Mapping[str, CompiledTopic]) -> dict[str, tuple[str, ...]]:
+    """For each topic those that are joined with it, at first or second hand, and itself: they are read together."""
+    groups = {topic: {topic} for topic in topics}
+    for compiled in topics.values():
+        for pipeline in compiled.pipelines.values():
+            together = set().union(*(groups[stream.source.spec.name] for stream in streams_of(pipeline)))
+            for topic in together:
+                groups[topic] = together
+    return {topic: tuple(sorted(group)) for topic, group in groups.items()}
 
 
 def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) -> dict[str, CompiledTopic]:
@@ -406,12 +455,12 @@ def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) ->
     Raises: SetupError when one topic is declared with two ideas of out-of-orderness or type.
     """
     by_name: dict[str, Source] = {}
-    for source in [*sources, *(pipeline.stream.source for pipeline in pipelines.values())]:
+    for source in [*sources, *(stream.source for p in pipelines.values() for stream in streams_of(p))]:
         known = by_name.setdefault(source.spec.name, source)
         if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
             raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
     compiled = {
-        name: load_topic(source, {n: p for n, p in pipelines.items() if p.stream.source.spec.name == name})
+        name: load_topic(source, {n: p for n, p in pipelines.items() if reads(p, name)})
         for name, source in by_name.items()
     }
     for topic in compiled.values():
@@ -425,15 +474,24 @@ def run_batch(topic: CompiledTopic, state: PartitionState, records: Sequence[Rec
     state.position = records[-1].offset + 1
 
 
-def closed_rows(topic: CompiledTopic, state: PartitionState) -> dict[str, list[tuple[bytes, bytes, int]]]:
-    """By output topic: value, key and time (none) of the rows of windows that have closed since the last call."""
-    rows: dict[str, list[tuple[bytes, bytes, int]]] = {}
+class ClosedRows(NamedTuple):
+    """What windows give that have closed. rows: by topic; value, key and time (none). alerts: topic, key, value, headers."""
+
+    rows: dict[str, list[tuple[bytes, bytes, int]]]
+    alerts: list[tuple[str, bytes, bytes, Headers]]
+
+
+def closed_rows(topic: CompiledTopic, state: PartitionState, now_ms: int) -> ClosedRows:
+    """The rows of windows that have closed since the last call."""
+    closed = ClosedRows({}, [])
     for name, table in topic.tables.items():
-        if table.row is None:
+        rows, target = state.tables[name].rows, table.row_topic
+        if not rows or table.row is None:
             continue
-        for closed in state.slices[name].rows:
-            for entity, entry in closed.entries.items():
-                key = table.key(closed.start_ms, entity, state.place.partition)
-                rows.setdefault(table.row_topic, []).append((table.row(closed.start_ms, entity, entry), key, 0))
-        state.slices[name].rows.clear()
-    return rows
+        encoded = [one for row in rows if (one := table.row(row, state.place_text, now_ms)) is not None]
+        rows.clear()
+        if table.raises:
+            closed.alerts.extend((target, key, value, headers) for key, value, headers in encoded)
+        else:
+            closed.rows.setdefault(target, []).extend((value, key, 0) for key, value, _ in encoded)
+    return closed

@@ -10,54 +10,53 @@
 A mistake in a declaration is a `SetupError` on the line that makes it.
 """
 
-import keyword
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 
 from app.broker.topics import MAX_AHEAD_MS, TopicSpec
 from app.core.durations import parse_duration_ms
 from app.core.errors import SetupError
-from app.core.text import longest
 from app.streams.aggregates import Aggregate, count, maximum, mean, minimum, total
+from app.streams.declaring import (
+    RESERVED,
+    aggregates_of,
+    raised_by_records,
+    raised_of,
+    require_bounded,
+    signed_ms,
+    with_derived,
+    with_where,
+)
 from app.streams.expressions import (
-    Column,
     Expression,
     Kind,
     columns_of,
     field_kinds,
     kind_of,
     literal,
-    optional_kinds,
 )
 from app.streams.pipelines import (
     Aggregates,
     Alert,
     AlertPipeline,
     Burst,
-    Derive,
     FinalPipeline,
     Hopping,
     Join,
     JoinPipeline,
     LivePipeline,
     Once,
-    Raised,
     Records,
     Session,
     Source,
     Steps,
-    Where,
-    field_behind,
     fields_after,
 )
 
 __all__ = ["Alert", "Stream", "Topic", "count", "maximum", "mean", "minimum", "total"]
-
-MAX_ID_CHARACTERS = 400
-"""Of what an alert's id is made of, beside its rule and key: whoever chooses ids must not choose to be left unjudged."""
 
 MAX_BURST = 1_000
 """Records of a key that a burst remembers."""
@@ -85,12 +84,12 @@ class Stream(Records):
 
     def where(self, condition: Expression) -> "Stream":
         """Only the records for which the condition holds."""
-        return Stream(self.source, self.once_rule, _with_where(self.steps, condition, self.fields()))
+        return Stream(self.source, self.once_rule, with_where(self.steps, condition, self.fields()))
 
     def derive(self, **values: Expression) -> "Stream":
         """New fields, in the order given; a later one may use an earlier one."""
         known, taken = field_kinds(self.source.spec.type), self.source.spec.type.__struct_fields__
-        return Stream(self.source, self.once_rule, _with_derived(self.steps, values, known, taken))
+        return Stream(self.source, self.once_rule, with_derived(self.steps, values, known, taken))
 
     def alert(
         self,
@@ -108,7 +107,7 @@ class Stream(Records):
         at_most_once_per: instead of `id`, only the first record of a key in each slice of that length (aligned to the
         epoch) raises one, `alert_id` = rule:key:start of the slice in ms.
         """
-        return AlertPipeline(self, _raised_of_records(self, alert_type, id, at_most_once_per, rule, to, values))
+        return AlertPipeline(self, raised_by_records(self, alert_type, id, at_most_once_per, rule, to, values))
 
     def burst(self, *, count: int, within: str) -> "Bursts":
         """The records at which the last `count` of their key have come within the given event time, and one record
@@ -166,7 +165,7 @@ class Stream(Records):
         prefix: stands before the names of the right record's fields. how: `left` also gives each record of this stream
         without a partner, its right fields null, once no partner can come any more.
         """
-        lower_ms, upper_ms = (_signed_ms(bound) for bound in within)
+        lower_ms, upper_ms = (signed_ms(bound) for bound in within)
         where = f"join({right.source.spec.name})"
         if lower_ms > upper_ms:
             raise SetupError(where, f"within={within!r}: the first bound lies behind the second")
@@ -208,7 +207,7 @@ class Bursts:
         **values: Expression,
     ) -> AlertPipeline:
         """As `Stream.alert`, of the records that complete a burst."""
-        raised = _raised_of_records(self.stream, alert_type, id, at_most_once_per, rule, to, values)
+        raised = raised_by_records(self.stream, alert_type, id, at_most_once_per, rule, to, values)
         return AlertPipeline(self.stream, raised, self.rule)
 
 
@@ -221,7 +220,7 @@ class Live:
     tile_ms: int
 
     def aggregate(self, **aggregates: Aggregate) -> "LiveAggregated":
-        return LiveAggregated(self, _aggregates(self.stream, aggregates))
+        return LiveAggregated(self, aggregates_of(self.stream, aggregates))
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +237,10 @@ class LiveAggregated:
             )
         return LivePipeline(self.live.stream, self.live.size_ms, self.live.tile_ms, self.aggregates, view)
 
+    def to(self, topic: str) -> NoReturn:
+        """Raises: SetupError."""
+        raise SetupError(f"to({topic!r})", "live windows have no final row; serve(...) them")
+
 
 @dataclass(frozen=True, eq=False)
 class Windowed:
@@ -247,7 +250,7 @@ class Windowed:
     window: Hopping | Session
 
     def aggregate(self, **aggregates: Aggregate) -> "Aggregated":
-        return Aggregated(self.stream, self.window, _aggregates(self.stream, aggregates))
+        return Aggregated(self.stream, self.window, aggregates_of(self.stream, aggregates))
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,6 +279,10 @@ class Aggregated:
         """Writes one final row a key and window."""
         return FinalPipeline(self.stream, self.window, self.aggregates, self.condition, topic)
 
+    def serve(self, view: str) -> NoReturn:
+        """Raises: SetupError."""
+        raise SetupError(f"serve({view!r})", "only live windows are served; write the others to(...) a topic")
+
     def alert(
         self, alert_type: type[Alert], *, rule: str | None = None, to: str = ALERTS, **values: Expression
     ) -> FinalPipeline:
@@ -283,7 +290,7 @@ class Aggregated:
         come from the row's of the same name, or from `values`."""
         for name, value in values.items():
             self._require_certain(f"alert {alert_type.__name__}, field {name}", value)
-        raised = _raised(alert_type, (), None, rule, to, values, self.fields(), {})
+        raised = raised_of(alert_type, (), None, rule, to, values, self.fields(), {})
         return FinalPipeline(self.stream, self.window, self.aggregates, self.condition, raised)
 
     def _require_certain(self, where: str, expression: Expression) -> None:
@@ -306,11 +313,11 @@ class Joined:
 
     def where(self, condition: Expression) -> "Joined":
         """Only the pairs for which the condition holds."""
-        return replace(self, steps=_with_where(self.steps, condition, self.fields()))
+        return replace(self, steps=with_where(self.steps, condition, self.fields()))
 
     def derive(self, **values: Expression) -> "Joined":
         """New fields, in the order given; a later one may use an earlier one."""
-        return replace(self, steps=_with_derived(self.steps, values, self.fields(), tuple(self.pairs.fields())))
+        return replace(self, steps=with_derived(self.steps, values, self.fields(), tuple(self.pairs.fields())))
 
     def missing(self) -> "Joined":
         """Only the left records that have no partner, once no partner can come any more."""
@@ -337,17 +344,13 @@ class Joined:
             raise SetupError(f"alert {alert_type.__name__}", f"id={id!r} names no pair; give an id of either side")
         if join.how != "inner" and any(name in optional for name in names):
             raise SetupError(f"alert {alert_type.__name__}", f"id={id!r}: of {optional} one may be null")
-        raised = _raised(alert_type, names, None, rule, to, values, self.fields(), optional)
+        raised = raised_of(alert_type, names, None, rule, to, values, self.fields(), optional)
         for name in names:
             side, own = (
                 (join.right, name.removeprefix(join.prefix)) if name.startswith(join.prefix) else (join.left, name)
             )
-            _require_bounded(raised.rule, name, side, own, len(names))
+            require_bounded(raised.rule, name, side, own, len(names))
         return JoinPipeline(join, self.steps, raised)
-
-
-RESERVED = ("version", "window_start", "window_end", "tile", "partition", "progress")
-"""Names that keys and values of tables use themselves."""
 
 
 class Topic(Stream):
@@ -387,128 +390,3 @@ class Topic(Stream):
 def parse_retention_ms(text: str, setting: str) -> int | None:
     """Milliseconds, or None for `forever`."""
     return None if text == "forever" else parse_duration_ms(text, setting)
-
-
-def _require_name(where: str, name: str) -> None:
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise SetupError(where, f"{name!r} is no name; letters, digits and _ are")
-
-
-def _signed_ms(text: str) -> int:
-    setting = "join(within=...)"
-    return -parse_duration_ms(text[1:], setting) if text.startswith("-") else parse_duration_ms(text, setting)
-
-
-def _with_where(steps: Steps, condition: Expression, known: dict[str, Kind]) -> Steps:
-    condition = literal(condition)
-    if kind_of(condition, known, f"where{condition}") is not Kind.BOOLEAN:
-        raise SetupError(f"where({condition})", "is not true or false")
-    return (*steps, Where(condition))
-
-
-def _with_derived(
-    steps: Steps, values: dict[str, Expression], fields: dict[str, Kind], taken: tuple[str, ...]
-) -> Steps:
-    for name, value in values.items():
-        where = f"derive({name}=...)"
-        _require_name(where, name)
-        known = fields_after(steps, fields)
-        if name in known or name in taken:
-            raise SetupError(where, "the record has this field already")
-        kind_of(value, known, where)
-        steps = (*steps, Derive(name, value))
-    return steps
-
-
-def _aggregates(stream: Stream, aggregates: dict[str, Aggregate]) -> Aggregates:
-    if not aggregates:
-        raise SetupError("aggregate()", "needs at least one aggregate, such as n=count()")
-    fields = stream.fields()
-    named = []
-    for name, aggregate in aggregates.items():
-        where = f"aggregate({name}=...)"
-        _require_name(where, name)
-        if name in (stream.source.key, *RESERVED):
-            raise SetupError(where, "this name is taken; choose another one")
-        if aggregate.when is not None and kind_of(aggregate.when, fields, where) is not Kind.BOOLEAN:
-            raise SetupError(where, "when= is not true or false")
-        kind = Kind.INTEGER if aggregate.value is None else kind_of(aggregate.value, fields, where)
-        if kind not in (Kind.INTEGER, Kind.MONEY):
-            raise SetupError(
-                where, f"{aggregate.function} of {kind.value} is not exact; only whole numbers and money are"
-            )
-        named.append((name, aggregate, kind))
-    result = Aggregates(tuple(named))
-    names = [accumulator.name for accumulator in result.accumulators]
-    for name in names:
-        if names.count(name) > 1 or (name not in aggregates and name in (stream.source.key, *RESERVED)):
-            raise SetupError(f"aggregate({name}=...)", "a mean keeps a total and a count under its name; rename one")
-    return result
-
-
-def _raised_of_records(
-    stream: Stream,
-    alert_type: type[Alert],
-    id: str | None,
-    at_most_once_per: str | None,
-    rule: str | None,
-    to: str,
-    values: dict[str, Expression],
-) -> Raised:
-    where = f"alert {rule or alert_type.__struct_config__.tag}"
-    if (id is None) == (at_most_once_per is None):
-        raise SetupError(where, "takes either id= or at_most_once_per=")
-    if at_most_once_per is not None:
-        per_ms = parse_duration_ms(at_most_once_per, f"{where}, at_most_once_per=...")
-        if per_ms <= 0:
-            raise SetupError(f"{where}, at_most_once_per={at_most_once_per!r}", "must be longer than nothing")
-        return _raised(alert_type, (), per_ms, rule, to, values, stream.fields(), {})
-    assert id is not None
-    raised = _raised(alert_type, (id,), None, rule, to, values, stream.fields(), {})
-    _require_bounded(raised.rule, id, stream, id, 1)
-    return raised
-
-
-def _raised(
-    alert_type: type[Alert],
-    ids: tuple[str, ...],
-    per_ms: int | None,
-    rule: str | None,
-    to: str,
-    values: dict[str, Expression],
-    known: dict[str, Kind],
-    optional: dict[str, Kind],
-) -> Raised:
-    """known: fields that are there for sure. optional: those that may be null."""
-    name = rule or str(alert_type.__struct_config__.tag)
-    for id in ids:
-        if known.get(id) is not Kind.TEXT:
-            raise SetupError(f"alert {name}", f"id {id!r} is not a text field")
-    target, nullable = field_kinds(alert_type), optional_kinds(alert_type)
-    fields: list[tuple[str, Expression]] = []
-    for field in msgspec.structs.fields(alert_type):
-        if field.name in ("alert_id", "triggered_at"):
-            continue
-        where = f"alert {name}, field {field.name}"
-        value = values.get(field.name, Column(field.name))
-        if isinstance(value, Column) and value.name in optional:
-            if nullable.get(field.name) is not optional[value.name]:
-                raise SetupError(where, f"may be null; declare it as {optional[value.name].value} or None")
-        elif target.get(field.name, nullable.get(field.name)) is not (kind := kind_of(value, known, where)):
-            raise SetupError(f"alert {name}", f"field {field.name} is not {kind.value} in {alert_type.__name__}")
-        fields.append((field.name, value))
-    unknown = values.keys() - {name for name, _ in fields}
-    if unknown:
-        raise SetupError(f"alert {name}", f"{alert_type.__name__} has no field {', '.join(sorted(unknown))}")
-    return Raised(alert_type, name, ids, tuple(fields), to, per_ms)
-
-
-def _require_bounded(rule: str, shown: str, stream: Records, name: str, parts: int) -> None:
-    """Raises: SetupError for an id that may be too long for agents."""
-    bound = longest(stream.source.spec.type, field_behind(stream.steps, name))
-    if bound is None or bound * parts > MAX_ID_CHARACTERS:
-        raise SetupError(
-            f"alert {rule}",
-            f"id {shown!r} may have any length; bound it to {MAX_ID_CHARACTERS // parts} characters or fewer, such as "
-            "Annotated[str, msgspec.Meta(max_length=200)]: agents take no longer ids",
-        )

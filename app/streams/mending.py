@@ -21,7 +21,7 @@ from app.core.errors import SetupError, Unavailable
 from app.core.record import Record, TopicPartition
 from app.streams.compiled import TableCodec
 from app.streams.gate import DECODE_ERRORS
-from app.streams.tables import ClosedSlice, Entry, PartitionState
+from app.streams.tables import Entry, Over, PartitionState, Place
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ PROGRESS = b'{"progress":'
 NOT_AN_ENTRY = (*DECODE_ERRORS, ValueError)
 """What `parse_change` raises."""
 
-Last = dict[tuple[int, str], int | None]
+Last = dict[Place, int | None]
 """The version that was written last, by slice and key; None for a tombstone."""
 
 
@@ -50,9 +50,9 @@ async def read_tails(tails: Sequence[Tail], reader: Reader) -> list[Tail]:
     """Reads what was written last; returns the tails that could be read: the others are found again by the next check."""
     done = []
     for tail in tails:
-        slices = tail.state.slices[tail.table.name]
+        table = tail.state.tables[tail.table.name]
         try:
-            async for records in reader.read(slices.table, slices.checked, tail.end):
+            async for records in reader.read(table.place, table.checked, tail.end):
                 for record in records:
                     if record.key is None or record.key.startswith(PROGRESS):
                         continue
@@ -62,7 +62,7 @@ async def read_tails(tails: Sequence[Tail], reader: Reader) -> list[Tail]:
                         continue
                     tail.last[key] = None if entry is None else entry[0]
         except Unavailable as error:
-            logger.warning("%s: not checked for values of others, later: %s", slices.table, error)
+            logger.warning("%s: not checked for values of others, later: %s", table.place, error)
         else:
             done.append(tail)
     return done
@@ -70,10 +70,10 @@ async def read_tails(tails: Sequence[Tail], reader: Reader) -> list[Tail]:
 
 def mend_tail(tail: Tail) -> int:
     """Mends what a tail shows, and notes that the table is checked up to its end. Returns as `mend`."""
-    slices = tail.state.slices[tail.table.name]
+    table = tail.state.tables[tail.table.name]
     mended = mend(tail.state, tail.table.name, tail.last)
-    slices.table_position += tail.foreign
-    slices.checked = tail.end
+    table.table_position += tail.foreign
+    table.checked = tail.end
     return mended
 
 
@@ -83,18 +83,16 @@ def mend(state: PartitionState, name: str, last: Last) -> int:
 
     last: of the records from `checked` on.
     """
-    slices, mended = state.slices[name], 0
+    table, mended = state.tables[name], 0
     over_ms = state.reached_ms - state.out_of_orderness_ms
-    for (start_ms, key), version in last.items():
-        entry = slices.open.get(start_ms, {}).get(key)
+    for place, version in last.items():
+        entry = table.entry(place)
         if entry is not None:
             if entry[0] > (-1 if version is None else version):
                 mended += 1
-                if not entry[1]:
-                    entry[1] = True
-                    slices.changed.append((start_ms, key, entry))
-        elif version is not None and slices.emits_rows and start_ms + slices.size_ms <= over_ms:
-            slices.closed.append(ClosedSlice(state.position - 1, start_ms, {key: [version, False]}, slices.checked))
+                table.rewrite(place)
+        elif version is not None and table.is_over(place, over_ms):
+            table.over.append(Over(state.position - 1, [place], table.checked))
     return mended
 
 
@@ -106,7 +104,7 @@ def gone(place: TopicPartition, name: str, what: str) -> SetupError:
     )
 
 
-def parse_change(table: TableCodec, record: Record) -> tuple[tuple[int, str], Entry | None]:
+def parse_change(table: TableCodec, record: Record) -> tuple[Place, Entry | None]:
     """What a record of a table says: slice and key, and the entry; None for a tombstone. Raises: one of `NOT_AN_ENTRY`."""
     assert record.key is not None
     return table.parse_key(record.key), None if record.value is None else table.parse_value(record.value)

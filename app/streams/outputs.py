@@ -9,15 +9,15 @@ from app.broker.topics import MAX_AHEAD_MS, TopicSpec, dead_letters_of, late_ref
 from app.core.codec import encode
 from app.core.errors import SetupError
 from app.core.record import Headers, Record
-from app.streams.graph import AlertPipeline, LivePipeline, Pipeline, Source, TumblingPipeline
+from app.streams.pipelines import AlertPipeline, LivePipeline, Pipeline, Source, raised_by
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 ALERT_PARTITIONS = 6
 
 
-def derived_id(rule: str, key: str, natural_key: str) -> str:
+def derived_id(rule: str, *parts: str) -> str:
     """`rule:key:natural key`, the same for the same event on every engine; `:` and `%` inside a part are escaped."""
-    return f"{rule}:{_escaped(key)}:{_escaped(natural_key)}"
+    return ":".join((rule, *map(_escaped, parts)))
 
 
 def _escaped(part: str) -> str:
@@ -37,6 +37,11 @@ def alert_headers(
         ("received_ms", b"%d" % received_ms),
     )
     return (*headers, ("late_for", ",".join(late_for).encode())) if late_for else headers
+
+
+def window_headers(alert_type: str, place: str, version: int, end_ms: int, received_ms: int) -> Headers:
+    """Of an alert that no single event raised: its origin is the last one that counts in the window, and `window` says so."""
+    return (*alert_headers(alert_type, place, version, end_ms, received_ms, ()), ("window", b"1"))
 
 
 def late_reference(pipeline: str, record: Record) -> bytes:
@@ -80,12 +85,13 @@ def topics_of(
             window_ms = pipeline.size_ms + pipeline.tile_ms
             retention_ms = window_ms + max(window_ms, DAY_MS)
             add(_table_topic(pipeline.topic, partitions, "compact,delete", retention_ms, window_ms))
-        elif isinstance(pipeline, TumblingPipeline):
-            add(TopicSpec(name=pipeline.topic, partitions=partitions, retention_ms=30 * DAY_MS))
+        elif not isinstance(pipeline, AlertPipeline):
+            if raised_by(pipeline) is None:
+                add(TopicSpec(name=pipeline.topic, partitions=partitions, retention_ms=30 * DAY_MS))
             add(_table_topic(state_topic(name), partitions, "compact", None))
-    alerts = [pipeline for pipeline in pipelines.values() if isinstance(pipeline, AlertPipeline)]
-    for topic in dict.fromkeys(pipeline.topic for pipeline in alerts):
-        types = [pipeline.alert_type for pipeline in alerts if pipeline.topic == topic]
+    alerts = [raised for pipeline in pipelines.values() if (raised := raised_by(pipeline)) is not None]
+    for topic in dict.fromkeys(raised.topic for raised in alerts):
+        types = [raised.alert_type for raised in alerts if raised.topic == topic]
         spec = TopicSpec(name=topic, partitions=alert_partitions, type=reduce(or_, types))
         add(spec)
         add(dead_letters_of(spec))

@@ -16,7 +16,7 @@ import msgspec
 from app.broker.topics import TopicSpec
 from app.core.durations import format_duration
 from app.core.errors import SetupError
-from app.streams.aggregates import Accumulator, Aggregate, Kept, OutputField, kept
+from app.streams.aggregates import Accumulator, Aggregate, OutputField, accumulators_of
 from app.streams.expressions import Column, Expression, Kind, columns_of, field_kinds, kind_of
 
 
@@ -176,16 +176,24 @@ class Aggregates:
     named: tuple[tuple[str, Aggregate, Kind], ...]
 
     @property
-    def kept(self) -> Kept:
-        return kept(self.named)
+    def outputs(self) -> tuple[OutputField, ...]:
+        """As others see them."""
+        return tuple(OutputField(name, kind, aggregate.function) for name, aggregate, kind in self.named)
 
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:
-        return self.kept.accumulators
+        """As they are kept."""
+        return accumulators_of(self.outputs)
 
     @property
-    def outputs(self) -> tuple[OutputField, ...]:
-        return self.kept.outputs
+    def amounts(self) -> tuple[tuple[Expression | None, Expression | None], ...]:
+        """Of each accumulator: what a record adds (None: 1), and when."""
+        amounts: list[tuple[Expression | None, Expression | None]] = []
+        for _, aggregate, _ in self.named:
+            amounts.append((aggregate.value, aggregate.when))
+            if aggregate.function == "mean":
+                amounts.append((None, aggregate.when))
+        return tuple(amounts)
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={aggregate}" for name, aggregate, _ in self.named)
@@ -306,9 +314,27 @@ def raised_by(pipeline: Pipeline) -> Raised | None:
     return None if isinstance(pipeline, LivePipeline) else pipeline.raised
 
 
+def kind_of_pipeline(pipeline: Pipeline) -> str:
+    """One word for what it does."""
+    match pipeline:
+        case AlertPipeline(burst=burst):
+            return "alert" if burst is None else "burst"
+        case LivePipeline():
+            return "live"
+        case JoinPipeline(join=join):
+            return f"{join.how} join"
+        case FinalPipeline(window=window):
+            return str(window).split("(")[0]
+
+
 def streams_of(pipeline: Pipeline) -> tuple[Records, ...]:
     """What it reads: two streams where it joins."""
     return (pipeline.join.left, pipeline.join.right) if isinstance(pipeline, JoinPipeline) else (pipeline.stream,)
+
+
+def reads(pipeline: Pipeline, topic: str) -> bool:
+    """Whether it reads that topic."""
+    return any(stream.source.spec.name == topic for stream in streams_of(pipeline))
 
 
 def pipelines_in(module: ModuleType) -> dict[str, Pipeline]:
@@ -361,6 +387,12 @@ def _columns_of_steps(steps: Steps) -> set[str]:
 
 def _read(expressions: Iterable[Expression | None]) -> set[str]:
     return {name for expression in expressions if expression is not None for name in columns_of(expression)}
+
+
+def kept_of(join: JoinPipeline, stream: Records) -> tuple[str, ...]:
+    """Fields of a joined record that are kept, the `on` fields first."""
+    on = tuple(dict.fromkeys(pair[stream is join.join.right] for pair in join.join.on))
+    return (*on, *sorted(columns_after(join, stream) - {*on, stream.source.key}))
 
 
 def field_behind(steps: Steps, name: str) -> str:

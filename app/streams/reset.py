@@ -40,16 +40,17 @@ class _Member:
         await self.on_revoked(assignments)
 
 
-async def reset(broker: Broker, group: str, topic: CompiledTopic, name: str, topics: Sequence[str]) -> int:
+async def reset(broker: Broker, group: str, read: Sequence[CompiledTopic], name: str, topics: Sequence[str]) -> int:
     """Resets one pipeline; returns how many partitions it had state in.
 
-    topics: all source topics of the group, so that the partitions are spread as workers would have them. Where a commit
+    read: the topics that it reads. topics: all source topics of the group, so that the partitions are spread as workers would have them. Where a commit
     cannot be read, all pipelines of its partition join anew, from the event time that it names.
     Raises: SetupError while a worker still runs these streams, and for a commit that names no event time; Unavailable.
     """
     member = _Member()
     member.consumer = consumer = broker.consumer(group, topics, member)
-    places = [TopicPartition(topic.source.spec.name, partition) for partition in range(topic.source.spec.partitions)]
+    specs = [topic.source.spec for topic in read]
+    places = [TopicPartition(spec.name, partition) for spec in specs for partition in range(spec.partitions)]
     await consumer.start()
     try:
         try:

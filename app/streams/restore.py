@@ -5,7 +5,8 @@ declaration's fingerprint, since when it counts, and from where in its table a r
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,8 +14,9 @@ from app.broker.base import MAX_METADATA_CHARACTERS, CommittedOffset, Reader
 from app.core.errors import SetupError
 from app.core.record import Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec
+from app.streams.joins import JoinTable
 from app.streams.mending import NOT_AN_ENTRY, PROGRESS, Last, gone, mend, parse_change
-from app.streams.tables import Entry, PartitionState, Slices
+from app.streams.tables import Entry, PartitionState, Place, Table
 from app.streams.windows import NEVER_MS
 
 logger = logging.getLogger(__name__)
@@ -39,10 +41,11 @@ class CommitMark(msgspec.Struct, rename={"reached_ms": "m", "tables": "t"}):
 
 def mark_of(topic: CompiledTopic, state: PartitionState) -> str:
     """Metadata for a commit at `state.position`."""
+    over_ms = state.reached_ms - state.out_of_orderness_ms
     tables = {
-        name: TableMark(table.fingerprint, slices.since_ms, slices.restore_position(), slices.table_position)
-        for name, table in topic.tables.items()
-        for slices in (state.slices[name],)
+        name: TableMark(codec.fingerprint, table.since_ms, table.restore_position(over_ms), table.table_position)
+        for name, codec in topic.tables.items()
+        for table in (state.tables[name],)
     }
     return encode_mark(CommitMark(state.reached_ms, tables))
 
@@ -74,14 +77,45 @@ def parse_mark(committed: CommittedOffset | None) -> CommitMark | None:
 
 
 async def restore(
-    topic: CompiledTopic, place: TopicPartition, committed: CommittedOffset | None, reader: Reader
-) -> PartitionState:
-    """The state of a partition as of its committed offset, or later where its tables are ahead of it.
+    topics: Mapping[str, CompiledTopic],
+    committed: Mapping[TopicPartition, CommittedOffset | None],
+    reader: Reader,
+) -> list[PartitionState]:
+    """The state of one partition of a topic, or of all topics that are joined with each other, as of its committed offset, or
+    later where its tables are ahead of it.
 
     Raises: SetupError when a pipeline's declaration differs from the one that made its state, or when a topic was made
     anew under its streams.
     """
-    state = topic.new_state(place)
+    joins: dict[str, JoinTable] = {}
+    states = {place: topics[place.topic].new_state(place, joins) for place in committed}
+    written: list[_Written] = []
+    for place, state in states.items():
+        written += await _restore_partition(topics[place.topic], state, committed[place], reader)
+    for one in written:
+        one.table.checked = one.start
+        mend(one.state, one.name, one.last)  # what is over had its row: only its tombstone may be missing
+        one.table.checked = one.end
+    for state in states.values():
+        state.closing_ms = state.advance(state.reached_ms, state.position)
+    return list(states.values())
+
+
+class _Written(NamedTuple):
+    """What was found in a table, from `start` to `end`."""
+
+    state: PartitionState
+    name: str
+    table: Table
+    start: int
+    end: int
+    last: Last
+
+
+async def _restore_partition(
+    topic: CompiledTopic, state: PartitionState, committed: CommittedOffset | None, reader: Reader
+) -> list[_Written]:
+    place, written = state.place, list[_Written]()
     mark = parse_mark(committed)
     if committed is not None:
         end = (await reader.end_offsets([place]))[place]
@@ -97,50 +131,43 @@ async def restore(
         state.position = state.committed = committed.offset
     if mark is not None:
         state.reached_ms = mark.reached_ms
-    for name, table in topic.tables.items():
-        await _restore_table(state, table, state.slices[name], mark, reader)
-    if state.once and committed is not None and state.reached_ms != NEVER_MS:
-        await _restore_once(topic, state, reader)
-    state.closing_ms = state.advance(state.reached_ms, state.position)
-    return state
+    for name, codec in topic.tables.items():
+        written += await _restore_table(state, codec, state.tables[name], mark, reader)
+    if state.memories and committed is not None and state.reached_ms != NEVER_MS:
+        await _restore_memories(topic, state, reader)
+    return written
 
 
 async def _restore_table(
-    state: PartitionState, table: TableCodec, slices: Slices, mark: CommitMark | None, reader: Reader
-) -> None:
-    end = (await reader.end_offsets([slices.table]))[slices.table]
-    slices.table_position = slices.checked = end
-    start = (await reader.beginning_offsets([slices.table]))[slices.table]
-    if mark is not None:
-        known = mark.tables.get(table.name)
-        if known is None:  # it joins in the middle: only slices of which nothing has passed are complete
-            slices.since_ms = mark.reached_ms + 1 if mark.reached_ms != NEVER_MS else NEVER_MS
-            logger.info("%s joins %s: it counts slices that start after %d", table.name, state.place, mark.reached_ms)
-            return
-        if known.fingerprint != table.fingerprint:
-            raise _changed(table, known.fingerprint)
-        slices.since_ms = known.since_ms
-        if known.end > end or (slices.emits_rows and known.position < start):
-            needed = f"holds offsets {start} to {end}, a restore needs {known.position} to {known.end}"
-            raise gone(slices.table, table.name, needed)
-        start = max(start, known.position)
-    newest, last = await _newest_entries(table, reader.read(slices.table, start, end))
+    state: PartitionState, codec: TableCodec, table: Table, mark: CommitMark | None, reader: Reader
+) -> list[_Written]:
+    end = (await reader.end_offsets([table.place]))[table.place]
+    table.table_position = table.checked = end
+    start = (await reader.beginning_offsets([table.place]))[table.place]
     over_ms = state.reached_ms - state.out_of_orderness_ms
-    for (slice_ms, key_text), entry in newest.items():
-        if slice_ms + slices.size_ms > over_ms:
-            slices.open.setdefault(slice_ms, {})[key_text] = entry
-            slices.opened_at[slice_ms] = start
-    slices.checked = start
-    mend(state, table.name, last)  # windows that are over had their row: only their tombstones may be missing
-    slices.checked = end
+    if mark is not None:
+        known = mark.tables.get(codec.name)
+        if known is None:  # it joins in the middle: only slices of which nothing has passed are complete
+            table.since_ms = mark.reached_ms + 1 if mark.reached_ms != NEVER_MS else NEVER_MS
+            logger.info("%s joins %s: it counts what starts after %d", codec.name, state.place, mark.reached_ms)
+            table.restore({}, over_ms, end)
+            return []
+        if known.fingerprint != codec.fingerprint:
+            raise _changed(codec, known.fingerprint)
+        table.since_ms = known.since_ms
+        if known.end > end or (table.emits_rows and known.position < start):
+            needed = f"holds offsets {start} to {end}, a restore needs {known.position} to {known.end}"
+            raise gone(table.place, codec.name, needed)
+        start = max(start, known.position)
+    newest, last = await _newest_entries(codec, reader.read(table.place, start, end))
+    table.restore(newest, over_ms, start)
+    return [_Written(state, codec.name, table, start, end, last)]
 
 
-async def _newest_entries(
-    table: TableCodec, batches: AsyncIterator[list[Record]]
-) -> tuple[dict[tuple[int, str], Entry], Last]:
+async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]]) -> tuple[dict[Place, Entry], Last]:
     """The entry of highest version of each key, and which one was written last. What somebody else wrote into the table
     is passed over, and said once."""
-    newest: dict[tuple[int, str], Entry] = {}
+    newest: dict[Place, Entry] = {}
     last: Last = {}
     told, made_by = False, table.fingerprint
     async for records in batches:
@@ -178,17 +205,19 @@ def _changed(table: TableCodec, made_by: str) -> SetupError:
     )
 
 
-async def _restore_once(topic: CompiledTopic, state: PartitionState, reader: Reader) -> None:
-    """Reads the source back by time: `once` keeps no table."""
-    longest_ms = max(memory.within_ms for memory in state.once.values())
-    from_ms = max(state.reached_ms - longest_ms, 0)
+async def _restore_memories(topic: CompiledTopic, state: PartitionState, reader: Reader) -> None:
+    """Reads the source back by time. From the first record of that time on the partition's clock is what it was: no record
+    before it had a later one."""
+    from_ms = max(state.reached_ms - topic.remembered_ms, 0)
     start = (await reader.offsets_for_times({state.place: from_ms}))[state.place]
     scratch = topic.new_state(state.place)
-    scratch.once = state.once
+    scratch.memories = state.memories
     async for records in reader.read(state.place, start, state.position):
         topic.process(records, scratch, 0)
         scratch.alerts.clear()
         scratch.rejected.clear()
         scratch.late.clear()
-        for slices in scratch.slices.values():
-            slices.changed.clear()
+        for table in scratch.tables.values():
+            table.changes()
+            table.rows.clear()
+            table.over.clear()

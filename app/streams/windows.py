@@ -6,7 +6,9 @@ at or before m - B is late, m being the largest event time seen so far and B the
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from app.streams.aggregates import Accumulator, Amounts, merge_into, of_nothing
 
 NEVER_MS = -(2**63)
 
@@ -24,13 +26,14 @@ def slice_start(timestamp_ms: int, size_ms: int) -> int:
 class Tile(NamedTuple):
     """What happened to one entity in one tile, as seen by one source partition.
 
-    version: source offset of its last change. values: one integer an aggregate (counts, cents), in declared order.
+    version: source offset of its last change. values: its accumulators (counts, cents, None for
+    the smallest and largest of nothing), in declared order.
     """
 
     start_ms: int
     partition: int
     version: int
-    values: tuple[int, ...]
+    values: tuple[Any, ...]
 
 
 def tile_counts(tile_start_ms: int, tile_ms: int, now_ms: int, window_ms: int) -> bool:
@@ -41,11 +44,12 @@ def tile_counts(tile_start_ms: int, tile_ms: int, now_ms: int, window_ms: int) -
     return tile_start_ms + tile_ms > now_ms - window_ms
 
 
-def merge_tiles(tiles: Iterable[Tile], tile_ms: int, now_ms: int, window_ms: int, width: int) -> Sequence[int]:
-    """Sums of the tiles that count at `now_ms`; `width` zeros when none does."""
-    totals = [0] * width
+def merge_tiles(
+    tiles: Iterable[Tile], tile_ms: int, now_ms: int, window_ms: int, accumulators: Sequence[Accumulator]
+) -> Amounts:
+    """What the tiles hold together that count at `now_ms`; when none does, what is kept of no record."""
+    merged = of_nothing(accumulators)
     for tile in tiles:
         if tile_counts(tile.start_ms, tile_ms, now_ms, window_ms):
-            for index, value in enumerate(tile.values):
-                totals[index] += value
-    return totals
+            merge_into(merged, tile.values, accumulators)
+    return merged

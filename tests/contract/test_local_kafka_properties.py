@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.local.kafka import JARS, PROPERTIES, find_java
+from app.local.java import find_java
+from app.local.kafka import JARS, PROPERTIES
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.kafka

@@ -15,8 +15,8 @@ from app.core.codec import compact_key
 from app.serving.base import View
 from app.serving.materializer import Materializer
 from app.serving.redis import RedisStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]

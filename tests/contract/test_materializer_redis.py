@@ -22,8 +22,8 @@ from app.local.process import free_ports
 from app.serving.base import View
 from app.serving.materializer import Materializer
 from app.serving.redis import RedisStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile
 
 pytestmark = pytest.mark.redis

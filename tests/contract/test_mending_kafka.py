@@ -12,9 +12,10 @@ from app.core.record import TopicPartition
 from app.streams import engine as engine_module
 from app.streams.engine import Engine
 from app.streams.expressions import col
-from app.streams.graph import Pipeline, Topic, count, total
+from app.streams.graph import Topic, count, total
 from app.streams.mending import Tail, read_tails
 from app.streams.outputs import topics_of
+from app.streams.pipelines import Pipeline
 from features.records import OrderEvent
 from tests.contract.conftest import read_range
 

@@ -12,8 +12,8 @@ from app.core.clock import ManualClock
 from app.core.errors import SetupError, Unavailable
 from app.serving.base import Progress, TileChange, View
 from app.serving.redis import MAX_ENTITIES_A_CALL, RedisStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile
 
 pytestmark = pytest.mark.redis

@@ -17,7 +17,7 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / "requirements").mkdir()
     (tmp_path / "bin").mkdir()
     shutil.copy(ROOT / "requirements" / "install", tmp_path / "requirements" / "install")
-    for kind in ("runtime", "dev"):
+    for kind in ("runtime", "dev", "flink", "flink-2.2"):
         (tmp_path / "requirements" / f"{kind}.txt").write_text(f"# {kind}\n")
     return tmp_path
 
@@ -80,6 +80,28 @@ def test_install_of_development_is_enough_for_runtime(clone: Path) -> None:
     path = str(clone / "bin")
     install(clone, "dev", path)
     assert "" == install(clone, "runtime", path).stderr
+
+
+@pytest.mark.parametrize("kind", ["flink", "flink-2.2"])
+def test_install_of_flink_fills_an_environment_of_its_own(clone: Path, kind: str) -> None:
+    """Neither the one for development nor that of another release changes or counts, and it is filled once."""
+    add_program(clone, "python3", f'exec "{sys.executable}" "$@"')
+    path = str(clone / "bin")
+    install(clone, "dev", path)
+    first, second = install(clone, kind, path), install(clone, kind, path)
+    assert (0, "") == (second.returncode, second.stderr), first.stderr
+    assert {".venv", f".venv-{kind}"} == {folder.name for folder in clone.glob(".venv*")}
+    assert (clone / f".venv-{kind}" / f"{kind}.stamp").exists()
+
+
+def test_install_of_flink_where_python_is_too_new_says_so(clone: Path) -> None:
+    """PyFlink knows 3.11 and 3.12; one line names them, exit code 2."""
+    too_new = 'case "$2" in *version_info*"(3, 11)"*) exit 1;; *) exit 0;; esac'
+    add_program(clone, "python3", too_new)
+    done = install(clone, "flink", str(clone / "bin"))
+    assert (2, 1) == (done.returncode, len(done.stderr.splitlines()))
+    assert "Python 3.11 or 3.12 is needed and none is on the PATH" in done.stderr
+    assert not (clone / ".venv-flink").exists()
 
 
 @pytest.mark.parametrize(("code", "result"), [(0, "ok"), (3, "FAILED (3)")])

@@ -14,8 +14,8 @@ from app.core.errors import SetupError
 from app.serving.base import FeatureStore, Progress, StoredFeatures, TileChange, View
 from app.serving.memory import MemoryStore
 from app.serving.redis import RedisStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile
 
 MINUTE_MS = 60_000

@@ -98,7 +98,8 @@ def freezes_at_table_writes() -> None:
 
     async def note_changes(self: Engine, table: TableCodec, state: PartitionState) -> None:
         nonlocal queued
-        queued = queued or (table.row is not None and bool(state.slices[table.name].changed))
+        kept: Any = state.tables[table.name]
+        queued = queued or (table.row is not None and bool(kept.changed))
         await send(self, table, state)
 
     async def freeze_and_flush(self: Engine) -> None:

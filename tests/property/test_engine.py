@@ -17,7 +17,7 @@ from app.core.record import Record, TopicPartition
 from app.streams import engine as engine_module
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.engine import Engine
-from app.streams.graph import pipelines_in
+from app.streams.pipelines import pipelines_in
 from app.streams.restore import CommitMark, mark_of
 from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS

@@ -13,7 +13,7 @@ from app.core.record import Record, TopicPartition
 from app.streams import engine as engine_module
 from app.streams import mending, restore
 from app.streams.compiled import TableCodec
-from app.streams.graph import pipelines_in
+from app.streams.pipelines import pipelines_in
 from app.streams.restore import CommitMark
 from app.streams.tables import PartitionState
 from features import fraud
@@ -138,13 +138,13 @@ async def last_written(table: TableCodec, batches: AsyncIterator[list[Record]]) 
 
 def mend_tombstones(state: PartitionState, name: str, last: mending.Last) -> int:
     return original_mend(
-        state, name, {key: version for key, version in last.items() if key[0] not in state.slices[name].open}
+        state, name, {key: version for key, version in last.items() if state.tables[name].entry(key) is None}
     )
 
 
 def mend_values(state: PartitionState, name: str, last: mending.Last) -> int:
     return original_mend(
-        state, name, {key: version for key, version in last.items() if key[0] in state.slices[name].open}
+        state, name, {key: version for key, version in last.items() if state.tables[name].entry(key) is not None}
     )
 
 

@@ -19,8 +19,8 @@ from app.serving.base import FeatureStore, Progress, StoredFeatures, TileChange,
 from app.serving.features import answer
 from app.serving.memory import MemoryStore
 from app.serving.redis import RedisStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile, slice_start
 from tests.examples import examples
 

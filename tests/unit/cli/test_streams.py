@@ -13,7 +13,7 @@ from app.cli import streams
 from app.cli.main import run
 from app.core.clock import SystemClock
 from app.core.record import TopicPartition
-from app.streams.graph import fingerprint
+from app.streams.pipelines import fingerprint
 from features.scenario import scenario
 from tests.reference import SourceRecord, as_records, read_all
 

@@ -15,8 +15,8 @@ from app.decisions.forget import Plan, Remains, carry_out, final_after_ms, find,
 from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, is_forgotten
 from app.serving.base import Progress, TileChange, View
 from app.serving.memory import MemoryStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile
 from tests.decisions_kit import (
     ALERTS,

@@ -12,8 +12,8 @@ from app.core.errors import SetupError
 from app.serving.base import Features, Freshness, OwnEvent, Progress, StoredFeatures, TileChange, View
 from app.serving.features import FeatureReader, Origin, answer
 from app.serving.memory import MemoryStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile
 
 NOW_MS = 1_700_000_010_000 - 1_700_000_010_000 % 30_000

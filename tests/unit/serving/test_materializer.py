@@ -18,8 +18,8 @@ from app.core.record import TopicPartition
 from app.serving.base import Progress, StoredFeatures, TileChange, View
 from app.serving.materializer import GROUP, Materializer
 from app.serving.memory import MemoryStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile
 
 START_MS = 1_700_000_010_000 - 1_700_000_010_000 % 30_000

@@ -3,8 +3,8 @@
 from app.core.clock import ManualClock
 from app.serving.base import Progress, TileChange, View
 from app.serving.memory import MemoryStore
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile
 
 VIEW = View("v", "user", "features.v", "raw.v", 1, 300_000, 30_000, (OutputField("n", Kind.INTEGER),), True, "f")

@@ -7,8 +7,8 @@ from app.core.errors import BadRecord, SetupError
 from app.core.record import Headers, Record
 from app.serving.base import TileChange, View
 from app.serving.tile_records import ProgressMark, TileRecords
+from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
-from app.streams.graph import OutputField
 from app.streams.windows import Tile
 
 VIEW = View(

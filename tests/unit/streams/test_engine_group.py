@@ -10,8 +10,8 @@ from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.errors import Fenced, Unavailable
 from app.core.record import TopicPartition
 from app.streams.engine import Engine
-from app.streams.graph import pipelines_in
 from app.streams.outputs import topics_of
+from app.streams.pipelines import pipelines_in
 from features import fraud
 from features.scenario import scenario
 from tests.reference import SourceRecord, read_all

@@ -12,8 +12,8 @@ from app.broker.topics import TopicSpec
 from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.record import TopicPartition
 from app.streams.engine import Engine
-from app.streams.graph import pipelines_in
 from app.streams.outputs import topics_of
+from app.streams.pipelines import pipelines_in
 from features import fraud
 
 START_MS = 1_800_000_000_000

@@ -9,10 +9,12 @@ import pytest
 from app.core.codec import Usd
 from app.core.errors import SetupError
 from app.decisions.record import MAX_ID_BYTES
+from app.streams.declaring import MAX_ID_CHARACTERS
 from app.streams.expressions import col
 from app.streams.gate import MAX_KEY_BYTES
-from app.streams.graph import MAX_ID_CHARACTERS, Alert, Topic, count, fingerprint, pipelines_in, total, unique_names
+from app.streams.graph import Alert, Topic, count, total
 from app.streams.outputs import derived_id, topics_of
+from app.streams.pipelines import fingerprint, pipelines_in, unique_names
 from features import fraud
 from features.records import OrderEvent
 
@@ -169,7 +171,7 @@ def test_topics_of_streams_hold_all_that_is_read_or_written() -> None:
 
 def test_alert_id_may_be_a_field_by_another_name() -> None:
     """Its bound is that of the field."""
-    assert "o" == orders().derive(o=col.order_id).alert(LargeOrder, id="o").id_field
+    assert ("o",) == orders().derive(o=col.order_id).alert(LargeOrder, id="o").raised.id_fields
 
 
 def test_longest_alert_id_is_one_that_agents_take() -> None:

@@ -11,7 +11,9 @@ from app.core.clock import Clock, run_virtual
 from app.core.errors import Fenced, SetupError
 from app.core.record import TopicPartition
 from app.streams import engine as engine_module
+from app.streams.aggregates import Accumulator
 from app.streams.engine import Engine
+from app.streams.expressions import Kind
 from app.streams.mending import mend
 from app.streams.tables import PartitionState, Slices
 from features.records import order_events
@@ -26,19 +28,19 @@ def key(start_ms: int = START_MS) -> bytes:
 
 
 def state_of(*, emits_rows: bool) -> tuple[PartitionState, Slices]:
-    slices = Slices("rate", 60, TABLE, emits_rows)
+    slices = Slices(TABLE, 60, 60, [Accumulator("n", "sum", Kind.INTEGER)], emits_rows=emits_rows)
     return PartitionState(TopicPartition("raw.orders", 0), 5, {"rate": slices}, {}), slices
 
 
 def test_mend_older_value_behind_an_open_entry_is_a_change() -> None:
     """Once, however many; what is as new or newer, and what is changed anyhow, needs nothing."""
     state, slices = state_of(emits_rows=True)
-    state.open_slice(slices, 60)[0].update({"older": [7, False, 1], "same": [7, False, 1], "changed": [7, True, 1]})
+    slices.open_slice(60).update({"older": [7, False, 1], "same": [7, False, 1], "changed": [7, True, 1]})
     slices.changed.append((60, "changed", slices.open[60]["changed"]))
     assert 2 == mend(state, "rate", {(60, "older"): 3, (60, "same"): 7, (60, "changed"): 3, (60, "ahead"): 9})
     assert 0 == mend(state, "rate", {(60, "same"): 8})
     assert ["changed", "older"] == sorted(name for _, name, _ in slices.changes())
-    assert not slices.closed
+    assert not slices.over
 
 
 def test_mend_value_of_a_window_that_is_over_waits_for_its_tombstone() -> None:
@@ -47,8 +49,8 @@ def test_mend_value_of_a_window_that_is_over_waits_for_its_tombstone() -> None:
         state, slices = state_of(emits_rows=emits_rows)
         state.reached_ms, state.position = 65, 4
         assert 0 == mend(state, "rate", {(0, "over"): 3, (60, "ahead"): 3, (-60, "gone"): None})
-        assert expected == [closed.start_ms for closed in slices.closed]
-        assert all(3 == closed.closed_at for closed in slices.closed)
+        assert expected == [place[0] for over in slices.over for place in over.entries]
+        assert all(3 == over.closed_at for over in slices.over)
 
 
 async def run_with(broker: MemoryBroker, clock: Clock, writes: list[tuple[bytes, bytes]]) -> Engine:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from app.core.errors import SetupError
 from app.core.record import Record
 from app.streams.expressions import col
-from app.streams.graph import Alert, Pipeline, count, pipelines_in
+from app.streams.graph import Alert, count
 from app.streams.outputs import alert_headers, derived_id, late_reference, state_topic, topics_of
+from app.streams.pipelines import Pipeline, pipelines_in
 from features import fraud
 from features.records import OrderEvent, order_events, payment_events
 

@@ -13,8 +13,10 @@ from app.core.codec import compact_key, to_cents
 from app.core.record import Record, TopicPartition
 from app.streams.compiled import CompiledTopic, load_topic
 from app.streams.expressions import col
-from app.streams.graph import Once, Pipeline, count, pipelines_in, total
+from app.streams.graph import count, total
+from app.streams.pipelines import Once, Pipeline, pipelines_in
 from app.streams.python import compile_topic, once_name, once_rules
+from app.streams.tables import Entry, PartitionState, Row, Slices
 from features import fraud
 from features.records import order_events
 from tests.examples import examples
@@ -50,6 +52,10 @@ def order(offset: int, amount: str, user: str = "u1", time_ms: int = START_MS, o
     return Record("raw.orders", 3, offset, time_ms, user.encode(), data)
 
 
+def changes(state: PartitionState, name: str) -> list[tuple[int, str, Entry]]:
+    return state.tables[name].changes()
+
+
 def loaded(pipelines: dict[str, Pipeline]) -> CompiledTopic:
     return load_topic(SOURCE, pipelines)
 
@@ -74,7 +80,7 @@ def test_compile_topic_every_kind_of_pipeline_runs(kind: str) -> None:
     assert START_MS + 600_000 == state.reached_ms
     assert [bad] == [record for record, _ in state.rejected]
     assert sorted(topic.tables) == sorted(name for name, record in state.late if record is late)
-    assert [] == [slices for slices in state.slices.values() if slices.open]
+    assert [] == [table for table in state.tables.values() if isinstance(table, Slices) and table.open]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,17 +101,17 @@ def test_compile_topic_text_literals_cannot_leave_their_quotes() -> None:
     topic = loaded({"rate": order_events.tumbling("1m").aggregate(n=count(when=col.order_id == nasty)).to("rate")})
     state = topic.new_state(PLACE)
     topic.process([order(0, "1", order_id=nasty), order(1, "1")], state, 0)
-    ((start_ms, user, entry),) = state.slices["rate"].changed
-    assert (START_MS, "u1", [1, True, 1]) == (start_ms, user, entry)
+    ((start_ms, user, entry),) = changes(state, "rate")
+    assert (START_MS, "u1", [1, False, 1]) == (start_ms, user, entry)
 
 
 def test_once_rules_are_shared_by_what_they_say() -> None:
     """One memory for each rule, whoever declares it."""
     again = order_events.once("order_id", within="1m").live("5m", tile="30s").aggregate(n=count()).serve("more")
-    rules = once_rules({**KINDS["once in some"], "again": again})
+    rules = once_rules(SOURCE, {**KINDS["once in some"], "again": again})
     assert {Once("order_id", 60_000), Once("order_id", 120_000)} == set(rules)
-    assert ["order_id_60000", "order_id_120000"] == [once_name(rule) for rule in rules]
-    assert [] == once_rules(KINDS["tumbling"])
+    assert ["once_order_id_60000", "once_order_id_120000"] == [once_name(rule) for rule in rules]
+    assert [] == once_rules(SOURCE, KINDS["tumbling"])
 
 
 entities = st.one_of(
@@ -134,7 +140,10 @@ def test_encoders_any_entry_is_json_that_decodes_to_it(
         assert [version, False, *numbers] == table.parse_value(table.value(entry))
     assert tiles.row is None
     assert rate.row is not None
-    row = json.loads(rate.row(start, user, entry), parse_float=Decimal)
+    made = rate.row(Row(start, start + 60_000, user, version, numbers), "raw.orders/3", 0)
+    assert made is not None
+    assert rate.key(start, user, 3) == made[0]
+    row = json.loads(made[1], parse_float=Decimal)
     window = {"user_id": user, "window_start": start, "window_end": start + 60_000}
     assert {**window, **dict(zip(SUMS, dollars, strict=True))} == row
 
@@ -144,7 +153,7 @@ def test_process_amounts_are_cents_in_entries_and_dollars_in_alerts() -> None:
     topic = loaded(KINDS["steps"])
     state = topic.new_state(PLACE)
     topic.process([order(0, "2.51"), order(1, "9999.99")], state, 5)
-    ((_, _, entry),) = state.slices["rate"].changed
-    assert [1, True, 2 * (to_cents(Decimal("2.51")) + to_cents(Decimal("9999.99")))] == entry
+    ((_, _, entry),) = changes(state, "rate")
+    assert [1, False, 2 * (to_cents(Decimal("2.51")) + to_cents(Decimal("9999.99")))] == entry
     alerts = [json.loads(value, parse_float=str) for _, _, value, _ in state.alerts]
     assert ["5.02", "19999.98"] == [alert["amount_usd"] for alert in alerts]

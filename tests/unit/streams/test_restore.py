@@ -13,8 +13,9 @@ from app.core.errors import SetupError
 from app.core.record import TopicPartition
 from app.streams.engine import Engine, compile_all
 from app.streams.expressions import col
-from app.streams.graph import Pipeline, count, total
+from app.streams.graph import count, total
 from app.streams.outputs import topics_of
+from app.streams.pipelines import Pipeline
 from app.streams.reset import reset
 from features.records import order_events
 
@@ -78,7 +79,7 @@ def test_engine_changed_declaration_is_refused_until_it_is_reset() -> None:
         assert refused.group_contains(SetupError, match="python -m app streams reset rate")
 
         topic = compile_all([order_events.source], changed)["raw.orders"]
-        assert 12 == await reset(broker, GROUP, topic, "rate", ["raw.orders"])
+        assert 12 == await reset(broker, GROUP, [topic], "rate", ["raw.orders"])
         for number in range(1, 8):
             publish(broker, number + 1, START_MS + number * MINUTE_MS)
         await run(broker, changed, clock)
@@ -184,7 +185,7 @@ def test_reset_of_a_commit_of_another_version_lets_all_join_anew() -> None:
         assert refused.group_contains(SetupError, match="streams reset NAME")
 
         topic = compile_all([order_events.source], pipelines)["raw.orders"]
-        await reset(broker, GROUP, topic, "rate", ["raw.orders"])
+        await reset(broker, GROUP, [topic], "rate", ["raw.orders"])
         for number in range(1, 4):
             publish(broker, number + 1, START_MS + number * MINUTE_MS)
         await run(broker, pipelines, clock)
@@ -192,7 +193,7 @@ def test_reset_of_a_commit_of_another_version_lets_all_join_anew() -> None:
 
         commits[place] = CommittedOffset(1, "else")
         with pytest.raises(SetupError, match="delete the group"):
-            await reset(broker, GROUP, topic, "rate", ["raw.orders"])
+            await reset(broker, GROUP, [topic], "rate", ["raw.orders"])
 
     run_virtual(main, START_MS)
 
@@ -210,7 +211,7 @@ def test_reset_while_a_worker_runs_is_refused() -> None:
             await asyncio.sleep(1)
             topic = compile_all([order_events.source], pipelines)["raw.orders"]
             with pytest.raises(SetupError, match="stop all of them first"):
-                await reset(broker, GROUP, topic, "rate", ["raw.orders"])
+                await reset(broker, GROUP, [topic], "rate", ["raw.orders"])
             stopping.set()
 
     run_virtual(main, START_MS)

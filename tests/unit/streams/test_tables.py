@@ -4,7 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.record import TopicPartition
-from app.streams.tables import FOREVER_MS, OnceMemory, PartitionState, Slices
+from app.streams.aggregates import Accumulator
+from app.streams.expressions import Kind
+from app.streams.memories import OnceMemory
+from app.streams.tables import FOREVER_MS, PartitionState, Slices
 from tests.examples import examples
 
 WITHIN_MS = 100
@@ -40,20 +43,23 @@ def test_once_memory_repeat_at_exactly_within_is_one() -> None:
 
 
 def state_of(*, emits_rows: bool) -> tuple[PartitionState, Slices]:
-    slices = Slices("rate", 60, TABLE, emits_rows)
+    slices = Slices(TABLE, 60, 60, [Accumulator("n", "sum", Kind.INTEGER)], emits_rows=emits_rows)
     return PartitionState(PLACE, 5, {"rate": slices}, {}), slices
 
 
 def test_partition_state_slice_closes_when_its_end_and_the_out_of_orderness_are_reached() -> None:
     """One millisecond before, it is open; the next closing is that of the slice that is left."""
     state, slices = state_of(emits_rows=True)
-    assert 65 == state.open_slice(slices, 0)[1]
-    assert 65 == state.open_slice(slices, 60)[1], "the earliest one counts"
+    slices.open_slice(0)["u1"] = [3, False, 1]
+    assert 65 == state.closes_at(60)
+    slices.open_slice(60)
+    assert 65 == state.closes_at(120), "the earliest one counts"
     assert 65 == state.advance(64, 7)
     assert [0, 60] == sorted(slices.open)
     assert 125 == state.advance(65, 8)
     assert [60] == sorted(slices.open)
-    assert [(8, 0)] == [(closed.closed_at, closed.start_ms) for closed in slices.rows]
+    assert [(0, 60, "u1", 3)] == [row[:4] for row in slices.rows]
+    assert [8] == [over.closed_at for over in slices.over]
     assert FOREVER_MS == state.advance(1_000, 9)
 
 
@@ -62,18 +68,18 @@ def test_slices_restore_position_is_that_of_the_oldest_slice_that_is_not_over() 
     state, slices = state_of(emits_rows=True)
     slices.checked = 20
     slices.table_position = 10
-    state.open_slice(slices, 0)
+    slices.open_slice(0)
     slices.table_position = 20
-    state.open_slice(slices, 60)
-    assert 10 == slices.restore_position()
+    slices.open_slice(60)
+    assert 10 == slices.restore_position(0)
     state.advance(65, 8)
-    assert 10 == slices.restore_position(), "its row may have to be written again"
-    slices.closed.popleft()
-    assert 20 == slices.restore_position()
+    assert 10 == slices.restore_position(0), "its row may have to be written again"
+    slices.over.popleft()
+    assert 20 == slices.restore_position(0)
     slices.open.clear()
     slices.opened_at.clear()
     slices.checked = 15
-    assert 15 == slices.restore_position()
+    assert 15 == slices.restore_position(0)
 
 
 def test_slices_changes_leaves_out_windows_that_closed_meanwhile() -> None:
@@ -81,7 +87,7 @@ def test_slices_changes_leaves_out_windows_that_closed_meanwhile() -> None:
     for emits_rows, expected in ((True, ["open"]), (False, ["open", "over"])):
         state, slices = state_of(emits_rows=emits_rows)
         for start_ms, key in ((0, "over"), (60, "open")):
-            entries, _ = state.open_slice(slices, start_ms)
+            entries = slices.open_slice(start_ms)
             entries[key] = [1, True, 1]
             slices.changed.append((start_ms, key, entries[key]))
         state.advance(65, 8)

@@ -3,6 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.streams.aggregates import Accumulator
+from app.streams.expressions import Kind
 from app.streams.windows import Tile, merge_tiles, slice_start, tile_counts
 
 times_ms = st.integers(-(10**13), 10**13)
@@ -27,9 +29,12 @@ def test_tile_counts_error_is_at_most_one_tile_upwards(tile: int, now_ms: int) -
         assert start_ms > now_ms - window_ms - tile_ms
 
 
+SUMS = [Accumulator("n", "sum", Kind.INTEGER), Accumulator("usd", "sum", Kind.MONEY)]
+
+
 def test_merge_tiles_value_falls_without_new_events() -> None:
     """Time alone takes a tile out."""
     tiles = [Tile(0, 3, 10, (2, 500)), Tile(30_000, 3, 12, (1, 50))]
-    assert [3, 550] == list(merge_tiles(tiles, 30_000, 329_999, 300_000, 2))
-    assert [1, 50] == list(merge_tiles(tiles, 30_000, 330_000, 300_000, 2))
-    assert [0, 0] == list(merge_tiles(tiles, 30_000, 360_000, 300_000, 2))
+    assert [3, 550] == list(merge_tiles(tiles, 30_000, 329_999, 300_000, SUMS))
+    assert [1, 50] == list(merge_tiles(tiles, 30_000, 330_000, 300_000, SUMS))
+    assert [0, 0] == list(merge_tiles(tiles, 30_000, 360_000, 300_000, SUMS))

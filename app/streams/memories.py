@@ -1,0 +1,92 @@
+"""What streams remember of single keys without a table: it is bounded in event time, so that a restart reads the source back.
+
+Each memory forgets by two generations: what was last touched in the older one is `keeps_ms` of event time old, or older, when
+that one is dropped.
+"""
+
+from typing import Any, Protocol
+
+from app.streams.windows import NEVER_MS
+
+
+class Memory(Protocol):
+    """keeps_ms: how far back in event time lies what may still matter."""
+
+    keeps_ms: int
+
+
+class _Generations:
+    """A dictionary that forgets."""
+
+    __slots__ = ("_newer", "_older", "_turn_ms", "keeps_ms")
+
+    def __init__(self, keeps_ms: int) -> None:
+        self.keeps_ms = keeps_ms
+        self._newer: dict[Any, Any] = {}
+        self._older: dict[Any, Any] = {}
+        self._turn_ms = NEVER_MS
+
+    def _held(self, key: Any, reached_ms: int) -> Any:
+        if reached_ms > self._turn_ms:
+            self._older, self._newer = self._newer, {}
+            self._turn_ms = reached_ms + self.keeps_ms
+        held = self._newer.get(key)
+        return self._older.get(key) if held is None else held
+
+
+class OnceMemory(_Generations):
+    """Ids seen, per key, with the largest event time of their records; forgets what is older than `within_ms`."""
+
+    __slots__ = ()
+
+    def is_repeat(self, key: tuple[str, str], time_ms: int, reached_ms: int) -> bool:
+        """Whether this id was seen within `within_ms` of `reached_ms`, the partition's time; and remembers it."""
+        last_ms = self._held(key, reached_ms)
+        if last_ms is None:
+            self._newer[key] = time_ms
+            return False
+        self._newer[key] = max(last_ms, time_ms)
+        return bool(reached_ms - last_ms <= self.keeps_ms)
+
+
+class BurstMemory(_Generations):
+    """The last event times of each key, and whether they are a burst.
+
+    Times that are older than the burst's length and the out-of-orderness make none with what may still come on time.
+    """
+
+    __slots__ = ("_count", "_within_ms")
+
+    def __init__(self, count: int, within_ms: int, out_of_orderness_ms: int) -> None:
+        super().__init__(within_ms + out_of_orderness_ms)
+        self._count = count
+        self._within_ms = within_ms
+
+    def begins(self, key: str, time_ms: int, reached_ms: int) -> bool:
+        """Takes a record that is on time; whether the key's last ones are a burst now, and were none before it."""
+        held = self._held(key, reached_ms)
+        if held is None:
+            held = [False]
+        self._newer[key] = held
+        if len(held) > self._count:
+            del held[1]
+        held.append(time_ms)
+        was = held[0]
+        held[0] = len(held) > self._count and max(held[1:]) - min(held[1:]) <= self._within_ms
+        return held[0] and not was
+
+
+class SliceMemory(_Generations):
+    """The latest slice in which each key has raised an alert."""
+
+    __slots__ = ()
+
+    def __init__(self, per_ms: int, out_of_orderness_ms: int) -> None:
+        super().__init__(per_ms + out_of_orderness_ms)
+
+    def is_first(self, key: str, start_ms: int, reached_ms: int) -> bool:
+        """Whether a slice that is not over lies behind all in which the key has raised one; and remembers it."""
+        latest_ms = self._held(key, reached_ms)
+        is_first = latest_ms is None or start_ms > latest_ms
+        self._newer[key] = start_ms if is_first else latest_ms
+        return is_first
