@@ -9,8 +9,9 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from app.core.errors import SetupError
-from app.streams.aggregates import Accumulator, Kept, OutputField
+from app.streams.aggregates import Accumulator, OutputField
 from app.streams.expressions import Binary, Column, Expression, Kind, Literal, Not, OneOf, literal_cents
+from app.streams.pipelines import Aggregates
 
 LONG = 2**63 - 1
 MOST = 10**38 - 1
@@ -172,13 +173,13 @@ def _limits(sign: str, left: Typed, right: Typed) -> tuple[int, int]:
     return min(corners), max(corners)
 
 
-def accumulated(kept: Kept, columns: Columns) -> list[tuple[str, str]]:
+def accumulated(aggregates: Aggregates, columns: Columns) -> list[tuple[str, str]]:
     """Of each accumulator, its name and the SQL that computes it, whole numbers and cents.
 
     Raises: SetupError for a total that may have more than 38 digits.
     """
     found = []
-    for accumulator, (value, when) in zip(kept.accumulators, kept.amounts, strict=True):
+    for accumulator, (value, when) in zip(aggregates.accumulators, aggregates.amounts, strict=True):
         only = "" if when is None else f" FILTER (WHERE {sql_of(when, columns).text})"
         if value is None:
             text = f"COUNT(*){only}"
@@ -203,19 +204,18 @@ def _folded(accumulator: Accumulator, amount: Typed, only: str) -> str:
     return f"COALESCE({summed}, 0)" if only else summed
 
 
-def output_value(output: OutputField, accumulators: tuple[Accumulator, ...]) -> str:
+def output_value(output: OutputField) -> str:
     """What others see, in whole units or cents, of the columns of the accumulators."""
-    first = name_of(accumulators[output.at].name)
+    columns = [name_of(accumulator.name) for accumulator in output.accumulators]
     if output.function != "mean":
-        return first
-    count = name_of(accumulators[output.at + 1].name)
-    first, number = (
-        f"CAST({column} AS {DECIMAL})" for column in (first, count)
+        return columns[0]
+    summed, number = (
+        f"CAST({column} AS {DECIMAL})" for column in columns
     )  # MOD by a BIGINT would be one, and overflow
-    twice, doubled = f"(2 * {first} + {number})", f"(2 * {number})"
+    twice, doubled = f"(2 * {summed} + {number})", f"(2 * {number})"
     rest = f"MOD({twice}, {doubled})"
     floored = f"CAST(({twice} - {rest}) / {doubled} AS {DECIMAL}) - CASE WHEN {rest} < 0 THEN 1 ELSE 0 END"
-    return f"CASE WHEN {count} > 0 THEN {floored} END"
+    return f"CASE WHEN {columns[1]} > 0 THEN {floored} END"
 
 
 def dollars(cents: str) -> str:

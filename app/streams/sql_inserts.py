@@ -6,9 +6,9 @@ from typing import NamedTuple
 import msgspec
 
 from app.broker.topics import late_references_of
-from app.streams.aggregates import Kept
 from app.streams.expressions import Kind
 from app.streams.pipelines import (
+    Aggregates,
     AlertPipeline,
     FinalPipeline,
     Hopping,
@@ -186,16 +186,16 @@ def _alerts(
 
 
 def _tiles(name: str, pipeline: LivePipeline, views: Views, settings: Settings) -> Insert:
-    source, kept = pipeline.stream.source, pipeline.aggregates.kept
+    source, aggregates = pipeline.stream.source, pipeline.aggregates
     view = views.passed(f"{name} passed", pipeline, pipeline.stream)
     view = views.on_time(f"{name} on time", view, source, name, slice_of(pipeline))
     key, time = name_of(source.key), name_of(TIME_MS)
     place = [key, f"{time} - MOD({time}, {pipeline.tile_ms})", name_of(PARTITION)]
     columns = [f"{key} STRING NOT NULL", "`tile` BIGINT NOT NULL", "`partition` INT NOT NULL", "`version` BIGINT"]
-    columns += _accumulator_columns(kept)
+    columns += _accumulator_columns(aggregates)
     columns.append(f"PRIMARY KEY ({key}, `tile`, `partition`) NOT ENFORCED")
     values = [*place, f"MAX({name_of(OFFSET)})"]
-    for (_, text), accumulator in zip(accumulated(kept, view.columns), kept.accumulators, strict=True):
+    for (_, text), accumulator in zip(accumulated(aggregates, view.columns), aggregates.accumulators, strict=True):
         values.append(dollars(text) if accumulator.kind is Kind.MONEY else f"CAST({text} AS {DECIMAL})")
     query = f"SELECT /*+ STATE_TTL('records' = '{TILE_TTL}') */\n  {_lines(values)}\nFROM {view.name} AS `records`\nGROUP BY {', '.join(place)}"
     options = {"connector": "upsert-kafka", "key.format": "json", "value.fields-include": "EXCEPT_KEY"}
@@ -206,10 +206,10 @@ _PLACED = {"properties.partitioner.class": PARTITIONER}
 
 
 def _finals(name: str, pipeline: FinalPipeline, views: Views, settings: Settings) -> Insert:
-    source, kept = pipeline.stream.source, pipeline.aggregates.kept
+    source, aggregates = pipeline.stream.source, pipeline.aggregates
     passed = views.passed(f"{name} passed", pipeline, pipeline.stream)
     view = views.on_time(f"{name} on time", passed, source, name, slice_of(pipeline))
-    seen = [named(output_value(output, kept.accumulators), output.name) for output in kept.outputs]
+    seen = [named(output_value(output), output.name) for output in aggregates.outputs]
     shown = [name_of(PARTITION), name_of(source.key), "`$start_ms`", "`$end_ms`", name_of(OFFSET), *seen]
     query = f"SELECT\n  {_lines(shown)}\nFROM (\n{_windows(pipeline, view)}\n)"
     columns = _row_columns(pipeline, view)
@@ -219,7 +219,7 @@ def _finals(name: str, pipeline: FinalPipeline, views: Views, settings: Settings
     if isinstance(pipeline.target, Raised):
         at = _Origin(text_of(source.spec.name), name_of(OFFSET), "`$end_ms`", "`$end_ms`", is_window=True)
         return _alerts(name, pipeline.target, settings, result, source.key, ["CAST(`$start_ms` AS STRING)"], at)
-    return _rows(name, pipeline.target, source.key, kept, result, settings)
+    return _rows(name, pipeline.target, source.key, aggregates, result, settings)
 
 
 def _windows(pipeline: FinalPipeline, view: View) -> str:
@@ -237,14 +237,14 @@ def _windows(pipeline: FinalPipeline, view: View) -> str:
         rows = f"SESSION(TABLE {view.name} PARTITION BY ({place}), {descriptor}, {interval(window.gap_ms)})"
         ends = [f"MIN({time})", f"MAX({time}) + {window.gap_ms}"]
     values = [place, named(ends[0], "$start_ms"), named(ends[1], "$end_ms"), named(f"MAX({name_of(OFFSET)})", OFFSET)]
-    values += [named(text, column) for column, text in accumulated(pipeline.aggregates.kept, view.columns)]
+    values += [named(text, column) for column, text in accumulated(pipeline.aggregates, view.columns)]
     return f"SELECT\n  {_lines(values)}\nFROM TABLE({rows})\nGROUP BY {place}, `window_start`, `window_end`"
 
 
-def _rows(name: str, topic: str, key: str, kept: Kept, view: View, settings: Settings) -> Insert:
+def _rows(name: str, topic: str, key: str, aggregates: Aggregates, view: View, settings: Settings) -> Insert:
     columns = [f"{name_of(key)} STRING", "`window_start` BIGINT", "`window_end` BIGINT"]
     values = [name_of(key), "`$start_ms`", "`$end_ms`"]
-    for output in kept.outputs:
+    for output in aggregates.outputs:
         money = output.kind is Kind.MONEY
         columns.append(f"{name_of(output.name)} {DOLLARS if money else DECIMAL}")
         values.append(dollars(name_of(output.name)) if money else f"CAST({name_of(output.name)} AS {DECIMAL})")
@@ -267,8 +267,10 @@ def _row_columns(pipeline: FinalPipeline, view: View) -> dict[str, Typed]:
     return columns
 
 
-def _accumulator_columns(kept: Kept) -> list[str]:
-    return [f"{name_of(each.name)} {DOLLARS if each.kind is Kind.MONEY else DECIMAL}" for each in kept.accumulators]
+def _accumulator_columns(aggregates: Aggregates) -> list[str]:
+    return [
+        f"{name_of(each.name)} {DOLLARS if each.kind is Kind.MONEY else DECIMAL}" for each in aggregates.accumulators
+    ]
 
 
 def _escaped(part: str) -> str:
