@@ -42,8 +42,9 @@ def show(
     name: NameArgument,
     app: AppOption = DEFAULT_APP,
     python: Annotated[bool, typer.Option("--python", help="Print the Python that the asyncio engine runs.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the Flink job that it is part of.")] = False,
 ) -> None:
-    """Show one pipeline: its steps, its state, the Python that runs it.
+    """Show one pipeline: its steps, its state, the Python or the Flink SQL that runs it.
 
     Example: `python -m app streams show user_features --python`
     """
@@ -55,6 +56,10 @@ def show(
         for topic in dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline)):
             for text in compiled(loaded, topic).text.splitlines():
                 output.line(text)
+        return
+    if sql:
+        for text in flink_job(loaded, pipeline).splitlines():
+            output.line(text)
         return
     for number, step in enumerate(str(pipeline).split(" -> ")):
         output.line(f"{'   ' * min(number, 1)}{'-> ' if number else ''}{step}")
@@ -227,3 +232,13 @@ def compiled(app: "App", topic: str) -> "CompiledTopic":
     from app.streams.engine import compile_all
 
     return compile_all(list(app.sources.values()), app.pipelines)[topic]
+
+
+def flink_job(app: "App", pipeline: "Pipeline") -> str:
+    """The text of the Flink job that a pipeline is part of, without what is secret."""
+    from app.streams.sql import Settings, compile_job, jobs_of
+
+    servers = settings().broker.rpartition("://")[2]
+    jobs = jobs_of(app.pipelines)
+    name = next(name for name, members in jobs.items() if any(member is pipeline for member in members.values()))
+    return compile_job(name, jobs[name], Settings(servers)).text()

@@ -170,7 +170,7 @@ def field_kinds(record_type: type) -> dict[str, Kind]:
     info = msgspec.inspect.type_info(record_type)
     assert isinstance(info, msgspec.inspect.StructType)
     for field in info.fields:
-        kind = _kind_of_type(field.type)
+        kind = kind_of_type(field.type)
         if kind is not None:
             kinds[field.name] = kind
     return kinds
@@ -184,17 +184,17 @@ def optional_kinds(record_type: type) -> dict[str, Kind]:
     for field in info.fields:
         if isinstance(field.type, msgspec.inspect.UnionType) and field.type.includes_none:
             inner = [one for one in field.type.types if not isinstance(one, msgspec.inspect.NoneType)]
-            kind = _kind_of_type(inner[0]) if len(inner) == 1 else None
+            kind = kind_of_type(inner[0]) if len(inner) == 1 else None
             if kind is not None:
                 kinds[field.name] = kind
     return kinds
 
 
-def _kind_of_type(info: msgspec.inspect.Type) -> Kind | None:
+def kind_of_type(info: msgspec.inspect.Type) -> Kind | None:
     if isinstance(info, msgspec.inspect.Metadata):
         if (info.extra or {}).get("unit") == "usd":
             return Kind.MONEY
-        return _kind_of_type(info.type)
+        return kind_of_type(info.type)
     if isinstance(info, msgspec.inspect.LiteralType):
         return next((kind for of, kind in _LITERALS.items() if all(type(value) is of for value in info.values)), None)
     if isinstance(info, msgspec.inspect.DateTimeType):

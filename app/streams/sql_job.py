@@ -1,0 +1,91 @@
+"""What a compiled job is, and how it meets its broker."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from app.streams.sql_expressions import text_of
+
+CONFIGURATION = {
+    "table.local-time-zone": "UTC",
+    "execution.buffer-timeout.interval": "5 ms",
+    "pipeline.object-reuse": "true",
+    "table.optimizer.reuse-optimize-block-with-digest-enabled": "true",
+}
+"""What the text relies on, and what keeps alerts fast. Never with it: `table.exec.state.ttl`, which would forget `$reached`."""
+
+PARTITIONER = "headrace.KeyPartitioner"
+"""Of keys that are JSON objects, see flink_jobs/java: tiles go where their source partition is, rows where their entity is."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a job meets its broker.
+
+    properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins.
+    bounded: ends at what is there at its start, and closes everything. prefix, suffix: around the names of its outputs.
+    outage_ms: how long a job may be down or behind before `once` forgets too early.
+    """
+
+    bootstrap_servers: str
+    properties: Mapping[str, str] = field(default_factory=dict)
+    group: str = "headrace-flink"
+    startup: str = "group-offsets"
+    bounded: bool = False
+    prefix: str = ""
+    suffix: str = ""
+    parallelism: int = 1
+    outage_ms: int = 3_600_000
+
+    def client(self) -> dict[str, str]:
+        """Options of every table."""
+        mine = {"bootstrap.servers": self.bootstrap_servers, **self.properties}
+        return {f"properties.{name}": value for name, value in mine.items()}
+
+    def source(self, topic: str) -> dict[str, str]:
+        """Options of a topic that is read. What is no JSON object has no fields, so that no bad record stops the job."""
+        options = {
+            "connector": "kafka",
+            "topic": topic,
+            **self.client(),
+            "properties.group.id": self.group,
+            "properties.auto.offset.reset": "earliest",
+            "key.format": "raw",
+            "key.fields": "$key",
+            "value.format": "json",
+            "value.fields-include": "EXCEPT_KEY",
+            "value.json.ignore-parse-errors": "true",
+            "scan.startup.mode": self.startup,
+        }
+        return options | ({"scan.bounded.mode": "latest-offset"} if self.bounded else {})
+
+    def output(self, topic: str) -> str:
+        """The name under which an output is written."""
+        return f"{self.prefix}{topic}{self.suffix}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One Flink job. inserts: one statement set.
+
+    once_ttl_ms: after how much wall time the state of `once` may go; None where there is none. No SQL says so: who submits
+    compiles the plan, sets the `ttl` of every `stream-exec-deduplicate` in it, and executes that; else it is kept for ever.
+    """
+
+    name: str
+    configuration: Mapping[str, str]
+    tables: tuple[str, ...]
+    views: tuple[str, ...]
+    inserts: tuple[str, ...]
+    once_ttl_ms: int | None
+
+    def text(self) -> str:
+        """As Flink's SQL client takes it."""
+        settings = [f"SET {text_of(name)} = {text_of(value)}" for name, value in self.configuration.items()]
+        inserts = "".join(f"{insert};\n\n" for insert in self.inserts)
+        statements = [
+            ";\n".join(settings),
+            *self.tables,
+            *self.views,
+            f"EXECUTE STATEMENT SET BEGIN\n\n{inserts}END;\n",
+        ]
+        return ";\n\n".join(statements)
