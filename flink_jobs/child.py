@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from app.streams.sql import Job
 
 from app.core.errors import Rejected, SetupError, Unavailable
 from app.local.flink import JARS, POM, find_home, link_jars
 from app.local.java import fetch_jars, find_java
 from app.local.process import LOCAL
+from app.streams.sql import Job
 from flink_jobs.cluster import root_cause
 
 LOG = LOCAL / "flink" / "submitter.log"
@@ -26,8 +26,9 @@ END_SECONDS = 10.0
 class Submitter:
     """Gives jobs to a cluster, one after the other."""
 
-    def __init__(self, process: asyncio.subprocess.Process, answers: asyncio.StreamReader) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, answers: asyncio.StreamReader, folder: Path) -> None:
         self._process = process
+        self._folder = folder
         self._answers = answers
         self._turn = asyncio.Lock()
 
@@ -40,6 +41,8 @@ class Submitter:
             "configuration": {**job.configuration, **configuration},
             "statements": [*job.tables, *job.views],
             "inserts": job.inserts,
+            "once_ttl_ms": job.once_ttl_ms,
+            "folder": str(self._folder),
         }
         assert self._process.stdin is not None
         try:
@@ -98,7 +101,7 @@ async def submitter() -> AsyncIterator[Submitter]:
             lambda: asyncio.StreamReaderProtocol(answers), pipe
         )
         try:
-            yield Submitter(process, answers)
+            yield Submitter(process, answers, folder)
         finally:
             transport.close()
             await _end(process)

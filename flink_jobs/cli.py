@@ -62,9 +62,10 @@ def sql(
     """
     from flink_jobs.compiled import compile_jobs
 
-    compiled = compile_jobs(load_app(app), settings(broker=broker), parallelism)
+    compiled = compile_jobs(load_app(app), settings(broker=broker), parallelism, shown=True)
     for name in compiled.named(names or []):
-        output.line(compiled.jobs[name].text(shown=True))
+        for line in compiled.jobs[name].text().splitlines():
+            output.line(line)
 
 
 @cli.command()
@@ -123,7 +124,7 @@ def list_jobs(
 
     async def work() -> bool:
         async with opened(app, broker, flink, 1) as jobs:
-            rows = []
+            rows: list[tuple[object, ...]] = []
             found = await jobs.list()
             for name, status in found.items():
                 if json:

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from app.application import FLINK_GROUP, App
 from app.core.errors import SetupError
 from app.core.security import BrokerSecurity
@@ -27,11 +29,14 @@ class CompiledJobs:
         return list(wanted) or list(self.jobs)
 
 
-def compile_jobs(app: App, settings: Settings, parallelism: int) -> CompiledJobs:
-    """Raises: SetupError for what Flink cannot run, naming the operator and the way out."""
+def compile_jobs(app: App, settings: Settings, parallelism: int, *, shown: bool = False) -> CompiledJobs:
+    """shown: to a person, without passwords.
+
+    Raises: SetupError for what Flink cannot run, naming the operator and the way out."""
+    security = settings.broker_security
     given = sql.Settings(
         bootstrap_servers=settings.broker.partition("://")[2].rstrip("/"),
-        properties=java_properties(settings.broker_security),
+        properties=java_properties(msgspec.structs.replace(security, password="***") if shown else security),
         group=FLINK_GROUP,
         parallelism=parallelism,
     )

@@ -1,6 +1,7 @@
 """Runs under PyFlink's own Python, and imports nothing of ours: takes jobs as lines of JSON, gives them to the cluster.
 
-    {"configuration": {...}, "statements": ["CREATE ..."], "inserts": ["INSERT ..."]}  ->  {"job": "<id>"} or {"error": "..."}
+    {"configuration": {...}, "statements": ["CREATE ..."], "inserts": ["INSERT ..."], "once_ttl_ms": 90000, "folder": "/tmp/..."}
+        ->  {"job": "<id>"} or {"error": "..."}
 
 One Java for all jobs: the first one takes seconds, the next ones less than two. Answers go to the file descriptor that the first argument
 names, since Java may print to the standard ones. Ends with its input.
@@ -9,11 +10,13 @@ names, since Java may print to the standard ones. Ends with its input.
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 
 def submit(order: dict[str, Any]) -> str:
-    """The job's id, once the cluster has taken it."""
+    """The job's id, once the cluster has taken it. By way of a compiled plan: only there can the time be set after which a
+    deduplication forgets."""
     from pyflink.common import Configuration
     from pyflink.table import EnvironmentSettings, TableEnvironment
 
@@ -24,12 +27,23 @@ def submit(order: dict[str, Any]) -> str:
     environment = TableEnvironment.create(settings)
     for statement in order["statements"]:
         environment.execute_sql(statement)
-    inserts = environment.create_statement_set()
-    for insert in order["inserts"]:
-        inserts.add_insert_sql(insert)
-    client = inserts.execute().get_job_client()
+    plan = Path(order["folder"]) / "plan.json"
+    plan.unlink(missing_ok=True)
+    inserts = "".join(f"{insert};\n" for insert in order["inserts"])
+    environment.execute_sql(f"COMPILE PLAN 'file://{plan}' FOR STATEMENT SET BEGIN {inserts} END")
+    plan.write_text(json.dumps(forgetting(json.loads(plan.read_text()), order["once_ttl_ms"])))
+    client = environment.execute_sql(f"EXECUTE PLAN 'file://{plan}'").get_job_client()
     assert client is not None
     return str(client.get_job_id())
+
+
+def forgetting(plan: dict[str, Any], ttl_ms: int | None) -> dict[str, Any]:
+    """The plan whose deduplications forget after so much wall time."""
+    for node in plan["nodes"]:
+        if ttl_ms is not None and node["type"].startswith("stream-exec-deduplicate"):
+            for state in node["state"]:
+                state["ttl"] = f"{ttl_ms} ms"
+    return plan
 
 
 def main() -> None:

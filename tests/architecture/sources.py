@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PRODUCT = ("app", "features", "agents", "benchmarks")
+PRODUCT = ("app", "features", "agents", "flink_jobs", "benchmarks")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
