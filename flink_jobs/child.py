@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from app.core.errors import Rejected, SetupError, Unavailable
-from app.local.flink import JARS, POM, find_home, link_jars
-from app.local.java import fetch_jars, find_java
+from app.local.flink import find_home, link_jars
+from app.local.flink_jars import own_and_connector
+from app.local.java import find_java
 from app.local.process import LOCAL
 from app.streams.sql import Job
 from flink_jobs.cluster import root_cause
@@ -66,14 +67,14 @@ class Submitter:
 async def submitter() -> AsyncIterator[Submitter]:
     """A submitter, and its end. Raises: SetupError without PyFlink, Java or the connector."""
     home, java = find_home(), find_java()
-    connector = await asyncio.to_thread(fetch_jars, "flink", POM, JARS)
+    jars = await asyncio.to_thread(own_and_connector, home / "lib")
     python = home.parents[3] / "bin" / "python"
     if not python.exists():
         raise SetupError("pyflink", f"no Python at {python}; type: make setup-flink")
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="headrace-submitter-"))
     read, write = os.pipe()
     try:
-        await asyncio.to_thread(link_jars, folder / "lib", home / "lib", connector)
+        await asyncio.to_thread(link_jars, folder / "lib", home / "lib", *jars)
         environment = {
             **os.environ,
             "FLINK_HOME": str(home),

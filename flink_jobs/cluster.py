@@ -98,6 +98,12 @@ class FlinkCluster:
         entries = (found.get("exceptionHistory") or {}).get("entries") or [{}]
         return root_cause(entries[0].get("stacktrace") or found.get("root-exception") or "")
 
+    async def checkpoint_folder(self, job_id: str) -> str:
+        """Where the checkpoints of a job go; empty where the cluster keeps none. Raises: Unavailable."""
+        found = {each["key"]: each["value"] for each in await self._get("/jobmanager/config")}
+        root = found.get("execution.checkpointing.dir", found.get("state.checkpoints.dir", ""))
+        return f"{root.rstrip('/')}/{job_id}" if root else ""
+
     async def stop(self, job_id: str) -> str:
         """Stops a job with a savepoint; returns its path. Raises: Rejected when that fails, Unavailable."""
         started = await self._post(f"/jobs/{quote(job_id)}/stop", {"drain": False})

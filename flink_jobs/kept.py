@@ -1,6 +1,6 @@
 """What is known of jobs when the cluster has forgotten them: one record a job on `flink.jobs`, the last one counts.
 
-{"job":"raw.orders"}  ->  {"job_id":"…","fingerprint":"…","checkpoint":"file:/…/chk-17","stopped":false,"at_ms":…}
+{"job":"raw.orders"}  ->  {"job_id":"…","fingerprint":"…","folder":"file:/…","checkpoint":"file:/…/chk-17", …}
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,12 @@ PLACE = TopicPartition(TOPIC.name, 0)
 
 
 class KeptJob(msgspec.Struct, frozen=True, kw_only=True):
-    """checkpoint: of the last one that was seen, or the savepoint that it was stopped with; empty before the first. stopped: by
-    somebody, and to stay so. at_ms: wall time."""
+    """checkpoint: of the last one that was seen, or the savepoint that it was begun or stopped with; empty for neither. folder: where
+    its checkpoints go. stopped: by somebody, and to stay so. at_ms: wall time."""
 
     job_id: str
     fingerprint: str
+    folder: str
     checkpoint: str = ""
     stopped: bool = False
     at_ms: int
@@ -76,13 +77,11 @@ class KeptJobs:
 
 
 def newest_checkpoint(job: KeptJob) -> str:
-    """The path to go on from; empty where there is none. The cluster may have completed more of them than were seen: where they lie
-    in a folder that can be read here, the newest one counts."""
-    folder = Path(urlsplit(job.checkpoint).path)
-    if urlsplit(job.checkpoint).scheme != "file" or not folder.name.startswith("chk-"):
-        return job.checkpoint
-    numbers = sorted(_completed(folder.parent))
-    return f"file:{folder.parent}/chk-{numbers[-1]}" if numbers else job.checkpoint
+    """The path to go on from; empty where there is none. The cluster may have completed more of them than were seen: where the folder
+    can be read here, the newest one counts."""
+    folder = Path(urlsplit(job.folder).path)
+    numbers = sorted(_completed(folder)) if urlsplit(job.folder).scheme == "file" and not job.stopped else []
+    return f"file:{folder}/chk-{numbers[-1]}" if numbers else job.checkpoint
 
 
 def _completed(folder: Path) -> Iterator[int]:

@@ -31,7 +31,7 @@ def submit(order: dict[str, Any]) -> str:
     plan.unlink(missing_ok=True)
     inserts = "".join(f"{insert};\n" for insert in order["inserts"])
     environment.execute_sql(f"COMPILE PLAN 'file://{plan}' FOR STATEMENT SET BEGIN {inserts} END")
-    plan.write_text(json.dumps(forgetting(json.loads(plan.read_text()), order["once_ttl_ms"])))
+    plan.write_text(json.dumps(numbered(forgetting(json.loads(plan.read_text()), order["once_ttl_ms"]))))
     client = environment.execute_sql(f"EXECUTE PLAN 'file://{plan}'").get_job_client()
     assert client is not None
     return str(client.get_job_id())
@@ -43,6 +43,17 @@ def forgetting(plan: dict[str, Any], ttl_ms: int | None) -> dict[str, Any]:
         if ttl_ms is not None and node["type"].startswith("stream-exec-deduplicate"):
             for state in node["state"]:
                 state["ttl"] = f"{ttl_ms} ms"
+    return plan
+
+
+def numbered(plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan with its nodes numbered from 1: Flink goes on counting as long as its Java lives, and state is found again by
+    these numbers."""
+    numbers = {node["id"]: number for number, node in enumerate(plan["nodes"], start=1)}
+    for node in plan["nodes"]:
+        node["id"] = numbers[node["id"]]
+    for edge in plan["edges"]:
+        edge["source"], edge["target"] = numbers[edge["source"]], numbers[edge["target"]]
     return plan
 
 

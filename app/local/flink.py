@@ -19,11 +19,10 @@ from typing import Any, ClassVar
 import msgspec
 
 from app.core.errors import SetupError
-from app.local.java import LOGGING, fetch_jars, find_java
-from app.local.process import LOCAL, ROOT, free_ports
+from app.local.flink_jars import own_and_connector
+from app.local.java import LOGGING, find_java
+from app.local.process import ROOT, free_ports
 
-POM = ROOT / "deploy" / "flink" / "pom.xml"
-JARS = LOCAL / "flink" / "jars"
 TASK_SLOTS = 4
 
 CONFIGURATION = """\
@@ -109,11 +108,11 @@ class FlinkJobManager(msgspec.Struct, frozen=True, tag="flink-jobmanager", tag_f
         """
         home = find_home()
         find_java()
-        connector = fetch_jars("flink", POM, JARS)
+        jars = own_and_connector(home / "lib")
         directory = Path(self.directory)
         shutil.rmtree(directory, ignore_errors=True)  # of a start that was broken off
         (directory / "tmp").mkdir(parents=True)
-        link_jars(directory / "lib", home / "lib", connector)
+        link_jars(directory / "lib", home / "lib", *jars)
         (directory / "config.yaml").write_text(self.properties())
         (directory / "plugins").symlink_to(home / "plugins")
         (directory / "log4j2.properties").write_text(LOGGING + LOG_LEVELS)

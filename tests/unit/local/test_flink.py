@@ -110,7 +110,7 @@ def test_prepare_after_a_broken_off_start_begins_anew(root: Path, monkeypatch: p
     install(root, "flink")
     add_program(root / "bin", "java", "echo 'openjdk version \"17.0.15\"' >&2")
     monkeypatch.setenv("PATH", str(root / "bin"))
-    monkeypatch.setattr(flink, "fetch_jars", lambda *_: root)
+    monkeypatch.setattr(flink, "own_and_connector", lambda *_: (root,))
     server = FlinkJobManager.plan(root / "services" / "flink-jobmanager")
     server.prepare()
     server.prepare()
