@@ -371,7 +371,12 @@ def _together(sign: str, left: Any, right: Any) -> Any:
 
 def valid_row(record: SourceRecord, record_type: Any, key: str) -> dict[str, Any] | None:
     """The fields of a valid record: docs/validity.md."""
-    if not record.key or len(record.key) > LONGEST_KEY or record.value is None or not 0 <= record.timestamp_ms <= LATEST_MS:
+    if (
+        not record.key
+        or len(record.key) > LONGEST_KEY
+        or record.value is None
+        or not 0 <= record.timestamp_ms <= LATEST_MS
+    ):
         return None
     try:
         row = msgspec.structs.asdict(msgspec.json.decode(record.value, type=record_type))
