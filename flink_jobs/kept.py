@@ -12,6 +12,7 @@ import msgspec
 from app.broker.base import Broker
 from app.broker.topics import TopicSpec
 from app.core.codec import compact_key, encode
+from app.core.errors import SetupError
 from app.core.record import TopicPartition
 
 TOPIC = TopicSpec(name="flink.jobs", partitions=1, cleanup="compact", retention_ms=None)
@@ -59,12 +60,21 @@ class KeptJobs:
             async for records in reader.read(PLACE, start, end):
                 for record in records:
                     if record.key is not None and record.value is not None:
-                        name = msgspec.json.decode(record.key, type=_Key).job
-                        self._found[name] = msgspec.json.decode(record.value, type=KeptJob)
+                        self._learn(record.key, record.value)
             self._next = end
         finally:
             await reader.close()
         return self._found
+
+    def _learn(self, key: bytes, value: bytes) -> None:
+        try:
+            name = msgspec.json.decode(key, type=_Key).job
+            self._found[name] = msgspec.json.decode(value, type=KeptJob)
+        except msgspec.DecodeError as error:
+            raise SetupError(
+                TOPIC.name,
+                f"was written by another version or tool ({error}); delete the topic, and submit the jobs --anew",
+            ) from None
 
     async def write(self, name: str, job: KeptJob) -> None:
         """Returns when the broker has acknowledged it. Raises: Unavailable, Rejected."""

@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+import msgspec
+
 from app.core.clock import Clock
 from app.core.errors import Rejected, SetupError, Unavailable
 from flink_jobs.child import Submitter
@@ -17,6 +19,7 @@ CHECKPOINT_MS = 1_000
 KEPT_CHECKPOINTS = 20
 START_SECONDS = 60.0
 LOOK_SECONDS = 1.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 NOTED_MS = 5_000
 """Between two notes of a job's last checkpoint, which the cluster keeps longer than that."""
 
@@ -65,7 +68,13 @@ class Jobs:
 
     async def _start(self, name: str, submitter: Submitter, checkpoint: str) -> JobStatus:
         job_id = await submitter.submit(self._compiled[name], self._configuration(checkpoint))
-        mine = KeptJob(job_id=job_id, fingerprint=self._fingerprints[name], checkpoint=checkpoint, at_ms=self.now_ms())
+        mine = KeptJob(
+            job_id=job_id,
+            fingerprint=self._fingerprints[name],
+            folder=await self._cluster.checkpoint_folder(job_id),
+            checkpoint=checkpoint,
+            at_ms=self.now_ms(),
+        )
         await self._kept.write(name, mine)
         return await self._running(name, job_id)
 
@@ -113,7 +122,7 @@ class Jobs:
         kept, running = await self._require(name)
         path = await self._cluster.stop(running.job_id)
         await self._ended(running.job_id)
-        await self._kept.write(name, _seen(kept, path, self.now_ms(), stopped=True))
+        await self._kept.write(name, msgspec.structs.replace(kept, checkpoint=path, stopped=True, at_ms=self.now_ms()))
         return path
 
     async def savepoint(self, name: str) -> str:
@@ -148,12 +157,19 @@ class Jobs:
     async def keep(self, names: Sequence[str], submitter: Submitter, stopping: asyncio.Event) -> None:
         """Until `stopping` is set: notes every checkpoint, and starts again what has failed or what the cluster has forgotten. What
         somebody has stopped stays so. What goes wrong is told and tried again."""
+        again_s, pauses_s = dict.fromkeys(names, 0.0), dict.fromkeys(names, FIRST_PAUSE_S)
+        clock = asyncio.get_running_loop().time
         while not stopping.is_set():
             for name in names:
+                if clock() < again_s[name]:
+                    continue
                 try:
                     await self._look_after(name, submitter)
+                    pauses_s[name] = FIRST_PAUSE_S
                 except (Unavailable, Rejected) as error:
-                    logger.warning("%s", error)
+                    logger.warning("%s: %s; again in %.0f s", name, error, pauses_s[name])
+                    again_s[name] = clock() + pauses_s[name]
+                    pauses_s[name] = min(2 * pauses_s[name], LONGEST_PAUSE_S)
             try:
                 await asyncio.wait_for(stopping.wait(), LOOK_SECONDS)
             except TimeoutError:
@@ -170,10 +186,6 @@ class Jobs:
             logger.warning("%s %s; it is started again from %s", name, what, path or "the beginning")
             await self._start(name, submitter, path)
         elif running.checkpoint != kept.checkpoint and self.now_ms() >= kept.at_ms + NOTED_MS:
-            await self._kept.write(name, _seen(kept, running.checkpoint, self.now_ms(), stopped=False))
-
-
-def _seen(kept: KeptJob, checkpoint: str, at_ms: int, *, stopped: bool) -> KeptJob:
-    return KeptJob(
-        job_id=kept.job_id, fingerprint=kept.fingerprint, checkpoint=checkpoint, stopped=stopped, at_ms=at_ms
-    )
+            await self._kept.write(
+                name, msgspec.structs.replace(kept, checkpoint=running.checkpoint, at_ms=self.now_ms())
+            )

@@ -18,6 +18,7 @@ from app.streams.pipelines import (
     Pipeline,
     Raised,
     Source,
+    fingerprint,
 )
 from app.streams.sql_expressions import (
     DECIMAL,
@@ -45,6 +46,9 @@ TILE_TTL = "1d"
 """How long after its last change Flink keeps a tile: longer than any outage to survive."""
 
 JSON = {"json.timestamp-format.standard": "ISO-8601", "json.encode.decimal-as-plain-number": "true"}
+
+
+HEADERS = "`$headers` MAP<STRING, BYTES> METADATA FROM 'headers'"
 
 
 class Insert(NamedTuple):
@@ -170,7 +174,7 @@ def _alerts(
         money = value.kind is Kind.MONEY
         columns.append(f"{name_of(names[field])} {DOLLARS if money else value.type}")
         values.append(dollars(value.text) if money else f"CAST({value.text} AS {value.type})")
-    columns += ["`$key` STRING", "`$headers` MAP<STRING, BYTES> METADATA FROM 'headers'"]
+    columns += ["`$key` STRING", HEADERS]
     place = f"{at.topic} || '/' || CAST({name_of(PARTITION)} AS STRING) || '/' || CAST({at.offset} AS STRING)"
     headers = {
         "alert_type": text_of(raised.tag),
@@ -193,10 +197,11 @@ def _tiles(name: str, pipeline: LivePipeline, views: Views, settings: Settings) 
     place = [key, f"{time} - MOD({time}, {pipeline.tile_ms})", name_of(PARTITION)]
     columns = [f"{key} STRING NOT NULL", "`tile` BIGINT NOT NULL", "`partition` INT NOT NULL", "`version` BIGINT"]
     columns += _accumulator_columns(aggregates)
-    columns.append(f"PRIMARY KEY ({key}, `tile`, `partition`) NOT ENFORCED")
+    columns += [HEADERS, f"PRIMARY KEY ({key}, `tile`, `partition`) NOT ENFORCED"]
     values = [*place, f"MAX({name_of(OFFSET)})"]
     for (_, text), accumulator in zip(accumulated(aggregates, view.columns), aggregates.accumulators, strict=True):
         values.append(dollars(text) if accumulator.kind is Kind.MONEY else f"CAST({text} AS {DECIMAL})")
+    values.append(f"MAP['fingerprint', CAST({text_of(fingerprint(pipeline))} AS BYTES)]")
     query = f"SELECT /*+ STATE_TTL('records' = '{TILE_TTL}') */\n  {_lines(values)}\nFROM {view.name} AS `records`\nGROUP BY {', '.join(place)}"
     options = {"connector": "upsert-kafka", "key.format": "json", "value.fields-include": "EXCEPT_KEY"}
     return _insert(name, pipeline.topic, columns, settings, query, options | _PLACED)

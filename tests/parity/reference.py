@@ -4,18 +4,12 @@ Nothing that compiles or runs streams is used: expressions are evaluated as tree
 dollars), and the rules of DESIGN.md (*Time*) and ADR 64 are written down here once more, slowly.
 """
 
-import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from itertools import product
 from typing import Any, NamedTuple
 
-import msgspec
-
-from app.streams.aggregates import Aggregate
-from app.streams.expressions import Binary, Column, Expression, Literal, Not, OneOf
 from app.streams.pipelines import (
     AlertPipeline,
     FinalPipeline,
@@ -26,23 +20,8 @@ from app.streams.pipelines import (
     Raised,
     Records,
     Session,
-    Steps,
-    Where,
 )
-
-CENT = Decimal("0.01")
-LONGEST_KEY, LATEST_MS = 1_000, 253_402_300_799_999
-
-
-class SourceRecord(NamedTuple):
-    """One record of a source topic."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
+from tests.parity.meaning import SourceRecord, amounts_of, is_heartbeat, passed, valid_row, value_of
 
 
 class Event(NamedTuple):
@@ -199,7 +178,7 @@ class _Reading:
             pipeline = self._pipelines[name]
             if isinstance(pipeline, LivePipeline):
                 for start_ms, inside in by_start(events, pipeline.tile_ms, pipeline.tile_ms).items():
-                    values = amounts_of(pipeline.aggregates.named, inside, accumulators=True)
+                    values = amounts_of(pipeline.aggregates.named, [event.row for event in inside], accumulators=True)
                     version = max(event.record.offset for event in inside)
                     self.outputs.tiles[pipeline.topic, key, start_ms, partition] = version, values
             elif isinstance(pipeline, FinalPipeline):
@@ -213,7 +192,7 @@ class _Reading:
                 self._join(name, pipeline, bounded)
 
     def _final(self, pipeline: FinalPipeline, key: str, start_ms: int, end_ms: int, inside: list[Event]) -> None:
-        values = amounts_of(pipeline.aggregates.named, inside, accumulators=False)
+        values = amounts_of(pipeline.aggregates.named, [event.row for event in inside], accumulators=False)
         row = {pipeline.stream.source.key: key, "window_start": start_ms, "window_end": end_ms, **values}
         if pipeline.having is not None and not value_of(pipeline.having, row):
             return
@@ -288,116 +267,3 @@ def windows_of(window: Hopping | Session, events: list[Event]) -> list[tuple[int
         else:
             sessions.append([event])
     return [(one[0].time_ms, one[-1].time_ms + window.gap_ms, one) for one in sessions]
-
-
-def amounts_of(named: Iterable[tuple[str, Aggregate, Any]], events: list[Event], accumulators: bool) -> dict[str, Any]:
-    """What rows show; or what tiles keep."""
-    found: dict[str, Any] = {}
-    for name, aggregate, _ in named:
-        rows = [event.row for event in events if aggregate.when is None or value_of(aggregate.when, event.row)]
-        values = [1 if aggregate.value is None else value_of(aggregate.value, row) for row in rows]
-        match aggregate.function:
-            case "count" | "total":
-                found[name] = sum(values)
-            case "min" | "max":
-                found[name] = (min if aggregate.function == "min" else max)(values, default=None)
-            case "mean" if accumulators:
-                found |= {f"{name}_total": sum(values), f"{name}_count": len(values)}
-            case "mean":
-                found[name] = mean_of(values)
-    return found
-
-
-def mean_of(values: list[Any]) -> Any:
-    """Halves upwards, in whole units or cents."""
-    if not values:
-        return None
-    unit = CENT if isinstance(sum(values), Decimal) else 1
-    total = int(sum(values) / unit)
-    return (2 * total + len(values)) // (2 * len(values)) * unit
-
-
-def passed(steps: Steps, event: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The event with what is derived, or None when a condition does not hold."""
-    row = dict(event)
-    for step in steps:
-        if isinstance(step, Where):
-            if not value_of(step.condition, row):
-                return None
-        else:
-            row[step.name] = value_of(step.value, row)
-    return row
-
-
-OPERATORS = {
-    "and": lambda left, right: left and right,
-    "or": lambda left, right: left or right,
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "==": operator.eq,
-    "!=": operator.ne,
-}
-
-
-def value_of(expression: Expression, row: Mapping[str, Any]) -> Any:
-    """What a tree means; money is Decimal dollars."""
-    match expression:
-        case Column(name):
-            return row[name]
-        case Literal(value):
-            return value
-        case Not(inner):
-            return not value_of(inner, row)
-        case OneOf(inner, choices):
-            return any(_together("==", value_of(inner, row), choice.value) for choice in choices)
-        case Binary(sign, left, right):
-            return _together(sign, value_of(left, row), value_of(right, row))
-    raise AssertionError(expression)
-
-
-def _together(sign: str, left: Any, right: Any) -> Any:
-    """A fraction beside money is the amount that is written."""
-    if isinstance(left, Decimal) and isinstance(right, float):
-        right = Decimal(str(right))
-    elif isinstance(left, float) and isinstance(right, Decimal):
-        left = Decimal(str(left))
-    return OPERATORS[sign](left, right)
-
-
-def valid_row(record: SourceRecord, record_type: Any, key: str) -> dict[str, Any] | None:
-    """The fields of a valid record: docs/validity.md."""
-    if (
-        not record.key
-        or len(record.key) > LONGEST_KEY
-        or record.value is None
-        or not 0 <= record.timestamp_ms <= LATEST_MS
-    ):
-        return None
-    try:
-        row = msgspec.structs.asdict(msgspec.json.decode(record.value, type=record_type))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    for value in row.values():
-        if isinstance(value, Decimal) and not (
-            value.is_finite() and 0 <= value <= 10**10 and value.quantize(CENT) == value
-        ):
-            return None
-        if type(value) is int and not -(2**63) <= value < 2**63:
-            return None
-    return row if row[key].encode() == record.key else None
-
-
-def is_heartbeat(record: SourceRecord) -> bool:
-    """Whether a record only says how late it is."""
-    if record.key is not None or record.value is None or not 0 <= record.timestamp_ms <= LATEST_MS:
-        return False
-    try:
-        said = msgspec.json.decode(record.value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return isinstance(said, dict) and list(said) == ["heartbeat"] and said["heartbeat"] is True

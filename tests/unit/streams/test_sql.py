@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,13 +12,15 @@ from app.core.codec import Usd
 from app.core.errors import SetupError
 from app.streams.expressions import Expression, Kind, col, literal
 from app.streams.graph import Alert, Topic, count, maximum, mean, total
-from app.streams.pipelines import Pipeline, pipelines_in
+from app.streams.pipelines import Pipeline, fingerprint, pipelines_in
 from app.streams.sql import Job, Settings, compile_job, jobs_of
 from app.streams.sql_expressions import LONG, Typed, interval, name_of, sql_of, text_of
+from app.streams.sql_job import PARTITIONER
 from features import fraud
 from features.records import Id, order_events, payment_events, service_events
 
 HERE = Settings("broker:9092")
+ROOT = Path(__file__).parents[3]
 
 
 class Odd(msgspec.Struct):
@@ -137,6 +140,20 @@ def test_compile_job_never_expires_state_everywhere() -> None:
     text = compile_job("fraud", pipelines_in(fraud), HERE).text()
     assert "table.exec.state.ttl" not in text
     assert 1 == text.count("STATE_TTL")
+
+
+def test_compile_job_tiles_name_their_declaration() -> None:
+    """Whoever reads a view refuses tiles that another declaration has made."""
+    text = compile_job("fraud", pipelines_in(fraud), HERE).text()
+    assert f"MAP['fingerprint', CAST('{fingerprint(fraud.user_features)}' AS BYTES)]" in text
+
+
+def test_compile_job_partitioner_is_the_class_beside_it() -> None:
+    """Kafka finds it by this name alone, when the job has long been submitted."""
+    package, name = PARTITIONER.split(".")
+    source = (ROOT / "flink_jobs" / "java" / package / f"{name}.java").read_text()
+    assert f"package {package};" in source
+    assert f"class {name} implements Partitioner" in source
 
 
 def test_compile_job_order_behind_once_is_refused_in_parallel() -> None:
