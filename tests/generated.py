@@ -244,3 +244,24 @@ def graphs(draw: st.DrawFn, partitions: int = 2) -> tuple[Topic, dict[str, Pipel
         kind = draw(st.sampled_from([alerts, windows, windows]))
         pipelines[f"p{number}"] = draw(kind(stream, number))
     return topic, pipelines
+
+
+@st.composite
+def joined_graphs(
+    draw: st.DrawFn, partitions: int = 2, names: tuple[str, str] = ("sales", "others"), most: int = 4
+) -> tuple[list[str], dict[str, Pipeline]]:
+    """Pipelines on two topics, each read by one of them at least, and joins between them and of one with itself. As a rule
+    rules and outputs are told apart by the pipeline's number."""
+    topics = [sales_topic(draw, name, partitions) for name in names]
+    pipelines: dict[str, Pipeline] = {
+        "first": topics[0].alert(Flag, id="sale_id", rule="first"),
+        "second": topics[1].alert(Flag, id="sale_id", rule="second"),
+    }
+    for number in range(draw(st.integers(1, most))):
+        stream = draw(streams(draw(st.sampled_from(topics))))
+        kind = draw(st.sampled_from(["alerts", "windows", "windows", "joins"]))
+        if kind == "joins":
+            pipelines[f"p{number}"] = draw(joins(stream, draw(streams(draw(st.sampled_from(topics)))), number))
+        else:
+            pipelines[f"p{number}"] = draw((alerts if kind == "alerts" else windows)(stream, number))
+    return [topic.source.spec.name for topic in topics], pipelines
