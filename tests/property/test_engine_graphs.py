@@ -37,7 +37,7 @@ def test_engine_any_graph_gives_what_its_reference_gives(
         records.append(SourceRecord(partition, ends[partition], time_ms, key, data))
         ends[partition] += 1
     name = topic.source.spec.name
-    expected = read_all(pipelines, [meaning.SourceRecord(name, *record) for record in records], bounded=False)
+    expected = read_all(pipelines, [meaning.SourceRecord(name, *record[:5]) for record in records], bounded=False)
 
     async def main(clock: Clock) -> None:
         broker = await run_killed(clock, topic.source, pipelines, records, kills, seed)
