@@ -84,12 +84,12 @@ edges_ms = st.sampled_from([0, 5_000, 5_000, 5_000, 10_000, 15_000, -5_000, -10_
 contents = st.one_of(sales, sales, sales, st.none())
 
 
-def logs(topics: int) -> st.SearchStrategy[list[Planned]]:
+def logs(topics: int, least: int = 5) -> st.SearchStrategy[list[Planned]]:
     """Records of the first so many topics: jitter, late ones, repeats, equal times, edges of slices, heartbeats."""
     which = st.integers(0, topics - 1)
     return st.one_of(
-        st.lists(st.builds(Planned, which, steps_ms, contents), min_size=5, max_size=40),
-        st.lists(st.builds(Planned, which, edges_ms, contents), min_size=5, max_size=40),
+        st.lists(st.builds(Planned, which, steps_ms, contents), min_size=least, max_size=8 * least),
+        st.lists(st.builds(Planned, which, edges_ms, contents), min_size=least, max_size=8 * least),
     )
 
 

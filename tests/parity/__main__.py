@@ -1,0 +1,144 @@
+"""`python -m tests.parity`: generated logs through both engines and the reference; what differs is made as small as it gets."""
+
+import asyncio
+import secrets
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from app.cli import output
+from app.cli.main import run
+from app.local import services
+from app.local.process import LOCAL
+from tests.generated import Planned
+from tests.parity.asyncio_engine import run_asyncio
+from tests.parity.batches import Batch, batch_of, count_of, differing, of_log, records_of
+from tests.parity.flink_engine import Flink, flink_on
+from tests.parity.reference import read_all
+
+LOGS_A_JOB = 100
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Difference(NamedTuple):
+    """A log for which an engine does not write what the reference says."""
+
+    engine: str
+    batch: Batch
+    plan: list[Planned]
+
+
+@cli.command()
+def parity(
+    context: typer.Context,
+    logs: Annotated[int, typer.Option("--logs", min=1, help="How many generated logs.")] = 2_000,
+    seed: Annotated[int, typer.Option("--seed", help="Decides declarations and logs.")] = 1,
+    json: output.JsonOption = False,
+) -> None:
+    """Run generated logs of generated declarations through the asyncio engine, Flink and the reference, and compare."""
+    context.obj.debug = False
+    difference, rows = asyncio.run(compared(logs, seed))
+    if difference is not None:
+        for line in told(difference):
+            output.line(line)
+    if json:
+        output.json_line({"logs": logs, "rows": rows, "differences": int(difference is not None)})
+    else:
+        output.line(f"{logs:,} logs, {rows:,} rows, {'one difference at least' if difference else 'no difference'}")
+    if difference is not None:
+        raise typer.Exit(1)
+
+
+async def compared(logs: int, seed: int) -> tuple[Difference | None, int]:
+    """The first difference, made small, and how many rows were compared."""
+    from app.cli.loading import open_cluster, settings
+
+    directory = LOCAL / "parity"
+    addresses = await asyncio.to_thread(services.up, directory, ("kafka", *services.FLINK_SERVICES))
+    broker = open_cluster(settings(broker=addresses.kafka))
+    rows = done = 0
+    try:
+        async with flink_on(broker, addresses.flink) as flink:
+            while done < logs:
+                count = min(LOGS_A_JOB, logs - done)
+                parallelism = 1 + done // LOGS_A_JOB % 2
+                run_id = secrets.token_hex(4)
+                batch = batch_of(seed * 1_000_003 + done, count, f"parity.{run_id}.", parallelism)
+                found, compared = await compare(batch, flink, parallelism)
+                rows, done = rows + compared, done + count
+                output.note(f"{done:,} of {logs:,} logs, {rows:,} rows: {'DIFFERENT' if found else 'the same'}")
+                if found:
+                    return found, rows
+        return None, rows
+    finally:
+        await broker.close()
+        await asyncio.to_thread(services.down, directory, services.ALL_SERVICES)
+
+
+async def compare(batch: Batch, flink: Flink, parallelism: int) -> tuple[Difference | None, int]:
+    """A difference, made small, and how many rows there were."""
+    plans = dict(enumerate(batch.plans))
+    records = records_of(batch.topics, plans)
+    expected = read_all(batch.pipelines, records)
+    for number in differing(expected, run_asyncio(batch.pipelines, records), list(plans)):
+        return Difference("asyncio", batch, smallest_on_asyncio(batch, batch.plans[number])), count_of(expected)
+    found = await flink.run(batch.pipelines, records, prefix="run.", parallelism=parallelism)
+    for number in differing(expected, found, list(plans)):
+        plan = await smallest_on_flink(batch, batch.plans[number], flink, parallelism)
+        return Difference(f"flink, parallelism {parallelism}", batch, plan), count_of(expected)
+    return None, count_of(expected)
+
+
+def shorter(plan: list[Planned]) -> list[list[Planned]]:
+    """Every plan that lacks one record; its time goes to the one behind it."""
+    candidates = []
+    for index in range(len(plan)):
+        behind = plan[index + 1 :]
+        if behind:
+            behind = [behind[0]._replace(step_ms=behind[0].step_ms + plan[index].step_ms), *behind[1:]]
+        candidates.append([*plan[:index], *behind])
+    return [candidate for candidate in candidates if candidate]
+
+
+def smallest_on_asyncio(batch: Batch, plan: list[Planned]) -> list[Planned]:
+    while True:
+        for candidate in shorter(plan):
+            records = records_of(batch.topics, {0: candidate})
+            if differing(read_all(batch.pipelines, records), run_asyncio(batch.pipelines, records), [0]):
+                plan = candidate
+                break
+        else:
+            return plan
+
+
+async def smallest_on_flink(batch: Batch, plan: list[Planned], flink: Flink, parallelism: int) -> list[Planned]:
+    """All candidates of one length are the logs of one job."""
+    while True:
+        candidates = dict(enumerate(shorter(plan)[: len(batch.plans)]))
+        records = records_of(batch.topics, candidates)
+        if not records:
+            return plan
+        expected = read_all(batch.pipelines, records)
+        found = await flink.run(batch.pipelines, records, prefix="run.", parallelism=parallelism)
+        still = differing(expected, found, list(candidates))
+        if not still:
+            return plan
+        plan = candidates[still[0]]
+
+
+def told(difference: Difference) -> list[str]:
+    """The pipelines that take part, the records, and what is expected."""
+    batch = difference.batch
+    records = records_of(batch.topics, {0: difference.plan})
+    expected: dict[str, Any] = of_log(read_all(batch.pipelines, records), 0)
+    return [
+        f"differs: {difference.engine}",
+        *(f"  {name}: {pipeline}" for name, pipeline in batch.pipelines.items()),
+        *(f"  {record}" for record in records),
+        *(f"  expected {kind}: {value}" for kind, value in expected.items() if value),
+    ]
+
+
+if __name__ == "__main__":
+    run(commands=cli, name="python -m tests.parity")

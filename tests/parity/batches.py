@@ -1,0 +1,116 @@
+"""Batches of generated logs: one declaration of many pipelines, and as many logs as there are pairs of partitions.
+
+Lateness goes by partition, so every log has its own, and its keys carry its number: one job runs a hundred logs, and what it writes is
+told apart again.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from app.core.codec import encode
+from app.streams.pipelines import AlertPipeline, Pipeline, streams_of
+from tests.generated import START_MS, Planned, joined_graphs, logs
+from tests.parity.meaning import SourceRecord
+from tests.parity.reference import Outputs
+
+T = TypeVar("T")
+
+PIPELINES, LEAST_RECORDS = 12, 12
+
+BAD_VALUES = (
+    b"{",
+    b"",
+    b'{"sale_id":"1"}',
+    b'{"sale_id":"1","shop":"%s","price":-1,"items":1,"note":"","gift":true}',
+    b'{"sale_id":"1","shop":"%s","price":1.005,"items":1,"note":"","gift":true}',
+    b'{"sale_id":"1","shop":"%s","price":1,"items":1.5,"note":"","gift":true}',
+    b'{"sale_id":"1","shop":"%s","price":1,"items":9223372036854775808,"note":"","gift":true}',
+    b'{"sale_id":"1","shop":"%s","price":1,"items":1,"gift":true}',
+    b'{"sale_id":"1","shop":"somebody else","price":1,"items":1,"note":"","gift":true}',
+)
+"""Of those kinds that docs/validity.md calls alike on both engines."""
+
+
+class Batch(NamedTuple):
+    """topics: their names. plans: one a log."""
+
+    topics: list[str]
+    pipelines: dict[str, Pipeline]
+    plans: list[list[Planned]]
+
+
+def batch_of(number: int, count: int, prefix: str, parallelism: int) -> Batch:
+    """The batch of that number: the same for the same arguments. count: of its logs."""
+    names = (f"{prefix}sales", f"{prefix}others")
+    topics, pipelines = generated(joined_graphs(2 * count, names, PIPELINES), 20, number)[-1]
+    plans = generated(logs(2, LEAST_RECORDS), count, number)
+    return Batch(topics, {n: p for n, p in pipelines.items() if runs_on_flink(p, parallelism)}, plans)
+
+
+def generated(strategy: st.SearchStrategy[T], count: int, number: int) -> list[T]:
+    """So many values of a strategy, the same for the same number. The first ones are the simplest."""
+    drawn: list[T] = []
+
+    @seed(number)
+    @settings(max_examples=2 * count, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def draw(value: T) -> None:
+        drawn.append(value)
+
+    draw()
+    return drawn[-count:]
+
+
+def runs_on_flink(pipeline: Pipeline, parallelism: int) -> bool:
+    """Flink refuses what goes by order behind `once`, with more than one task."""
+    in_order = isinstance(pipeline, AlertPipeline) and (pipeline.burst or pipeline.raised.per_ms)
+    return not (in_order and parallelism > 1 and any(stream.once_rule for stream in streams_of(pipeline)))
+
+
+def records_of(topics: Sequence[str], plans: Mapping[int, Sequence[Planned]]) -> list[SourceRecord]:
+    """The records of the logs, by their numbers: log n has the partitions 2n and 2n + 1. Now and then a bad one in between."""
+    records: list[SourceRecord] = []
+    ends: dict[tuple[str, int], int] = {}
+
+    def add(topic: str, partition: int, time_ms: int, key: bytes | None, value: bytes | None) -> None:
+        offset = ends[topic, partition] = ends.get((topic, partition), -1) + 1
+        records.append(SourceRecord(topic, partition, offset, time_ms, key, value))
+
+    for log, plan in plans.items():
+        time_ms = START_MS
+        for index, (topic, step_ms, sale) in enumerate(plan):
+            time_ms += step_ms
+            if sale is None:
+                add(topics[topic], 2 * log + time_ms % 2, time_ms, None, b'{"heartbeat":true}')
+                continue
+            shop = f"{sale['shop']}@{log}"
+            place = topics[topic], 2 * log + sum(sale["shop"].encode()) % 2
+            if index % 7 == 6:
+                bad = BAD_VALUES[index // 7 % len(BAD_VALUES)].replace(b"%s", shop.replace('"', '\\"').encode())
+                add(*place, time_ms + 100_000, shop.encode(), bad)
+            add(*place, time_ms, shop.encode(), encode({**sale, "shop": shop}))
+    return records
+
+
+def of_log(outputs: Outputs, log: int) -> dict[str, Any]:
+    """What belongs to one log."""
+    mine, suffix = {2 * log, 2 * log + 1}, f"@{log}"
+    return {
+        "alerts": {alert for alert in outputs.alerts if alert.place[1] in mine},
+        "tiles": {place: value for place, value in outputs.tiles.items() if place[1].endswith(suffix)},
+        "rows": {place[:3]: value for place, value in outputs.rows.items() if place[1].endswith(suffix)},
+        "late": {late for late in outputs.late if late[2] in mine},
+    }
+
+
+def differing(expected: Outputs, found: Outputs, logs: Sequence[int]) -> list[int]:
+    """The logs that are not the same."""
+    return [log for log in logs if of_log(expected, log) != of_log(found, log)]
+
+
+def count_of(outputs: Outputs) -> int:
+    """Rows of all kinds."""
+    return len(outputs.alerts) + len(outputs.tiles) + len(outputs.rows) + len(outputs.late)
