@@ -152,11 +152,16 @@ def aggregates(draw: st.DrawFn, fields: Mapping[str, Kind]) -> Aggregate:
     return {"total": total, "minimum": minimum, "maximum": maximum, "mean": mean}[function](value, when=when)
 
 
+Onces = list[tuple[str, str]]
+
+ONCES: Onces = [("sale_id", "20s"), ("sale_id", "2m"), ("note", "20s")]
+
+
 @st.composite
-def streams(draw: st.DrawFn, topic: Topic) -> Stream:
+def streams(draw: st.DrawFn, topic: Topic, onces: Onces = ONCES) -> Stream:
     """Some steps of any kind."""
     stream: Stream = topic
-    once = draw(st.sampled_from([None, None, ("sale_id", "20s"), ("sale_id", "2m"), ("note", "20s")]))
+    once = draw(st.sampled_from([None, None, *onces]))
     if once is not None:
         stream = stream.once(once[0], within=once[1])
     for step in range(draw(st.integers(0, 3))):
@@ -248,7 +253,11 @@ def graphs(draw: st.DrawFn, partitions: int = 2) -> tuple[Topic, dict[str, Pipel
 
 @st.composite
 def joined_graphs(
-    draw: st.DrawFn, partitions: int = 2, names: tuple[str, str] = ("sales", "others"), most: int = 4
+    draw: st.DrawFn,
+    partitions: int = 2,
+    names: tuple[str, str] = ("sales", "others"),
+    most: int = 4,
+    onces: Onces = ONCES,
 ) -> tuple[list[str], dict[str, Pipeline]]:
     """Pipelines on two topics, each read by one of them at least, and joins between them and of one with itself. As a rule
     rules and outputs are told apart by the pipeline's number."""
@@ -258,10 +267,11 @@ def joined_graphs(
         "second": topics[1].alert(Flag, id="sale_id", rule="second"),
     }
     for number in range(draw(st.integers(1, most))):
-        stream = draw(streams(draw(st.sampled_from(topics))))
+        stream = draw(streams(draw(st.sampled_from(topics)), onces))
         kind = draw(st.sampled_from(["alerts", "windows", "windows", "joins"]))
         if kind == "joins":
-            pipelines[f"p{number}"] = draw(joins(stream, draw(streams(draw(st.sampled_from(topics)))), number))
+            other = draw(streams(draw(st.sampled_from(topics)), onces))
+            pipelines[f"p{number}"] = draw(joins(stream, other, number))
         else:
             pipelines[f"p{number}"] = draw((alerts if kind == "alerts" else windows)(stream, number))
     return [topic.source.spec.name for topic in topics], pipelines

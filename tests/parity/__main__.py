@@ -14,7 +14,7 @@ from tests.generated import Planned
 from tests.parity.asyncio_engine import run_asyncio
 from tests.parity.batches import Batch, batch_of, count_of, differing, of_log, records_of
 from tests.parity.flink_engine import Flink, flink_on
-from tests.parity.reference import read_all
+from tests.parity.reference import Outputs, read_all
 
 LOGS_A_JOB = 100
 
@@ -27,6 +27,7 @@ class Difference(NamedTuple):
     engine: str
     batch: Batch
     plan: list[Planned]
+    found: Outputs
 
 
 @cli.command()
@@ -82,11 +83,11 @@ async def compare(batch: Batch, flink: Flink, parallelism: int) -> tuple[Differe
     records = records_of(batch.topics, plans)
     expected = read_all(batch.pipelines, records)
     for number in differing(expected, run_asyncio(batch.pipelines, records), list(plans)):
-        return Difference("asyncio", batch, smallest_on_asyncio(batch, batch.plans[number])), count_of(expected)
+        return Difference("asyncio", batch, *smallest_on_asyncio(batch, batch.plans[number])), count_of(expected)
     found = await flink.run(batch.pipelines, records, prefix="run.", parallelism=parallelism)
     for number in differing(expected, found, list(plans)):
-        plan = await smallest_on_flink(batch, batch.plans[number], flink, parallelism)
-        return Difference(f"flink, parallelism {parallelism}", batch, plan), count_of(expected)
+        plan, small = await smallest_on_flink(batch, batch.plans[number], flink, parallelism)
+        return Difference(f"flink, parallelism {parallelism}", batch, plan, small), count_of(expected)
     return None, count_of(expected)
 
 
@@ -104,7 +105,8 @@ def shorter(plan: list[Planned]) -> list[list[Planned]]:
     return [candidate for candidate in candidates if candidate]
 
 
-def smallest_on_asyncio(batch: Batch, plan: list[Planned]) -> list[Planned]:
+def smallest_on_asyncio(batch: Batch, plan: list[Planned]) -> tuple[list[Planned], Outputs]:
+    """And what the engine writes for it."""
     while True:
         for candidate in shorter(plan):
             records = records_of(batch.topics, {0: candidate})
@@ -112,35 +114,40 @@ def smallest_on_asyncio(batch: Batch, plan: list[Planned]) -> list[Planned]:
                 plan = candidate
                 break
         else:
-            return plan
+            return plan, run_asyncio(batch.pipelines, records_of(batch.topics, {0: plan}))
 
 
-async def smallest_on_flink(batch: Batch, plan: list[Planned], flink: Flink, parallelism: int) -> list[Planned]:
-    """All candidates of one length are the logs of one job."""
+async def smallest_on_flink(
+    batch: Batch, plan: list[Planned], flink: Flink, parallelism: int
+) -> tuple[list[Planned], Outputs]:
+    """As `smallest_on_asyncio`. The plan itself and what is shorter are the logs of one job."""
     while True:
-        candidates = dict(enumerate(shorter(plan)[: len(batch.plans)]))
+        candidates = dict(enumerate([plan, *shorter(plan)][: len(batch.plans)]))
         records = records_of(batch.topics, candidates)
-        if not records:
-            return plan
-        expected = read_all(batch.pipelines, records)
         found = await flink.run(batch.pipelines, records, prefix="run.", parallelism=parallelism)
-        still = differing(expected, found, list(candidates))
+        still = [log for log in differing(read_all(batch.pipelines, records), found, list(candidates)) if log]
         if not still:
-            return plan
+            return plan, found
         plan = candidates[still[0]]
 
 
 def told(difference: Difference) -> list[str]:
-    """The pipelines that take part, the records, and what is expected."""
+    """The records, what differs, and the pipelines."""
     batch = difference.batch
     records = records_of(batch.topics, {0: difference.plan})
-    expected: dict[str, Any] = of_log(read_all(batch.pipelines, records), 0)
-    return [
-        f"differs: {difference.engine}",
-        *(f"  {name}: {pipeline}" for name, pipeline in batch.pipelines.items()),
-        *(f"  {record}" for record in records),
-        *(f"  expected {kind}: {value}" for kind, value in expected.items() if value),
-    ]
+    expected, found = of_log(read_all(batch.pipelines, records), 0), of_log(difference.found, 0)
+    lines = [f"differs: {difference.engine}", *(f"  {record}" for record in records)]
+    for kind in expected:
+        lines += [f"  missing in {kind}: {one}" for one in _beyond(expected[kind], found[kind])]
+        lines += [f"  too much in {kind}: {one}" for one in _beyond(found[kind], expected[kind])]
+    return [*lines, *(f"  {name}: {pipeline}" for name, pipeline in batch.pipelines.items())]
+
+
+def _beyond(one: Any, other: Any) -> list[Any]:
+    """What is in one and not, or not so, in the other."""
+    if isinstance(one, dict):
+        return [(place, value) for place, value in one.items() if other.get(place) != value]
+    return [value for value in one if value not in other]
 
 
 if __name__ == "__main__":
