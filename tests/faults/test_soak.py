@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agents import app
 from tests.faults import results, soak
 from tests.faults.gauges import Gauges
 from tests.faults.test_fault_results import shortened, soaked
@@ -14,7 +15,7 @@ from tests.faults.test_fault_results import shortened, soaked
 LOAD = soak.Load(1, 100, 10, 50, 0.2)
 MIDDLE_MS, END_MS, OVER_MS = 30_000, 60_000, 72_000
 FLAT = 100 * 2**20
-KEYS = 50 + len(soak.app.views)
+KEYS = 50 + len(app.views)
 
 
 def gauges(rss_bytes: Callable[[int], int] = lambda at_ms: FLAT, lanes: int = 0, entries: int = 0) -> list[Gauges]:
