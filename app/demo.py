@@ -15,6 +15,7 @@ from app.application import App
 from app.broker.memory import MemoryBroker
 from app.core.clock import Clock
 from app.core.errors import Unavailable
+from app.core.record import TopicPartition
 from app.core.settings import Settings
 from app.models.base import Model
 from app.serving.memory import MemoryStore
@@ -29,16 +30,16 @@ SETTLE_LIMIT_S = 120.0
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """What a run of the demo came to. seconds: on `clock`. late: by pipeline; decisions: by action; effects: ended
-    ones by name; dead_letters: records on all dead-letter topics."""
+    """What a run of the demo came to. seconds: on `clock`. late: by pipeline; alerts: by type; decisions: of each agent by
+    action; effects: ended ones by name; dead_letters: records on all dead-letter topics."""
 
     clock: str
     seconds: float
     events: int
     malformed: int
     late: dict[str, int]
-    alerts: int
-    decisions: dict[str, int]
+    alerts: dict[str, int]
+    decisions: dict[str, dict[str, int]]
     effects: dict[str, int]
     dead_letters: int
 
@@ -53,6 +54,8 @@ class Demo:
         self.store = MemoryStore(clock)
         self.worker = Worker(app, settings, broker=self.broker, store=self.store, model=model, clock=clock)
         self.published = 0
+        self._alerts = Counter(dict.fromkeys(_types_of_alerts(app), 0))
+        self._counted_alerts: Counter[TopicPartition] = Counter()
 
     async def run(self, scenario: Scenario, events: int, seed: int, clock_name: str) -> Summary:
         """Plays the scenario to its end, waits until every alert has come to its end, and stops the worker."""
@@ -77,7 +80,7 @@ class Demo:
     async def _settled(self) -> None:
         """Waits until every group has committed everything there is."""
         with anyio.move_on_after(SETTLE_LIMIT_S):
-            while not self._is_settled():  # noqa: ASYNC110 - four groups, none of which tells
+            while not self._is_settled():  # noqa: ASYNC110 - a few groups, none of which tells
                 await asyncio.sleep(SETTLE_STEP_S)
             return
         raise Unavailable(f"the demo did not come to its end within {SETTLE_LIMIT_S:.0f} s")
@@ -99,10 +102,10 @@ class Demo:
     def summary(self, clock_name: str, seconds: float) -> Summary:
         """The counts so far."""
         engine, actions = self.worker.engine, self.worker.actions
-        decisions: Counter[str] = Counter()
-        for work in self.worker.agents.values():
-            decisions.update(dict.fromkeys(work.agent.actions_allowed, 0))
-            decisions.update(work.statistics.decided)
+        decisions = {
+            name: {action: work.statistics.decided[action] for action in work.agent.actions_allowed}
+            for name, work in self.worker.agents.items()
+        }
         effects: Counter[str] = Counter()
         for agent in self.app.agents.values():
             effects.update(dict.fromkeys(agent.action_names, 0))
@@ -114,8 +117,23 @@ class Demo:
             events=self.published,
             malformed=engine.statistics.malformed if engine else 0,
             late=dict(sorted(engine.statistics.late.items())) if engine else {},
-            alerts=engine.statistics.alerts if engine else 0,
-            decisions=dict(decisions),
+            alerts=self._count_alerts(),
+            decisions=decisions,
             effects=dict(effects),
             dead_letters=sum(len(log) for place, log in self.broker.logs.items() if place.topic.endswith(".dead")),
         )
+
+    def _count_alerts(self) -> dict[str, int]:
+        """By type, with those that are new in the logs."""
+        topics = {agent.topic for agent in self.app.agents.values()}
+        for place, log in self.broker.logs.items():
+            if place.topic in topics:
+                new = log[self._counted_alerts[place] :]
+                self._alerts.update((record.header("alert_type") or b"").decode() for record in new)
+                self._counted_alerts[place] += len(new)
+        return dict(self._alerts)
+
+
+def _types_of_alerts(app: App) -> list[str]:
+    """Of every agent, in the order of their declaration."""
+    return [tag for agent in app.agents.values() for tag in agent.alert_types]

@@ -162,7 +162,8 @@ class Worker:
         missing = sorted(names - self._settings.action_urls.keys())
         if missing:
             logger.warning(
-                "without an address, so that what they post is only logged: %s; set %s%s and so on, unless they only ask people",
+                "without an address, so that what they post is only logged: %s; set %s%s and so on, unless they only ask people "
+                "or report incidents",
                 ", ".join(missing),
                 ACTION_URL_PREFIX,
                 missing[0].upper(),
@@ -342,7 +343,14 @@ class Worker:
         return scope.cancelled_caught
 
     def _make_actions(self) -> Run:
-        receivers = Receivers(self._settings.action_urls, self._settings.action_token, self._settings.action_timeout_ms)
+        settings = self._settings
+        receivers = Receivers(
+            settings.action_urls,
+            settings.action_token,
+            settings.action_timeout_ms,
+            settings.pagerduty_url,
+            settings.pagerduty_routing_key,
+        )
         self.actions = ActionsWork(
             self._app.agents.values(),
             producer=self._producer,
@@ -352,7 +360,7 @@ class Worker:
             clock=self._clock,
             switches=self.switches,
         )
-        dispatch = self._dispatcher(self.actions, DispatchConfig(retry=RETRY, drain_ms=self._settings.drain_ms))
+        dispatch = self._dispatcher(self.actions, DispatchConfig(retry=RETRY, drain_ms=settings.drain_ms))
         mend = self.actions.mend
 
         async def run(stopping: asyncio.Event) -> None:

@@ -11,7 +11,7 @@ from itertools import islice
 from random import Random
 
 from app.core.codec import encode, to_dollars
-from app.sources.generator import Agenda, Publication, moments
+from app.sources.generator import Agenda, Publication, moments, told
 from features.records import OrderEvent, order_events
 
 TOPIC = order_events.source.spec.name
@@ -30,7 +30,7 @@ def scenario(events: int, seed: int, start_ms: int) -> Iterator[Publication]:
 
 
 class _Shop:
-    """Begins a story whenever nobody has anything left to do; what a story schedules comes first."""
+    """Tells the stories of shoppers who order."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
@@ -49,13 +49,11 @@ class _Shop:
         self._weights = [800, 60, 20, 25, 12, 8, 8, 20]
 
     def publications(self, start_ms: int) -> Iterator[Publication]:
-        for at_ms in moments(self._random, start_ms, GAPS_MS, TILE_MS, QUIET_MS):
-            publication = self._agenda.take(at_ms)
-            while publication is None:
-                (story,) = self._random.choices(self._stories, self._weights)
-                story(at_ms, f"u-{self._random.randrange(SHOPPERS)}")
-                publication = self._agenda.take(at_ms)
-            yield publication
+        return told(self._agenda, moments(self._random, start_ms, GAPS_MS, TILE_MS, QUIET_MS), self._begin)
+
+    def _begin(self, at_ms: int) -> None:
+        (story,) = self._random.choices(self._stories, self._weights)
+        story(at_ms, f"u-{self._random.randrange(SHOPPERS)}")
 
     def _ordinary(self, at_ms: int, user: str) -> None:
         """An order that arrives at once."""

@@ -20,7 +20,7 @@ START_MS = 1_800_000_000_000
 
 
 def demo(
-    events: Annotated[int, typer.Option("--events", min=1, help="How many events the shoppers cause.")] = 2_000,
+    events: Annotated[int, typer.Option("--events", min=1, help="How many events the shop causes.")] = 4_000,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other shoppers.")] = 7,
     model: Annotated[
         str, typer.Option("--model", help="`rules` answers offline; claude-… needs ANTHROPIC_API_KEY.")
@@ -28,7 +28,7 @@ def demo(
     app: AppOption = DEFAULT_APP,
     scenario: Annotated[
         str, typer.Option("--scenario", metavar="MODULE:FUNCTION", help="Who plays.")
-    ] = "features.scenario:scenario",
+    ] = "features.demo:scenario",
     json: Annotated[
         bool, typer.Option("--json", help="As fast as it can, under virtual time; the summary as one JSON line.")
     ] = False,
@@ -40,10 +40,12 @@ def demo(
     Examples: `python -m app demo`; `python -m app demo --events 20000 --seed 7 --json`
     """
     from app.core.errors import SetupError
+    from app.core.settings import EFFECT_SECRETS
 
     if json and model != "rules":
         raise SetupError("--json", "runs under virtual time, where a real model has no place; use --model rules")
-    values = settings(broker="memory://", store="memory://", model=model, action_urls={}, action_token="")
+    unused = dict.fromkeys((*EFFECT_SECRETS, *(f"{secret}_file" for secret in EFFECT_SECRETS)), "")
+    values = settings(broker="memory://", store="memory://", model=model, action_urls={}, **unused)
     output.set_up_logs("warning")
     loaded, play = load_app(app), _scenario(scenario)
     if json:

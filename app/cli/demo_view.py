@@ -5,6 +5,7 @@ snapshots say, so a view has no clock.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -16,15 +17,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from app.decisions.decision import Severity
+
 SCREEN_EVERY_S = 0.125
 LINE_EVERY_S = 1.0
 RATE_OVER_S = 3.0
-LATEST = 4
-"""So many fit below the rest on 24 lines."""
+LATEST = 3
+"""So many fit below the rest on 24 lines, with five agents."""
 
 SHOWN_AS_SECONDS_MS = 100_000
 
-COLORS = {"approve": "green", "review": "yellow", "block": "red"}
+COLORS = {Severity.APPROVE: "green", Severity.REVIEW: "yellow", Severity.BLOCK: "red"}
 
 
 class HopLatency(msgspec.Struct, frozen=True):
@@ -35,9 +38,19 @@ class HopLatency(msgspec.Struct, frozen=True):
     p99_ms: float
 
 
+class SeenAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent: its alerts by type, its decisions by action, and how severe each action is."""
+
+    name: str
+    alerts: dict[str, int]
+    decisions: dict[str, int]
+    severities: Mapping[str, Severity]
+
+
 class SeenDecision(msgspec.Struct, frozen=True):
     """One decision as it is shown. amount: as `$12,345.67`. reason: policy's where it changed the answer."""
 
+    agent: str
     action: str
     entity: str
     amount: str
@@ -45,7 +58,7 @@ class SeenDecision(msgspec.Struct, frozen=True):
 
 
 class DemoSnapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The demo at one moment; all counts are since its start. late: by pipeline. decisions: by action. effects: by name.
+    """The demo at one moment; all counts are since its start. late: by pipeline. effects: by name.
 
     latest: the newest decision first.
     """
@@ -55,12 +68,19 @@ class DemoSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     malformed: int
     late: dict[str, int]
-    alerts: int
-    decisions: dict[str, int]
+    agents: tuple[SeenAgent, ...]
     effects: dict[str, int]
     dead_letters: int
     hops: tuple[HopLatency, ...] = ()
     latest: tuple[SeenDecision, ...] = ()
+
+    @property
+    def alerts(self) -> int:
+        return sum(sum(agent.alerts.values()) for agent in self.agents)
+
+    @property
+    def decisions(self) -> int:
+        return sum(sum(agent.decisions.values()) for agent in self.agents)
 
 
 class DemoView:
@@ -106,7 +126,7 @@ def line(snapshot: DemoSnapshot) -> Text:
     """A snapshot in one line."""
     return Text(
         f"{snapshot.elapsed_s:6.1f} s  events {snapshot.events:,}  malformed {snapshot.malformed:,}"
-        f"  late {_sum(snapshot.late)}  alerts {snapshot.alerts:,}  decisions {_counts(snapshot.decisions)}"
+        f"  late {_sum(snapshot.late)}  alerts {snapshot.alerts:,}  decisions {snapshot.decisions:,}"
         f"  effects {_sum(snapshot.effects)}"
     )
 
@@ -122,16 +142,7 @@ def screen(snapshot: DemoSnapshot, earlier: DemoSnapshot) -> Group:
         ProgressBar(total=max(snapshot.planned, 1), completed=snapshot.events),
         Text(f"{snapshot.events:,} of {snapshot.planned:,} events"),
     )
-    return Group(
-        head,
-        Text(),
-        _path(snapshot, earlier),
-        Text(),
-        _hops(snapshot),
-        Text(),
-        Text("latest decisions", style="bold"),
-        _latest(snapshot),
-    )
+    return Group(head, _path(snapshot, earlier), Text(), _hops(snapshot), Text(), _latest(snapshot))
 
 
 def summary(snapshot: DemoSnapshot) -> Panel:
@@ -145,7 +156,10 @@ def summary(snapshot: DemoSnapshot) -> Panel:
     )
     rows.add_row("late", _sum(snapshot.late), _counts(snapshot.late))
     rows.add_row("alerts", f"{snapshot.alerts:,}", "")
-    rows.add_row("decisions", _sum(snapshot.decisions), _colored(snapshot.decisions))
+    rows.add_row("decisions", f"{snapshot.decisions:,}", "")
+    for agent in snapshot.agents:
+        rows.add_row(Text(f"  {agent.name}", style="not bold"), _sum(agent.decisions), _decisions(agent))
+        rows.add_row("", "", Text(f"of {_counts(agent.alerts)}", style="dim"))
     rows.add_row("effects", _sum(snapshot.effects), _counts(snapshot.effects))
     if snapshot.hops:
         total = snapshot.hops[-1]
@@ -163,23 +177,19 @@ def _path(snapshot: DemoSnapshot, earlier: DemoSnapshot) -> Table:
     def rate(now: int, before: int) -> str:
         return f"{(now - before) / seconds:,.0f}/s" if seconds > 0 else ""
 
-    path = Table.grid(expand=True, padding=(0, 2))
-    path.add_column(style="bold", no_wrap=True, width=9)
+    path = Table.grid(expand=True, padding=(0, 1))
+    path.add_column(style="bold", no_wrap=True, width=15)
     path.add_column(justify="right", no_wrap=True, width=9)
     path.add_column(justify="right", no_wrap=True, width=8)
-    path.add_column(ratio=1)
-    late = f"late {_counts(snapshot.late)}" if snapshot.late else "late 0"
-    path.add_row(
-        "events",
-        f"{snapshot.events:,}",
-        rate(snapshot.events, earlier.events),
-        Text(f"malformed {snapshot.malformed:,} · {late}"),
-    )
+    path.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
+    troubles = Text(f"malformed {snapshot.malformed:,} · late {_sum(snapshot.late)}")
+    path.add_row("events", f"{snapshot.events:,}", rate(snapshot.events, earlier.events), troubles)
     path.add_row("alerts", f"{snapshot.alerts:,}", rate(snapshot.alerts, earlier.alerts), "")
-    decided, decided_before = sum(snapshot.decisions.values()), sum(earlier.decisions.values())
-    path.add_row("decisions", f"{decided:,}", rate(decided, decided_before), _colored(snapshot.decisions))
+    path.add_row("decisions", f"{snapshot.decisions:,}", rate(snapshot.decisions, earlier.decisions), "")
+    for agent in snapshot.agents:
+        path.add_row(Text(f"  {agent.name}", style="not bold"), _sum(agent.decisions), "", _decisions(agent))
     done, done_before = sum(snapshot.effects.values()), sum(earlier.effects.values())
-    path.add_row("effects", f"{done:,}", rate(done, done_before), Text(_counts(snapshot.effects)))
+    path.add_row("effects", f"{done:,}", rate(done, done_before), "")
     return path
 
 
@@ -196,13 +206,16 @@ def _hops(snapshot: DemoSnapshot) -> Table:
 
 def _latest(snapshot: DemoSnapshot) -> Table:
     latest = Table.grid(expand=True, padding=(0, 2))
-    latest.add_column(no_wrap=True, width=9)
+    latest.add_column(style="bold", no_wrap=True, width=13)
+    latest.add_column(no_wrap=True, width=7)
     latest.add_column(no_wrap=True, width=11, overflow="ellipsis")
-    latest.add_column(no_wrap=True, justify="right", width=12)
+    latest.add_column(no_wrap=True, justify="right", width=10)
     latest.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
+    severities = {agent.name: agent.severities for agent in snapshot.agents}
     for decision in snapshot.latest[:LATEST]:
         latest.add_row(
-            Text(_harmless(decision.action), style=COLORS.get(decision.action, "")),
+            Text(decision.agent),
+            Text(_harmless(decision.action), style=_color(severities[decision.agent], decision.action)),
             Text(_harmless(decision.entity)),
             Text(_harmless(decision.amount)),
             Text(_harmless(decision.reason)),
@@ -210,8 +223,14 @@ def _latest(snapshot: DemoSnapshot) -> Table:
     return latest
 
 
-def _colored(counts: dict[str, int]) -> Text:
-    return Text(" · ").join(Text(f"{name} {count:,}", style=COLORS.get(name, "")) for name, count in counts.items())
+def _decisions(agent: SeenAgent) -> Text:
+    return Text(" · ").join(
+        Text(f"{name} {count:,}", style=_color(agent.severities, name)) for name, count in agent.decisions.items()
+    )
+
+
+def _color(severities: Mapping[str, Severity], action: str) -> str:
+    return COLORS[severities[action]] if action in severities else ""
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from app.cli.demo_view import DemoSnapshot, HopLatency, SeenDecision
+from app.cli.demo_view import DemoSnapshot, HopLatency, SeenAgent, SeenDecision
 from app.core.record import Record
 from app.decisions.record import DECISIONS, EFFECTS, HOPS, DecisionRecord, EffectRecord, Hops
 from app.demo import Demo
 
 KEPT = 20_000
 """Latencies that are kept of each hop."""
+
+LONG_AGO_MS = 60_000
+"""An event, or a window's end, that is older when it is read tells nothing of how long events are under way."""
 
 TO_EFFECT, TOTAL = "decision to effect", "engine to decision"
 
@@ -52,8 +55,16 @@ class DemoWatch:
             events=summary.events,
             malformed=summary.malformed,
             late=summary.late,
-            alerts=summary.alerts,
-            decisions=summary.decisions,
+            agents=tuple(
+                SeenAgent(
+                    name=agent.name,
+                    alerts={tag: summary.alerts[tag] for tag in agent.alert_types},
+                    decisions=summary.decisions[agent.name],
+                    severities=agent.decides.severities,
+                )
+                for agent in self._demo.app.agents.values()
+                if agent.name in summary.decisions
+            ),
             effects=summary.effects,
             dead_letters=summary.dead_letters,
             hops=tuple(_latency(name, times) for name, times in self._times.items() if times),
@@ -69,8 +80,9 @@ class DemoWatch:
     def _see_decision(self, record: DecisionRecord) -> None:
         hops: Hops = record.hops
         for name, start, end in HOPS:
-            if getattr(hops, start) and getattr(hops, end):
-                self._times[name].append(max(0, getattr(hops, end) - getattr(hops, start)))
+            took_ms = max(0, getattr(hops, end) - getattr(hops, start))
+            if getattr(hops, start) and getattr(hops, end) and took_ms < LONG_AGO_MS:
+                self._times[name].append(took_ms)
         self._times[TOTAL].append(hops.decided_ms - hops.received_ms)
         self._decided_ms[record.alert_id] = hops.decided_ms
         self._latest.appendleft(seen(record))
@@ -91,7 +103,7 @@ def seen(record: DecisionRecord) -> SeenDecision:
     reason = shown.reason
     if record.policy is not None and record.policy.answered != shown.action:
         reason = f"{', '.join(record.policy.reasons)}, else {record.policy.answered}"
-    return SeenDecision(shown.action, record.entity, amount, reason)
+    return SeenDecision(record.agent, shown.action, record.entity, amount, reason)
 
 
 def _latency(name: str, times_ms: Sequence[int]) -> HopLatency:

@@ -20,7 +20,10 @@ MODES = ("live", "shadow", "dry-run")
 ENGINES = ("asyncio", "flink")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-SECRETS = ("broker_password", "store_password", "action_token")
+EFFECT_SECRETS = ("action_token", "pagerduty_routing_key")
+"""What only actions show to others."""
+
+SECRETS = ("broker_password", "store_password", *EFFECT_SECRETS)
 """Never shown. Each may also be read from a file, as Docker and Kubernetes hand secrets over: `broker_password_file`."""
 
 
@@ -86,6 +89,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Bearer token sent with effects; `https://` addresses only then, unless on loopback."""
     action_timeout_ms: int = 5_000
     """Time limit of one such post; shorter than the drain."""
+    pagerduty_url: str = "https://events.pagerduty.com/v2/enqueue"
+    """Where incidents are reported, by the Events API v2; `https://` unless on loopback."""
+    pagerduty_routing_key: str = ""
+    """The integration key of the service that is paged. Without one incidents are logged instead, for good."""
     mode: str = "live"
     """Only what agents decide `live` is acted on. In `shadow` they decide beside the live ones, in groups of their own."""
     group_protocol: str = "consumer"
@@ -133,6 +140,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             _require("model_url", _is_web_address(self.model_url), form)
             _require_closed("model_url", self.model_url, "an API key")
         _require("flink", _is_web_address(self.flink), form)
+        _require("pagerduty_url", _is_web_address(self.pagerduty_url), form)
+        if self.pagerduty_routing_key:
+            _require_closed("pagerduty_url", self.pagerduty_url, "a routing key")
         for name, url in self.action_urls.items():
             _require("action_urls", _is_web_address(url), f"that of {name} {form}")
             if self.action_token or "@" in urlsplit(url).netloc:

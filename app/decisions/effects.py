@@ -4,7 +4,8 @@
     async def block_transaction(decision: FraudDecision, effects: Effects) -> None:
         await effects.post({"order_id": effects.alert.order_id, "reason": decision.reason})
 
-The address comes from the configuration and the target from the alert: nothing a model wrote chooses either.
+The address comes from the configuration and the target from the alert: nothing a model wrote chooses either. Nor does a
+handler see a secret: what a receiver must be shown is added here.
 """
 
 import logging
@@ -19,6 +20,7 @@ from app.core.codec import encode
 from app.core.errors import Rejected, Unavailable
 from app.core.text import one_line
 from app.decisions.decision import MAX_REASON_CHARACTERS
+from app.decisions.incidents import Incident
 from app.decisions.record import REVIEWS, DecisionRecord, EffectState, ReviewRequest, review_key
 
 logger = logging.getLogger(__name__)
@@ -31,11 +33,14 @@ class Poster(Protocol):
 
 
 class Receivers(msgspec.Struct, frozen=True):
-    """Where effects go. addresses: URL by the name of the action's handler. token: sent as bearer token."""
+    """Where effects go. addresses: URL by the name of the action's handler. token: sent to those as bearer token.
+    pagerduty_url: where incidents are reported, with the routing key of whom they page."""
 
     addresses: Mapping[str, str]
     token: str = ""
     timeout_ms: int = 5_000
+    pagerduty_url: str = ""
+    routing_key: str = ""
 
 
 class Effects:
@@ -88,14 +93,31 @@ class Effects:
         self._begin()
         url = self._receivers.addresses.get(self.name, "")
         if not url:
-            logger.info("effect %s %s has no address, logged only", self.name, self.key)  # a log is not to be forgotten
-            self.outcome = EffectState.LOGGED
+            self._log("address")
             return
-        headers = {"idempotency-key": header_text(self.key)}
-        if self._receivers.token:
-            headers["authorization"] = f"Bearer {self._receivers.token}"
-        await self._poster.post_json(url, encode(body), headers, self._receivers.timeout_ms)
+        token = self._receivers.token
+        await self._post(url, body, {"authorization": f"Bearer {token}"} if token else {})
+
+    async def report_incident(self, incident: Incident) -> None:
+        """Sends one event of an incident to PagerDuty, under the routing key of the configuration.
+
+        Without a routing key it is logged instead. Raises, and on cancellation: as `post`.
+        """
+        self._begin()
+        if not self._receivers.routing_key:
+            self._log("routing key")
+            return
+        await self._post(self._receivers.pagerduty_url, incident.event(self._receivers.routing_key), {})
+
+    async def _post(self, url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        sent = {"idempotency-key": header_text(self.key), **headers}
+        await self._poster.post_json(url, encode(body), sent, self._receivers.timeout_ms)
         self.outcome = EffectState.DONE
+
+    def _log(self, missing: str) -> None:
+        """By its ids alone: a log cannot be forgotten with the person it is about."""
+        logger.info("effect %s %s has no %s, logged only", self.name, self.key, missing)
+        self.outcome = EffectState.LOGGED
 
     async def request_review(self, reason: str) -> None:
         """Puts the alert before a person: one acknowledged request on `agent.reviews`.

@@ -85,6 +85,17 @@ def moments(random: Random, start_ms: int, gaps_ms: range, slice_ms: int, quiet_
         yield at_ms
 
 
+def told(agenda: Agenda, at: Iterable[int], begin: Callable[[int], None]) -> Iterator[Publication]:
+    """One publication a moment, endlessly. `begin(at_ms)` begins a story whenever nobody has anything left to do; what a
+    story schedules comes first."""
+    for at_ms in at:
+        publication = agenda.take(at_ms)
+        while publication is None:
+            begin(at_ms)
+            publication = agenda.take(at_ms)
+        yield publication
+
+
 async def play(publications: Iterable[Publication], producer: Producer, clock: Clock) -> int:
     """Publishes each at its moment, or at once where that is past, and flushes. Returns how many.
 

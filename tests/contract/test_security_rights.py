@@ -284,7 +284,7 @@ async def features_work(store: RedisStore, view: View) -> None:
     """Tiles of a window, then one so much later that they are dropped."""
     await store.progress(view)
     for number in range(2):
-        tile = Tile(number * 2 * view.kept_ms, 0, number, (1,) * len(view.fields))
+        tile = Tile(number * 2 * view.kept_ms, 0, number, (1,) * len(view.accumulators))
         progress = Progress(number, 0)
         assert await store.apply(view, 0, number - 1 if number else None, progress, [TileChange("u-1", tile)])
 
@@ -305,14 +305,14 @@ STORE_WORK = {"features": features_work, "agents": agents_work, "operator": oper
 @pytest.mark.parametrize("role", STORE_COMMANDS)
 def test_store_user_without_any_one_right_is_told(granted: Secured, app: App, role: str) -> None:
     """Each command and each pattern of keys is needed, and with all of them the role does its work."""
-    view = app.views["user_features"]
     settings = load_settings(granted.as_user(role, role))
 
     async def said() -> str:
         store = RedisStore(elsewhere_in(granted), SystemClock(), settings.store_security)
         try:
             await store.start()
-            await STORE_WORK[role](store, view)
+            for view in app.views.values():
+                await STORE_WORK[role](store, view)
         except Rejected as error:
             return str(error)
         finally:

@@ -32,8 +32,8 @@ def test_rights_of_effects_are_the_actions_alone(app: App) -> None:
 def test_rights_of_agents_are_to_the_groups_of_every_mode(app: App) -> None:
     """A switch moves an agent into another one's while its worker runs, which ends where it may not read there."""
     groups = {right for right in rights_of(app, "agents") if right.kind == "group"}
-    group = "headrace.agent.judge_order"
-    assert {Right("group", name, "Read") for name in (group, f"{group}.shadow", f"{group}.dry-run")} == groups
+    names = {f"headrace.agent.{agent}{mode}" for agent in app.agents for mode in ("", ".shadow", ".dry-run")}
+    assert {Right("group", name, "Read") for name in names} == groups
 
 
 def test_rights_of_an_unknown_role_are_refused(app: App) -> None:

@@ -1,20 +1,13 @@
 """The fraud agent: its rules look at the features, and its effects reach real receivers with key and schema."""
 
-import asyncio
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal
 
 import msgspec
 import pytest
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from agents.fraud import (
     FraudDecision,
@@ -36,6 +29,7 @@ from app.models.prompt import answer_schema
 from app.models.rules import RulesModel
 from app.serving.base import Features, Freshness, OwnEvent
 from features.fraud import HighValueOrder
+from tests.cases_kit import listening
 from tests.decisions_kit import START_MS, World, until
 
 
@@ -161,23 +155,6 @@ class PaymentsAndTeam:
         return JSONResponse({})
 
 
-@asynccontextmanager
-async def listening(service: PaymentsAndTeam) -> AsyncIterator[str]:
-    """The service on a free loopback port."""
-    routes = [Route(path, service.receive, methods=["POST"]) for path in SCHEMAS]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(Starlette(routes=routes), log_level="error", lifespan="off", ws="none")
-        server = uvicorn.Server(config)
-        running = asyncio.create_task(server.serve([listener]))
-        await until(lambda: server.started, 10)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            await running
-
-
 async def world_with_rules(features: Features) -> tuple[World, AgentWork]:
     world = await World.create(SystemClock())
     world.addresses.clear()
@@ -212,7 +189,7 @@ async def test_block_reaches_both_receivers_with_key_and_schema() -> None:
     """Over real HTTP, through a receiver that is away at first: each key is applied once and fits the schema."""
     service = PaymentsAndTeam(unavailable=1)
     world, agent = await world_with_rules(activity(6, "70000.00"))
-    async with listening(service) as base, HttpClient() as client:
+    async with listening(dict.fromkeys(SCHEMAS, service.receive)) as base, HttpClient() as client:
         addresses = {"block_transaction": f"{base}/block", "notify_fraud_team": f"{base}/notify"}
         async with world.running(agent, actions_work(world, client, addresses)):
             world.send(order("12345.67"))

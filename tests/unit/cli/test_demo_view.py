@@ -5,8 +5,9 @@ import io
 import msgspec
 from rich.console import Console
 
-from app.cli.demo_view import DemoSnapshot, DemoView, HopLatency, SeenDecision, screen, summary
+from app.cli.demo_view import DemoSnapshot, DemoView, HopLatency, SeenAgent, SeenDecision, screen, summary
 from app.cli.demo_watch import TO_EFFECT, TOTAL
+from app.decisions.decision import Decision
 from app.decisions.record import HOPS
 
 SHOWN = tuple(HopLatency(name, 1.25, 12_345.6) for name in (*(name for name, _, _ in HOPS), TO_EFFECT, TOTAL))
@@ -17,12 +18,19 @@ FULL = DemoSnapshot(
     events=999_999,
     malformed=12_345,
     late={"user_features": 12_345, "order_rate": 12_345},
-    alerts=123_456,
-    decisions={"approve": 12_345, "review": 12_345, "block": 12_345},
+    agents=tuple(
+        SeenAgent(
+            name=name,
+            alerts={"high_value_order": 12_345, "paid_other_amount": 12_345},
+            decisions={"approve": 12_345, "review": 12_345, "block": 12_345},
+            severities=Decision.severities,
+        )
+        for name in ("judge_shopper", "judge_outage", "judge_order", "judge_visit", "judge_cart")
+    ),
     effects={"block_transaction": 12_345, "notify_fraud_team": 12_345, "queue_for_manual_review": 12_345},
     dead_letters=12_345,
     hops=SHOWN,
-    latest=tuple(SeenDecision("block", "u-123456789", "$12,345.67", REASON) for _ in range(20)),
+    latest=tuple(SeenDecision("judge_shopper", "block", "u-123456789", "$12,345.67", REASON) for _ in range(20)),
 )
 
 
@@ -67,9 +75,7 @@ def test_screen_events_from_days_ago_keep_their_columns() -> None:
 
 def test_screen_empty_start_has_no_rate() -> None:
     """Before anything has happened there are zeros and no division by nothing."""
-    start = DemoSnapshot(
-        elapsed_s=0, planned=0, events=0, malformed=0, late={}, alerts=0, decisions={}, effects={}, dead_letters=0
-    )
+    start = DemoSnapshot(elapsed_s=0, planned=0, events=0, malformed=0, late={}, agents=(), effects={}, dead_letters=0)
     console = terminal()
     console.print(screen(start, start))
     assert "0 of 0 events" in text_of(console)
@@ -78,7 +84,7 @@ def test_screen_empty_start_has_no_rate() -> None:
 
 def test_screen_escape_sequences_in_events_are_shown_not_obeyed() -> None:
     """Neither a reason nor an id can move the cursor or color the terminal."""
-    evil = SeenDecision("\x1b[2Jblock", "u\x1b]0;x\x07", "\u202e1", "[red]x[/red]\x1b[31m\r\n")
+    evil = SeenDecision("judge_order", "\x1b[2Jblock", "u\x1b]0;x\x07", "\u202e1", "[red]x[/red]\x1b[31m\r\n")
     console = terminal()
     console.print(screen(msgspec.structs.replace(FULL, latest=(evil,)), FULL))
     shown = text_of(console)
@@ -108,7 +114,7 @@ def test_demo_view_without_a_terminal_prints_a_line_a_second() -> None:
             view.show(msgspec.structs.replace(FULL, elapsed_s=tick / 10))
     lines = text_of(console).splitlines()
     assert ["0.0 s", "1.0 s", "2.0 s", "3.0 s"] == [line.strip()[:5] for line in lines]
-    assert "decisions approve 12,345 · review 12,345 · block 12,345" in lines[-1]
+    assert "alerts 123,450  decisions 185,175" in lines[-1]
     view.finish(FULL)
     assert "12,345.6 ms for 99 in 100" in text_of(console)
 
@@ -117,14 +123,16 @@ def test_summary_says_every_count() -> None:
     """The end says what happened to everything, also in a narrow terminal."""
     console = terminal()
     console.print(summary(FULL))
-    shown = text_of(console)
+    shown = " ".join(text_of(console).replace("│", " ").split())
     for expected in (
         "999,999",
         "12,345 malformed",
         "user_features 12,345",
-        "123,456",
+        "123,450",
+        "judge_outage",
         "approve 12,345",
+        "paid_other_amount 12,345",
         "notify_fraud_team",
     ):
         assert expected in shown
-    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert all(len(line) <= 80 for line in text_of(console).splitlines())

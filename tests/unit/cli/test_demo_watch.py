@@ -34,7 +34,7 @@ APPROVED = DecisionRecord(
 
 def test_seen_decision_left_alone_shows_its_own_reason() -> None:
     """What the model said is shown with the alert's amount in dollars."""
-    assert SeenDecision("approve", "u-1", "$12,500.50", "a single large order") == seen(APPROVED)
+    assert SeenDecision("judge_order", "approve", "u-1", "$12,500.50", "a single large order") == seen(APPROVED)
 
 
 def test_seen_decision_changed_by_policy_shows_why() -> None:

@@ -45,8 +45,10 @@ def exit_code(*words: str) -> object:
 def test_features_list_json_is_an_object_a_view(capsys: pytest.CaptureFixture[str]) -> None:
     """A script gets the declared views."""
     assert 0 == exit_code("list", "--json")
-    (view,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert ("user_features", "user_id", 300_000) == (view["view"], view["entity"], view["window_ms"])
+    views = {view["view"]: view for view in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert app.views.keys() == views.keys()
+    view = views["user_features"]
+    assert ("user_id", 300_000) == (view["entity"], view["window_ms"])
     assert ["order_count_5m", "order_value_5m"] == view["values"]
 
 
@@ -100,7 +102,10 @@ def test_features_get_nothing_materialized_is_missing_and_no(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["user_feature", "u-17", *STORE], "error: user_feature: no such view is declared; there are user_features\n"),
+        (
+            ["user_feature", "u-17", *STORE],
+            "error: user_feature: no such view is declared; there are service_health, user_clicks, user_features, ",
+        ),
         (
             ["user_features", "u-17", "--store", "memory://"],
             "error: HEADRACE_STORE: memory:// lives and dies with one process; ",

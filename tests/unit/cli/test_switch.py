@@ -157,9 +157,9 @@ def test_switch_of_a_name_that_is_gone_can_be_removed(broker: MemoryBroker, caps
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("off", "bock"), "NAME: no switch is called 'bock'; there are all, judge_order"),
+        (("off", "bock"), "NAME: no switch is called 'bock'; there are all, judge_cart"),
         (("on", "judge_order.ban"), "NAME: no switch is called 'judge_order.ban'"),
-        (("mode", "block", "live"), "AGENT: no agent is called 'block'; there are judge_order"),
+        (("mode", "block", "live"), "AGENT: no agent is called 'block'; there are judge_cart, "),
         (("mode", "judge_order", "dead"), "MODE: 'dead' is no mode; there are live, shadow, dry-run"),
     ],
 )

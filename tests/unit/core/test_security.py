@@ -7,7 +7,7 @@ import pytest
 
 from app.core.errors import SetupError
 from app.core.security import BrokerSecurity, StoreSecurity, is_loopback, tls_context
-from app.core.settings import Settings, load_settings
+from app.core.settings import SECRETS, Settings, load_settings
 
 USER = {"HEADRACE_BROKER_USER": "u", "HEADRACE_BROKER_PASSWORD": "s3cret"}
 FAR = {"HEADRACE_BROKER": "kafka://127.0.0.1:9092,kafka-2:9092"}
@@ -85,7 +85,7 @@ def test_is_loopback_is_not_fooled_by_names(host: str, expected: bool) -> None:
     assert expected == is_loopback(host)
 
 
-@pytest.mark.parametrize("name", ["broker_password", "store_password", "action_token"])
+@pytest.mark.parametrize("name", SECRETS)
 def test_secret_in_a_file_is_read_without_its_line_end(tmp_path: Path, name: str) -> None:
     """As Docker and Kubernetes hand secrets over; inner spaces count."""
     (tmp_path / "secret").write_text("s3 cret \n")

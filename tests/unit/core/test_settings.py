@@ -92,6 +92,11 @@ def test_load_settings_foreign_variable_is_ignored() -> None:
             {"HEADRACE_ACTION_URL_BLOCK": "HTTP://shop:pa55@pay.example/"},
             "HEADRACE_ACTION_URL_*: that of block must begin with https://: there is a token or password",
         ),
+        ({"HEADRACE_PAGERDUTY_URL": ""}, "HEADRACE_PAGERDUTY_URL: must begin with http:// or https:// and name a host"),
+        (
+            {"HEADRACE_PAGERDUTY_URL": "http://pages.example/", "HEADRACE_PAGERDUTY_ROUTING_KEY": "x"},
+            "HEADRACE_PAGERDUTY_URL: must begin with https://: there is a routing key, and the way to pages.example is open",
+        ),
         ({"HEADRACE_ACTION_TIMEOUT_MS": "0"}, "HEADRACE_ACTION_TIMEOUT_MS: must be more than 0"),
         (
             {"HEADRACE_ACTION_TIMEOUT_MS": "25000"},
@@ -169,6 +174,7 @@ def test_redacted_hides_secrets_and_passwords() -> None:
     """What is logged can be shown to anyone."""
     settings = Settings(
         action_token="s3cret",
+        pagerduty_routing_key="s3cret",
         store="rediss://user:pa@ss@store:6379/0",
         broker="kafka://a:9092",
         action_urls={"block": "https://shop:s3cret@shop.example/block?key=s3cret"},

@@ -10,7 +10,7 @@ from app.broker.topics import TopicSpec
 from app.core.clock import Clock, run_virtual
 from app.core.errors import RecordTooEarly
 from app.core.record import TopicPartition
-from app.sources.generator import Agenda, Publication, moments, play
+from app.sources.generator import Agenda, Publication, moments, play, told
 
 START_MS = 1_700_000_000_000
 
@@ -44,6 +44,21 @@ def test_agenda_busy_entity_lets_others_pass() -> None:
         agenda.add(0, entity, lambda at_ms, entity=entity: publication(at_ms, entity.encode()))  # type: ignore[misc]
     taken = [agenda.take(at_ms) for at_ms in (0, 10, 20, 49, 50)]
     assert [b"u-1", b"u-2", None, None, b"u-1"] == [one.value if one else None for one in taken]
+
+
+def test_told_begins_a_story_only_where_nothing_is_due() -> None:
+    """What is scheduled comes first, and nothing is made before it is asked for."""
+    agenda, begun = Agenda(spacing_ms=0), list[int]()
+
+    def begin(at_ms: int) -> None:
+        begun.append(at_ms)
+        agenda.add(at_ms, "u-1", publication)
+        agenda.add(at_ms + 15, "u-1", publication)
+
+    telling = told(agenda, range(0, 100, 10), begin)
+    assert [] == begun
+    assert [0, 10, 20, 30] == [one.at_ms for one in islice(telling, 4)]
+    assert [0, 10] == begun
 
 
 def test_moments_any_start_keeps_gaps_and_quiet() -> None:
