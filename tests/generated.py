@@ -24,7 +24,7 @@ class Sale(msgspec.Struct):
     sale_id: Id
     shop: str
     price: Usd
-    items: int
+    items: Annotated[int, msgspec.Meta(ge=-1_000, le=1_000)]
     note: str
     gift: bool
 

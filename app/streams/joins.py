@@ -207,6 +207,9 @@ class JoinTable:
                     self._bury(place)
             self._read_back = None
 
+    def __len__(self) -> int:
+        return len(self.entries) + len(self._dead)
+
     def restore_position(self) -> int:
         """From where in the table a restore must read: what may matter was written when the clock of its own side was at its
         time, or later."""
@@ -314,6 +317,9 @@ class JoinSide:
         while self.over and self.over[0].closed_at < committed:
             gone += self.over.popleft().entries
         return gone
+
+    def __len__(self) -> int:
+        return len(self.table)
 
     def restore_position(self, over_ms: int) -> int:
         return self.table.restore_position()

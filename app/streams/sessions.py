@@ -158,6 +158,9 @@ class Sessions:
                     gone.append(place)
         return gone
 
+    def __len__(self) -> int:
+        return len(self.open)
+
     def restore_position(self, over_ms: int) -> int:
         if over_ms >= self._moments[-1][0] + self.gap_ms // 8:
             self._moments.append((over_ms, self.table_position))

@@ -86,6 +86,10 @@ class Table(Protocol):
         """What needs a tombstone now: it was closed before the offset `committed`."""
         ...
 
+    def __len__(self) -> int:
+        """How many entries it holds, those among them that wait for their tombstone."""
+        ...
+
     def restore_position(self, over_ms: int) -> int:
         """From where in the table a restore must read to find everything that is not yet over at this watermark, and all
         that was not checked."""
@@ -194,6 +198,9 @@ class Slices:
         while self.over and self.over[0].closed_at < committed:
             gone += self.over.popleft().entries
         return gone
+
+    def __len__(self) -> int:
+        return sum(map(len, list(self.open.values()))) + sum(len(over.entries) for over in list(self.over))
 
     def restore_position(self, over_ms: int) -> int:
         return min([self.checked, *self.opened_at.values(), *(over.table_position for over in self.over)])

@@ -18,8 +18,8 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Gauges(msgspec.Struct, frozen=True):
-    """rss_bytes: memory of the process. lanes, unfinished: of its dispatchers. entries: of open slices and of closed ones
-    that no commit has passed yet. remembered: ids of alerts, for their repeats."""
+    """rss_bytes: memory of the process. lanes, unfinished: of its dispatchers. entries: of the streams' tables, and
+    those that no commit has passed yet. remembered: ids of alerts, for their repeats."""
 
     at_ms: int
     rss_bytes: int
@@ -65,17 +65,12 @@ def _collect(kind: Any, found: list[Any]) -> None:
 
 def _gauges(now_ms: int, found: dict[type, list[Any]]) -> Gauges:
     dispatching = [dispatcher.statistics() for dispatcher in found[Dispatcher]]
-    slices = [
-        one for engine in found[Engine] for state in list(engine._states.values()) for one in state.slices.values()
-    ]
+    states = [state for engine in found[Engine] for state in list(engine._states.values())]
     return Gauges(
         at_ms=now_ms,
         rss_bytes=resident_bytes(os.getpid()),
         lanes=sum(one.lanes for one in dispatching),
         unfinished=sum(one.in_flight + one.waiting for one in dispatching),
-        entries=sum(
-            sum(map(len, list(one.open.values()))) + sum(len(closed.entries) for closed in list(one.closed))
-            for one in slices
-        ),
+        entries=sum(len(table) for state in states for table in state.tables.values()),
         remembered=sum(len(one) for one in found[Remembered]),
     )
