@@ -26,7 +26,7 @@ from app.local.process import free_ports
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone without any environment or jars, and servers of its own."""
     monkeypatch.setattr(flink, "ROOT", tmp_path)
-    monkeypatch.setattr(flink, "JARS", tmp_path / "flink" / "jars")
+    monkeypatch.setattr("app.local.flink_jars.JARS", tmp_path / "flink")
     monkeypatch.setattr("app.local.services.DEFAULT_DIRECTORY", tmp_path / "services")
     monkeypatch.delenv("FLINK", raising=False)
     return tmp_path
