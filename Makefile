@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo setup setup-flink test check lint types contracts quick bench faults soak lock clean
+.PHONY: help demo setup setup-flink test check lint types contracts quick bench parity faults soak lock clean
 
 BIN := .venv/bin
 FLINK ?=
@@ -50,6 +50,9 @@ quick:
 bench: setup ## Measure publishing, and event to decision (minutes; results in benchmarks/results)
 	@$(BIN)/python -m benchmarks.produce $(ARGS)
 	@$(BIN)/python -m benchmarks.e2e $(ARGS)
+
+parity: setup setup-flink ## 2,000 generated logs through both engines and the reference (minutes; make parity ARGS="--logs 500 --seed 7")
+	@$(BIN)/python -m tests.parity $(ARGS)
 
 faults: setup ## Break a running system on purpose, and write RELIABILITY.md (90 minutes; again after a break: make faults ARGS=--resume)
 	@code=0; \

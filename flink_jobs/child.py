@@ -6,12 +6,13 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
-from app.core.errors import Rejected, SetupError, Unavailable
+from app.core.errors import Rejected, Unavailable
 from app.local.flink import find_home, link_jars
 from app.local.flink_jars import own_and_connector
 from app.local.java import find_java
@@ -20,6 +21,7 @@ from app.streams.sql import Job
 from flink_jobs.cluster import root_cause
 
 LOG = LOCAL / "flink" / "submitter.log"
+PROGRAM = str(Path(__file__).with_name("submitter.py"))
 SUBMIT_SECONDS = 120.0
 END_SECONDS = 10.0
 
@@ -66,51 +68,66 @@ class Submitter:
 @asynccontextmanager
 async def submitter() -> AsyncIterator[Submitter]:
     """A submitter, and its end. Raises: SetupError without PyFlink, Java or the connector."""
-    home, java = find_home(), find_java()
-    jars = await asyncio.to_thread(own_and_connector, home / "lib")
-    python = home.parents[3] / "bin" / "python"
-    if not python.exists():
-        raise SetupError("pyflink", f"no Python at {python}; type: make setup-flink")
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="headrace-submitter-"))
+    prepared = await asyncio.to_thread(_prepare)
     read, write = os.pipe()
+    answers = asyncio.StreamReader()
+    transport: asyncio.ReadTransport | None = None
     try:
-        await asyncio.to_thread(link_jars, folder / "lib", home / "lib", *jars)
-        environment = {
-            **os.environ,
-            "FLINK_HOME": str(home),
-            "FLINK_LIB_DIR": str(folder / "lib"),
-            "FLINK_LOG_DIR": str(folder),
-            "JAVA_HOME": str(java.resolve().parent.parent),
-        }
-        with await asyncio.to_thread(LOG.open, "ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                python,
-                Path(__file__).with_name("submitter.py"),
-                str(write),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                pass_fds=(write,),
-            )
+        process = await asyncio.create_subprocess_exec(
+            prepared.python,
+            PROGRAM,
+            str(write),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=prepared.log,
+            stderr=prepared.log,
+            env=prepared.environment,
+            pass_fds=(write,),
+        )
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(answers), os.fdopen(read, "rb", buffering=0)
+        )
         os.close(write)
         write = -1
-        answers = asyncio.StreamReader()
-        pipe = os.fdopen(read, "rb", buffering=0)
-        read = -1
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(answers), pipe
-        )
         try:
-            yield Submitter(process, answers, folder)
+            yield Submitter(process, answers, prepared.folder)
         finally:
-            transport.close()
             await _end(process)
     finally:
-        for descriptor in (read, write):
-            if descriptor >= 0:
-                os.close(descriptor)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if transport is not None:
+            transport.close()
+        if write >= 0:
+            os.close(write)
+        await asyncio.to_thread(prepared.remove)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What the process needs: its Python, its environment, a folder of its own, and where its words go."""
+
+    python: str
+    environment: dict[str, str]
+    folder: Path
+    log: BinaryIO
+
+    def remove(self) -> None:
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _prepare() -> _Prepared:
+    home, java = find_home(), find_java()
+    jars = own_and_connector(home / "lib")
+    folder = Path(tempfile.mkdtemp(prefix="headrace-submitter-"))
+    link_jars(folder / "lib", home / "lib", *jars)
+    environment = {
+        **os.environ,
+        "FLINK_HOME": str(home),
+        "FLINK_LIB_DIR": str(folder / "lib"),
+        "FLINK_LOG_DIR": str(folder),
+        "JAVA_HOME": str(java.resolve().parent.parent),
+    }
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    return _Prepared(str(home.parents[3] / "bin" / "python"), environment, folder, LOG.open("ab"))
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -56,7 +56,9 @@ class Jobs:
                 f"its declaration has changed (was {kept.fingerprint}, is {self._fingerprints[name]}), its state has not; "
                 f"restore the declaration, or begin anew: python -m flink_jobs submit {name} --anew",
             )
-        return await self._start(name, submitter, newest_checkpoint(kept) if kept is not None else "")
+        return await self._start(
+            name, submitter, await asyncio.to_thread(newest_checkpoint, kept) if kept is not None else ""
+        )
 
     async def begin_anew(self, name: str, submitter: Submitter) -> JobStatus:
         """As `submit`, without the state of before; a job that runs is ended."""
@@ -181,7 +183,7 @@ class Jobs:
             return
         running = await self._status(kept)
         if running is None or running.state in ENDED:
-            path = newest_checkpoint(kept)
+            path = await asyncio.to_thread(newest_checkpoint, kept)
             what = "is not known to the cluster" if running is None else f"has ended ({running.state}: {running.cause})"
             logger.warning("%s %s; it is started again from %s", name, what, path or "the beginning")
             await self._start(name, submitter, path)
