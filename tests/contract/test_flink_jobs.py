@@ -176,19 +176,21 @@ async def test_jobs_stopped_and_upgraded_go_on_where_they_were(
             await shops.publish(40)
             await shops.wait_until_complete()
             assert len(read_all(shops.pipelines, shops.records).alerts) == await shops.alerts_written()
-            committed = await committed_by_flink(shops)
-            assert {name} == {place.topic for place in committed}
+            await wait_until_committed(shops)
             running = (await jobs.list())[name]
             assert running is not None
             await cluster.cancel(running.job_id)
 
 
-async def committed_by_flink(shops: Shops) -> dict[TopicPartition, int]:
-    """What says to workers how far the features are."""
-    admin = shops._broker.admin()
-    committed = await admin.group_offsets(FLINK_GROUP, [shops.topic.source.spec.name])
+async def wait_until_committed(shops: Shops) -> None:
+    """Until the offsets that say to workers how far the features are cover everything."""
+    admin, ends = shops._broker.admin(), dict[TopicPartition, int]()
+    for one in shops.records:
+        ends[TopicPartition(one.topic, one.partition)] = one.offset + 1
+    async with asyncio.timeout(WITHIN_S):
+        while await admin.group_offsets(FLINK_GROUP, [shops.topic.source.spec.name]) != ends:
+            await asyncio.sleep(0.2)
     await admin.close()
-    return committed
 
 
 async def test_jobs_kept_come_back_after_their_managers_are_killed(shops: Shops, kafka_address: str) -> None:
