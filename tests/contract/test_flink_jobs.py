@@ -188,7 +188,9 @@ async def wait_until_committed(shops: Shops) -> None:
     for one in shops.records:
         ends[TopicPartition(one.topic, one.partition)] = one.offset + 1
     async with asyncio.timeout(WITHIN_S):
-        while await admin.group_offsets(FLINK_GROUP, [shops.topic.source.spec.name]) != ends:
+        while True:
+            if ends == await admin.group_offsets(FLINK_GROUP, [shops.topic.source.spec.name]):
+                break
             await asyncio.sleep(0.2)
     await admin.close()
 
