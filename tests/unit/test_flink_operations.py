@@ -75,6 +75,8 @@ async def looked_after(state: str, since_ms: int = NOW, job: KeptJob = KEPT) -> 
         ("FAILED", NOW, msgspec.structs.replace(KEPT, fingerprint="of before"), "1"),
     ],
 )
-async def test_keeper_starts_again_what_nobody_has_ended(state: str, since_ms: int, job: KeptJob, expected: str) -> None:
+async def test_keeper_starts_again_what_nobody_has_ended(
+    state: str, since_ms: int, job: KeptJob, expected: str
+) -> None:
     """A job that is just being stopped, upgraded or begun anew is not submitted twice, nor state of another declaration read."""
     assert expected == await looked_after(state, since_ms, job)
