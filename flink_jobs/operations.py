@@ -23,6 +23,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 NOTED_MS = 5_000
 """Between two notes of a job's last checkpoint, which the cluster keeps longer than that."""
 
+ENDING_MS = 180_000
+"""So long whoever stopped or cancelled a job may take to note what follows, a new submission too."""
+
 
 class Jobs:
     """The jobs of one application on one cluster."""
@@ -50,15 +53,19 @@ class Jobs:
         running = await self._status(kept)
         if running is not None and running.state not in ENDED:
             return running
-        if kept is not None and kept.fingerprint != self._fingerprints[name]:
+        if kept is not None:
+            self._require_unchanged(name, kept)
+        return await self._start(
+            name, submitter, await asyncio.to_thread(newest_checkpoint, kept) if kept is not None else ""
+        )
+
+    def _require_unchanged(self, name: str, kept: KeptJob) -> None:
+        if kept.fingerprint != self._fingerprints[name]:
             raise SetupError(
                 name,
                 f"its declaration has changed (was {kept.fingerprint}, is {self._fingerprints[name]}), its state has not; "
                 f"restore the declaration, or begin anew: python -m flink_jobs submit {name} --anew",
             )
-        return await self._start(
-            name, submitter, await asyncio.to_thread(newest_checkpoint, kept) if kept is not None else ""
-        )
 
     async def begin_anew(self, name: str, submitter: Submitter) -> JobStatus:
         """As `submit`, without the state of before; a job that runs is ended."""
@@ -168,7 +175,7 @@ class Jobs:
                 try:
                     await self._look_after(name, submitter)
                     pauses_s[name] = FIRST_PAUSE_S
-                except (Unavailable, Rejected) as error:
+                except (Unavailable, Rejected, SetupError) as error:
                     logger.warning("%s: %s; again in %.0f s", name, error, pauses_s[name])
                     again_s[name] = clock() + pauses_s[name]
                     pauses_s[name] = min(2 * pauses_s[name], LONGEST_PAUSE_S)
@@ -183,6 +190,9 @@ class Jobs:
             return
         running = await self._status(kept)
         if running is None or running.state in ENDED:
+            if running is not None and running.state != "FAILED" and self.now_ms() < running.since_ms + ENDING_MS:
+                return  # somebody has ended it, and is about to note so
+            self._require_unchanged(name, kept)
             path = await asyncio.to_thread(newest_checkpoint, kept)
             what = "is not known to the cluster" if running is None else f"has ended ({running.state}: {running.cause})"
             logger.warning("%s %s; it is started again from %s", name, what, path or "the beginning")

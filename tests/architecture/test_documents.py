@@ -9,7 +9,7 @@ from tests.architecture.sources import ROOT
 
 DESIGN = (ROOT / "DESIGN.md").read_text()
 ADRS = sorted((ROOT / "docs" / "adr").glob("0*.md"))
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
 ROOMS = sorted(path for path in (ROOT / "app").iterdir() if (path / "__init__.py").exists() and path.name != "cli")
 
 
