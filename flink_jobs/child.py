@@ -23,6 +23,7 @@ from flink_jobs.cluster import root_cause
 LOG = LOCAL / "flink" / "submitter.log"
 PROGRAM = str(Path(__file__).with_name("submitter.py"))
 SUBMIT_SECONDS = 120.0
+LONGEST_ANSWER_BYTES = 2**24
 END_SECONDS = 10.0
 
 
@@ -34,13 +35,19 @@ class Submitter:
         self._folder = folder
         self._answers = answers
         self._turn = asyncio.Lock()
+        self._number = 0
+        self.is_gone = False
+        """Whether its process has ended: nothing more can be submitted by it."""
 
     async def submit(self, job: Job, configuration: Mapping[str, str]) -> str:
         """The id under which the cluster runs the job. configuration: beside the job's own.
 
         Raises: Rejected in one line for a job that Flink does not take; Unavailable when PyFlink has ended or gives no answer.
         """
+        self._number += 1
+        number = self._number
         order = {
+            "number": number,
             "configuration": {**job.configuration, **configuration},
             "statements": [*job.tables, *job.views],
             "inserts": job.inserts,
@@ -52,17 +59,25 @@ class Submitter:
             async with self._turn, asyncio.timeout(SUBMIT_SECONDS):
                 self._process.stdin.write(msgspec.json.encode(order) + b"\n")
                 await self._process.stdin.drain()
-                line = await self._answers.readline()
+                line = await self._answer_to(number)
         except TimeoutError:
             raise Unavailable(f"{job.name}: PyFlink did not answer within {SUBMIT_SECONDS:.0f} s; see {LOG}") from None
         except ConnectionError:
             line = b""
         if not line:
+            self.is_gone = True
             raise Unavailable(f"{job.name}: PyFlink has ended; see {LOG}")
         answer: Any = msgspec.json.decode(line)
         if "error" in answer:
             raise Rejected(f"{job.name}: {root_cause(answer['error'])}; the whole of it is in {LOG}")
         return str(answer["job"])
+
+    async def _answer_to(self, number: int) -> bytes:
+        """An answer that came too late for the order before is passed over. Empty at the end."""
+        while line := await self._answers.readline():
+            if msgspec.json.decode(line)["number"] == number:
+                break
+        return line
 
 
 @asynccontextmanager
@@ -70,7 +85,7 @@ async def submitter() -> AsyncIterator[Submitter]:
     """A submitter, and its end. Raises: SetupError without PyFlink, Java or the connector."""
     prepared = await asyncio.to_thread(_prepare)
     read, write = os.pipe()
-    answers = asyncio.StreamReader()
+    answers = asyncio.StreamReader(limit=LONGEST_ANSWER_BYTES)
     transport: asyncio.ReadTransport | None = None
     try:
         process = await asyncio.create_subprocess_exec(

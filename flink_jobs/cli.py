@@ -10,6 +10,7 @@ import typer
 
 from app.cli import main, output
 from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, load_app, open_cluster, settings
+from app.core.errors import HeadraceError
 
 if TYPE_CHECKING:
     from flink_jobs.child import Submitter
@@ -64,7 +65,7 @@ def sql(
 
     compiled = compile_jobs(load_app(app), settings(broker=broker), parallelism, shown=True)
     for name in compiled.named(names or []):
-        for line in compiled.jobs[name].text().splitlines():
+        for line in compiled.job(name).text().splitlines():
             output.line(line)
 
 
@@ -93,8 +94,14 @@ def submit(
             chosen = jobs.named(names or [])
             for name in chosen:
                 output.note(f"{name}: submitting")
-                status = await (jobs.begin_anew if anew else jobs.submit)(name, pyflink)
-                output.note(f"{name}: runs as {status.job_id}")
+                try:
+                    status = await (jobs.begin_anew if anew else jobs.submit)(name, pyflink)
+                except HeadraceError as error:
+                    if not keep:
+                        raise
+                    output.error(str(error))  # the others are kept all the same
+                else:
+                    output.note(f"{name}: runs as {status.job_id}")
             if keep:
                 await kept_running(jobs, chosen, pyflink)
 

@@ -11,41 +11,45 @@ from app.core.errors import SetupError
 from app.core.security import BrokerSecurity
 from app.core.settings import Settings
 from app.streams import sql
-from app.streams.pipelines import fingerprint
+from app.streams.pipelines import Pipeline, fingerprint
 
 
 @dataclass(frozen=True)
 class CompiledJobs:
-    """By name. fingerprints: of the declarations in each; state made by one is never read by another."""
+    """By name, compiled when they are asked for. fingerprints: of the declarations in each; state made by one is never read by
+    another."""
 
-    jobs: Mapping[str, sql.Job]
+    pipelines: Mapping[str, Mapping[str, Pipeline]]
     fingerprints: Mapping[str, str]
+    given: sql.Settings
 
     def named(self, wanted: Sequence[str]) -> list[str]:
         """Those that are wanted, all where none is named. Raises: SetupError for a job that there is not."""
         for name in wanted:
-            if name not in self.jobs:
-                raise SetupError(name, f"no job is called that; there are {', '.join(self.jobs)}")
-        return list(wanted) or list(self.jobs)
+            if name not in self.pipelines:
+                raise SetupError(name, f"no job is called that; there are {', '.join(self.pipelines)}")
+        return list(wanted) or list(self.pipelines)
+
+    def job(self, name: str) -> sql.Job:
+        """Raises: SetupError for what Flink cannot run, naming the operator and the way out."""
+        return sql.compile_job(name, self.pipelines[name], self.given)
 
 
 def compile_jobs(app: App, settings: Settings, parallelism: int, *, shown: bool = False) -> CompiledJobs:
-    """shown: to a person, without passwords.
-
-    Raises: SetupError for what Flink cannot run, naming the operator and the way out."""
+    """shown: to a person, without passwords."""
     security = settings.broker_security
     given = sql.Settings(
         bootstrap_servers=settings.broker.partition("://")[2].rstrip("/"),
         properties=java_properties(msgspec.structs.replace(security, password="***") if shown else security),
         group=FLINK_GROUP,
+        startup="earliest-offset",  # without state; a job that is restored goes on where its checkpoint was
         parallelism=parallelism,
     )
-    jobs, fingerprints = {}, {}
-    for name, pipelines in sql.jobs_of(app.pipelines).items():
-        jobs[name] = sql.compile_job(name, pipelines, given)
-        said = "; ".join(f"{pipeline} {fingerprint(declared)}" for pipeline, declared in sorted(pipelines.items()))
+    pipelines, fingerprints = sql.jobs_of(app.pipelines), {}
+    for name, members in pipelines.items():
+        said = "; ".join(f"{pipeline} {fingerprint(declared)}" for pipeline, declared in sorted(members.items()))
         fingerprints[name] = hashlib.sha256(said.encode()).hexdigest()[:16]
-    return CompiledJobs(jobs, fingerprints)
+    return CompiledJobs(pipelines, fingerprints, given)
 
 
 def java_properties(security: BrokerSecurity) -> dict[str, str]:

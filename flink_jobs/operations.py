@@ -35,13 +35,13 @@ class Jobs:
         self.named = compiled.named
         self._cluster = cluster
         self._kept = kept
-        self._compiled = compiled.jobs
+        self._compiled = compiled
         self._fingerprints = compiled.fingerprints
 
     async def list(self) -> dict[str, JobStatus | None]:
         """Every job of the application; None for one that the cluster does not know. Raises: Unavailable."""
         kept = await self._kept.read()
-        return {name: await self._status(kept.get(name)) for name in self._compiled}
+        return {name: await self._status(kept.get(name)) for name in self._compiled.pipelines}
 
     async def submit(self, name: str, submitter: Submitter) -> JobStatus:
         """Gives a job to the cluster, from its last checkpoint or savepoint where it has one, and waits until it runs. One that
@@ -51,13 +51,23 @@ class Jobs:
         """
         kept = (await self._kept.read()).get(name)
         running = await self._status(kept)
+        if kept is None:
+            return await self._start(name, submitter, "")
+        self._require_unchanged(name, kept)
         if running is not None and running.state not in ENDED:
-            return running
-        if kept is not None:
-            self._require_unchanged(name, kept)
-        return await self._start(
-            name, submitter, await asyncio.to_thread(newest_checkpoint, kept) if kept is not None else ""
-        )
+            return await self._running(name, running.job_id)
+        return await self._start(name, submitter, await self._checkpoint_of(name, kept))
+
+    async def _checkpoint_of(self, name: str, kept: KeptJob) -> str:
+        """Raises: SetupError where there is none: a start without state is somebody's decision."""
+        path = await asyncio.to_thread(newest_checkpoint, kept)
+        if not path:
+            raise SetupError(
+                name,
+                "no checkpoint of it is known; without its state it begins at the earliest record: "
+                f"python -m flink_jobs submit {name} --anew",
+            )
+        return path
 
     def _require_unchanged(self, name: str, kept: KeptJob) -> None:
         if kept.fingerprint != self._fingerprints[name]:
@@ -76,7 +86,7 @@ class Jobs:
         return await self._start(name, submitter, "")
 
     async def _start(self, name: str, submitter: Submitter, checkpoint: str) -> JobStatus:
-        job_id = await submitter.submit(self._compiled[name], self._configuration(checkpoint))
+        job_id = await submitter.submit(self._compiled.job(name), self._configuration(checkpoint))
         mine = KeptJob(
             job_id=job_id,
             fingerprint=self._fingerprints[name],
@@ -119,19 +129,22 @@ class Jobs:
         raise Rejected(f"{name}: is {state} and not running: {cause}")
 
     async def _ended(self, job_id: str) -> None:
-        async with asyncio.timeout(START_SECONDS):
-            while True:
-                status = await self._cluster.job(job_id)
-                if status is None or status.state in ENDED:
-                    return
-                await asyncio.sleep(LOOK_SECONDS / 4)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while True:
+                    status = await self._cluster.job(job_id)
+                    if status is None or status.state in ENDED:
+                        return
+                    await asyncio.sleep(LOOK_SECONDS / 4)
+        except TimeoutError:
+            raise Unavailable(f"{job_id}: has not ended within {START_SECONDS:.0f} s") from None
 
     async def stop(self, name: str) -> str:
         """Stops a job with a savepoint, from which `submit` goes on; returns its path. Raises: SetupError when it does not run."""
         kept, running = await self._require(name)
         path = await self._cluster.stop(running.job_id)
-        await self._ended(running.job_id)
         await self._kept.write(name, msgspec.structs.replace(kept, checkpoint=path, stopped=True, at_ms=self.now_ms()))
+        await self._ended(running.job_id)
         return path
 
     async def savepoint(self, name: str) -> str:
@@ -169,6 +182,8 @@ class Jobs:
         again_s, pauses_s = dict.fromkeys(names, 0.0), dict.fromkeys(names, FIRST_PAUSE_S)
         clock = asyncio.get_running_loop().time
         while not stopping.is_set():
+            if submitter.is_gone:
+                raise Unavailable("PyFlink has ended, so that nothing can be started again; start this again")
             for name in names:
                 if clock() < again_s[name]:
                     continue
@@ -193,11 +208,13 @@ class Jobs:
             if running is not None and running.state != "FAILED" and self.now_ms() < running.since_ms + ENDING_MS:
                 return  # somebody has ended it, and is about to note so
             self._require_unchanged(name, kept)
-            path = await asyncio.to_thread(newest_checkpoint, kept)
+            path = await self._checkpoint_of(name, kept)
             what = "is not known to the cluster" if running is None else f"has ended ({running.state}: {running.cause})"
-            logger.warning("%s %s; it is started again from %s", name, what, path or "the beginning")
+            logger.warning("%s %s; it is started again from %s", name, what, path)
             await self._start(name, submitter, path)
         elif running.checkpoint != kept.checkpoint and self.now_ms() >= kept.at_ms + NOTED_MS:
+            if (await self._kept.read()).get(name) != kept:
+                return  # somebody has stopped it, or begun it anew, meanwhile
             await self._kept.write(
                 name, msgspec.structs.replace(kept, checkpoint=running.checkpoint, at_ms=self.now_ms())
             )

@@ -54,7 +54,7 @@ FLINK_USER = 9999
 
 @cache
 def names_of_jobs() -> frozenset[str]:
-    return frozenset(compile_jobs(app, Settings(), 1).jobs)
+    return frozenset(compile_jobs(app, Settings(), 1).pipelines)
 
 
 def check_commands(texts: Files) -> Iterator[str]:

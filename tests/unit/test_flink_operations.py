@@ -7,6 +7,9 @@ import msgspec
 import pytest
 
 from app.core.clock import SystemClock
+from app.streams.pipelines import pipelines_in
+from app.streams.sql import Settings
+from features import fraud
 from flink_jobs.child import Submitter
 from flink_jobs.cluster import FlinkCluster, JobStatus
 from flink_jobs.compiled import CompiledJobs
@@ -21,6 +24,7 @@ class Cluster:
     """Knows one job, which is in some state; a new one runs at once."""
 
     address = "http://127.0.0.1:1"
+    is_gone = False
 
     def __init__(self, state: str, since_ms: int) -> None:
         self.known = {"1": JobStatus(job_id="1", name="raw.orders", state=state, since_ms=since_ms)} if state else {}
@@ -53,7 +57,7 @@ class Kept:
 async def looked_after(state: str, since_ms: int = NOW, job: KeptJob = KEPT) -> str:
     """The id of the job that is kept after a first look."""
     cluster, kept, stopping = Cluster(state, since_ms), Kept(job), asyncio.Event()
-    compiled = CompiledJobs(cast(Any, {"raw.orders": None}), {"raw.orders": "f"})
+    compiled = CompiledJobs({"raw.orders": pipelines_in(fraud)}, {"raw.orders": "f"}, Settings(bootstrap_servers=""))
     jobs = Jobs(cast(FlinkCluster, cluster), cast(KeptJobs, kept), SystemClock(), compiled)
     keeping = asyncio.create_task(jobs.keep(["raw.orders"], cast(Submitter, cluster), stopping))
     await asyncio.sleep(0.1)
