@@ -2,14 +2,17 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from random import Random
+from typing import Any
 
 from app.broker.base import Assignment, CommittedOffset, Confirmation, DeliveryFailure, RebalanceListener
 from app.broker.memory import MemoryBroker, MemoryConsumer, MemoryProducer
 from app.broker.topics import partition_of
 from app.core.clock import Clock, ManualClock
-from app.core.record import Headers
+from app.core.record import Headers, Record
+from app.streams import restore
+from app.streams.compiled import TableCodec
 from app.streams.engine import Engine
 from app.streams.outputs import topics_of
 from app.streams.pipelines import Pipeline, Source
@@ -145,3 +148,17 @@ async def run_killed(
         except Killed:
             assert index < len(kills)
     return broker
+
+
+original_newest_entries = restore._newest_entries
+
+
+async def newest_after_compaction(table: TableCodec, batches: AsyncIterator[list[Record]]) -> Any:
+    """Of a key whose last record is a tombstone nothing is left."""
+    records = [record async for batch in batches for record in batch]
+    last = {record.key: record.value for record in records}
+
+    async def left() -> AsyncIterator[list[Record]]:
+        yield [record for record in records if last[record.key] is not None]
+
+    return await original_newest_entries(table, left())

@@ -116,14 +116,14 @@ def run(
     import asyncio
 
     from app.core.errors import SetupError
-    from app.streams.pipelines import FinalPipeline
+    from app.streams.pipelines import FinalPipeline, raised_by
 
     if not bounded:
         raise SetupError("streams run", "say --bounded; to run streams always: python -m app worker --only streams")
     loaded = load_app(app)
     pipeline = named(loaded, name)
-    if not isinstance(pipeline, FinalPipeline):
-        raise SetupError(name, "only windows with final rows have a bounded run")
+    if not isinstance(pipeline, FinalPipeline) or raised_by(pipeline) is not None:
+        raise SetupError(name, "only windows whose final rows go to a topic have a bounded run")
     target = to or f"{name}.bounded"
     if any(target == spec.name for spec in loaded.topics.all()):
         raise SetupError("--to", f"{target} is a topic of the application; a bounded run writes into one of its own")

@@ -91,5 +91,5 @@ async def _write(compiled: CompiledTopic, state: PartitionState, topic: str, pro
     for rows in closed_rows(compiled, state, 0).rows.values():
         written += await producer.send_many(topic, rows, state.place.partition)
     for table in state.tables.values():
-        table.over.clear()
+        table.passed(FOREVER_MS)
     return written

@@ -119,7 +119,7 @@ class CompiledTopic:
             pipeline = self.pipelines[name]
             names = [once_name(stream.once_rule)] if stream.once_rule else []
             names += memories_of(name, pipeline) if isinstance(pipeline, AlertPipeline) else []
-            longest_ms = max(longest_ms, sum(memories[name].keeps_ms for name in names))
+            longest_ms = max(longest_ms, sum(memories[name].reads_back_ms for name in names))
         return longest_ms
 
 

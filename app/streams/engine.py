@@ -17,6 +17,7 @@ import msgspec
 from app.broker.base import Assignment, Broker, CommittedOffset, Consumer, Producer
 from app.broker.dead_letters import COUNTED, DeadLetter, dead_letter, said
 from app.core.clock import Clock
+from app.core.durations import format_duration
 from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, Unavailable, cause_of
 from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
@@ -204,8 +205,15 @@ class Engine:
         for topic, rows in closed.rows.items():
             self.statistics.rows += await self._producer.send_many(topic, rows, partition)
         for topic, key, value, headers in closed.alerts:
-            await self._send(topic, key, value, headers=headers)
-        self.statistics.alerts += len(closed.alerts)
+            try:
+                await self._send(topic, key, value, headers=headers)
+                self.statistics.alerts += 1
+            except RecordTooLarge as error:  # of a join: two records that fitted alone
+                made = Record(topic, partition, -1, self._clock.now_ms(), key, value, headers)
+                await self._send_letter(
+                    dead_letter(made, f"the alert is too large: {error.reason}", self._group, takes_bytes=0), -1
+                )
+                self._notices.tell(topic, f"{topic}: an alert is too large, and went to {topic}.dead: {error.reason}")
         for name, record in state.late:
             await self._send(f"{record.topic}.late", record.key, late_reference(name, record), partition)
             self.statistics.late[name] = self.statistics.late.get(name, 0) + 1
@@ -277,8 +285,9 @@ class Engine:
         await self._counted.wait()
         for commit in commits:
             commit.state.committed = commit.offset.offset
-            self._ours += commit.tails
-            await self._send_tombstones(commit.state)
+            if self._states.get(commit.state.place) is commit.state:
+                self._ours += commit.tails
+                await self._send_tombstones(commit.state)
 
     async def _look_for_tails(self) -> list[Tail]:
         """Finds out whether others have written into the tables, and what. Begins right after a flush, and until the ends
@@ -386,8 +395,10 @@ class Engine:
         self._assignments.update((assignment.place, assignment) for assignment in assignments)
         whole, waiting = self._whole(assignment.place for assignment in assignments)
         self._consumer.pause(waiting)
+        if waiting:
+            logger.info("%s waits for what it is joined with, which another worker still has", waiting)
         places = [place for unit in whole for place in unit]
-        committed = await self._consumer.committed(places)
+        committed = await self._consumer.committed([*places, *waiting])
         beginnings = await self._reader.beginning_offsets(places)
         for unit in whole:
             for state in await restore(self._topics, {place: committed[place] for place in unit}, self._reader):
@@ -471,6 +482,13 @@ def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) ->
     }
     for topic in compiled.values():
         require_marks_fit(topic)
+        kept_ms = topic.source.spec.retention_ms
+        if kept_ms is not None and topic.remembered_ms > kept_ms:
+            raise SetupError(
+                topic.source.spec.name,
+                f"once, bursts and at_most_once_per remember {format_duration(topic.remembered_ms)}, and a restart reads the topic back "
+                f"for it, which keeps {format_duration(kept_ms)}; make them shorter, or the topic's retention longer",
+            )
     return compiled
 
 

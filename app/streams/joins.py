@@ -24,8 +24,6 @@ VERSION, CHANGED, TIME, MATCHED, VALUES, SIDE, WAITS = range(7)
 """Of an entry. version: twice the source offset, and one more when a partner was found. values: what the pipeline reads of the
 record, `on` fields first. waits: for how many clocks."""
 
-MOST_MOMENTS = 128
-
 
 class At(NamedTuple):
     """Where a record came from."""
@@ -92,11 +90,11 @@ class JoinTable:
     def add(self, side: Side, key: str, time_ms: int, offset: int, values: tuple[Any, ...]) -> None:
         """Takes a record that is on time, and pairs it with those of the other side."""
         place = place_of(side, offset, key)
-        if place in self.entries:
-            return  # read again
-        entry: Entry = [2 * offset, True, time_ms, False, values, side, 0]
-        self.entries[place] = entry
-        self.changed.append((*place, entry))
+        held = self.entries.get(place)
+        entry: Entry = [2 * offset, True, time_ms, False, values, side, 0] if held is None else held
+        if held is None:
+            self.entries[place] = entry
+            self.changed.append((*place, entry))
         other: Side = "right" if side == "left" else "left"
         meeting = self._meeting[self._where(place, entry)]
         for partner in meeting[other]:
@@ -105,8 +103,9 @@ class JoinTable:
             if self.join.lower_ms <= ahead_ms <= self.join.upper_ms:
                 pair = (entry, place, found, partner) if side == "left" else (found, partner, entry, place)
                 self._give(key, *pair)
-        meeting[side].append(place)
-        self._watch(side, place, entry)
+        if held is None:  # read again it meets the same partners: that one was found may not have been written
+            meeting[side].append(place)
+            self._watch(side, place, entry)
 
     def _give(self, key: str, left: Entry, left_place: Place, right: Entry, right_place: Place) -> None:
         left_at, right_at = self._at("left", left_place, left), self._at("right", right_place, right)
@@ -172,7 +171,7 @@ class JoinTable:
         return gone
 
     def changes(self) -> list[tuple[int, str, Entry]]:
-        """What is dead already needs no writing: until its tombstone a replay brings it back, and to the same end."""
+        """What is dead already needs no writing: until its tombstone, a replay lets it meet the same partners again."""
         changed = [item for item in self.changed if self.entries.get(item[:2]) is item[2]]
         for _, _, entry in self.changed:
             entry[CHANGED] = False
@@ -214,16 +213,18 @@ class JoinTable:
         """From where in the table a restore must read: what may matter was written when the clock of its own side was at its
         time, or later."""
         left, right = self.sides["left"], self.sides["right"]
-        self._moments.append((left.reached_ms, right.reached_ms, self.table_position))
+        step_ms = (self.join.upper_ms - self.join.lower_ms) // 32
+        if left.reached_ms >= self._moments[-1][0] + step_ms and right.reached_ms >= self._moments[-1][1] + step_ms:
+            self._moments.append((left.reached_ms, right.reached_ms, self.table_position))
         limit_ms = right.over_ms if self.join.how == "inner" else min(left.over_ms, right.over_ms)
         oldest_left_ms, oldest_right_ms = limit_ms - self.join.upper_ms, left.over_ms + self.join.lower_ms
-        while self._moments[1][0] <= oldest_left_ms and self._moments[1][1] <= oldest_right_ms:
+        while (
+            len(self._moments) > 1 and self._moments[1][0] <= oldest_left_ms and self._moments[1][1] <= oldest_right_ms
+        ):
             self._moments.popleft()
-            if len(self._moments) == 1:
-                break
-        if len(self._moments) > MOST_MOMENTS:
-            self._moments = deque(list(self._moments)[::2])
-        return min([self.checked, self._moments[0][2], *(dead.table_position for dead in list(self._dead)[:1])])
+        waiting = [self._dead[0].table_position] if self._dead else []
+        waiting += [over.table_position for seen in (left, right) for over in seen.over]
+        return min([self.checked, self._moments[0][2], *waiting])
 
 
 class JoinSide:
@@ -315,7 +316,7 @@ class JoinSide:
         self.committed = committed
         gone = self.table.passed()
         while self.over and self.over[0].closed_at < committed:
-            gone += self.over.popleft().entries
+            gone += [place for place in self.over.popleft().entries if place not in self.table.entries]
         return gone
 
     def __len__(self) -> int:

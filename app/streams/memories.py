@@ -10,9 +10,13 @@ from app.streams.windows import NEVER_MS
 
 
 class Memory(Protocol):
-    """keeps_ms: how far back in event time lies what may still matter."""
+    """keeps_ms: how far back in event time lies what may still matter. reads_back_ms: how far back the source must be read for it to
+    be as it was."""
 
     keeps_ms: int
+
+    @property
+    def reads_back_ms(self) -> int: ...
 
 
 class _Generations:
@@ -25,6 +29,10 @@ class _Generations:
         self._newer: dict[Any, Any] = {}
         self._older: dict[Any, Any] = {}
         self._turn_ms = NEVER_MS
+
+    @property
+    def reads_back_ms(self) -> int:
+        return self.keeps_ms
 
     def _held(self, key: Any, reached_ms: int) -> Any:
         if reached_ms > self._turn_ms:
@@ -61,6 +69,11 @@ class BurstMemory(_Generations):
         super().__init__(within_ms + out_of_orderness_ms)
         self._count = count
         self._within_ms = within_ms
+
+    @property
+    def reads_back_ms(self) -> int:
+        """Whether the times before the last one were a burst hangs on one that lies as much earlier once more."""
+        return self.keeps_ms + self._within_ms
 
     def begins(self, key: str, time_ms: int, reached_ms: int) -> bool:
         """Takes a record that is on time; whether the key's last ones are a burst now, and were none before it."""

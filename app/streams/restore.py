@@ -188,9 +188,9 @@ async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]
                     )
                 continue
             last[key] = None if entry is None else entry[0]
-            if entry is None:
-                newest.pop(key, None)
-            elif key not in newest or entry[0] > newest[key][0]:
+            # a tombstone takes nothing away: what it was meant for is over as of the commit, and it may be of somebody
+            # who was frozen, behind a key that has begun anew
+            if entry is not None and (key not in newest or entry[0] > newest[key][0]):
                 newest[key] = entry
     if newest and made_by != table.fingerprint:
         raise _changed(table, made_by)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 PIPELINES, LEAST_RECORDS = 12, 12
 
-ONCES = [("sale_id", "7d"), ("note", "7d")]
+ONCES = [("sale_id", "1d"), ("note", "1d")]
 """Repeats that are farther apart than `within` are outside the promise, and the engines differ about them (ADR 65)."""
 
 BAD_VALUES = (

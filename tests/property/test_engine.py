@@ -15,6 +15,7 @@ from app.core.clock import Clock, run_virtual
 from app.core.errors import SetupError
 from app.core.record import Record, TopicPartition
 from app.streams import engine as engine_module
+from app.streams import restore as restore_module
 from app.streams.compiled import CompiledTopic, TableCodec, load_topic
 from app.streams.engine import Engine
 from app.streams.pipelines import pipelines_in
@@ -23,7 +24,14 @@ from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 from features import fraud
 from tests.examples import examples
-from tests.killed_broker import GROUP, NEVER, HoldingProducer, KilledBroker, run_killed
+from tests.killed_broker import (
+    GROUP,
+    NEVER,
+    HoldingProducer,
+    KilledBroker,
+    newest_after_compaction,
+    run_killed,
+)
 from tests.reference import SourceRecord, read_all
 from tests.streams_kit import check_outputs
 
@@ -160,6 +168,7 @@ def test_engine_safeguard_removed_turns_the_proof_red(safeguard: str, monkeypatc
             monkeypatch.setattr(Engine, "_commit", commit_then_flush)
         case "closed entries stay until a commit has passed":
             monkeypatch.setattr(Engine, "_send_tombstones", remove_at_once)
+            monkeypatch.setattr(restore_module, "_newest_entries", newest_after_compaction)
     with pytest.raises((AssertionError, SetupError)):  # the latter by the engine itself, where its table is gone
         run_cases(KILL_PLAN)
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from app.broker.memory import MemoryBroker
 from app.core.clock import Clock, run_virtual
 from app.core.codec import Usd, encode
-from app.streams import joins
+from app.streams import joins, restore
 from app.streams.expressions import col
 from app.streams.graph import Alert, Topic
 from app.streams.pipelines import JoinPipeline
 from tests.examples import examples
-from tests.killed_broker import run_killed
+from tests.killed_broker import newest_after_compaction, run_killed
 from tests.reference import SourceRecord, escaped
 
 START_MS = 1_800_000_000_000
@@ -244,6 +244,7 @@ def test_join_safeguard_removed_turns_the_proof_red(safeguard: str, monkeypatch:
             monkeypatch.setattr(table, "rewrite", lambda self, place: None)
         case "tombstones wait for both commits":
             monkeypatch.setattr(table, "passed", all_dead)
+            monkeypatch.setattr(restore, "_newest_entries", newest_after_compaction)
         case "the table of joins":
             monkeypatch.setattr(table, "changes", lambda self: self.changed.clear() or [])
         case "versions":
