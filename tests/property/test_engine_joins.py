@@ -20,7 +20,7 @@ from app.streams.expressions import col
 from app.streams.graph import Alert, Topic
 from app.streams.pipelines import JoinPipeline
 from tests.examples import examples
-from tests.killed_broker import newest_after_compaction, run_killed
+from tests.killed_broker import NEVER, newest_after_compaction, run_killed
 from tests.reference import SourceRecord, escaped
 
 START_MS = 1_800_000_000_000
@@ -257,6 +257,14 @@ def run_fixed_cases() -> None:
     for how in ("missing", "inner"):
         for kill, lives, seed in product(range(24), (3, 6), range(3)):
             run_case(fixed(how), FIXED_PLAN, [40] * (lives - 1) + [kill], seed)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_join_partner_found_survives_a_write_that_was_torn(seed: int) -> None:
+    """The right record may be in the table, and what it says of a left one that was committed before may not."""
+    plan: list[Any] = [(False, 0, move("a")), (True, 1_000, move("a")), (True, 30_000, None), (False, 0, None)]
+    for kill in range(24):
+        run_case(fixed("missing"), plan, [NEVER, kill, NEVER], seed)
 
 
 def test_join_fixed_cases_hold_with_every_safeguard() -> None:
