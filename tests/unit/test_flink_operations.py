@@ -6,7 +6,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from app.core.clock import SystemClock
+from app.core.clock import ManualClock
 from app.streams.pipelines import pipelines_in
 from app.streams.sql import Settings
 from features import fraud
@@ -16,7 +16,7 @@ from flink_jobs.compiled import CompiledJobs
 from flink_jobs.kept import KeptJob, KeptJobs
 from flink_jobs.operations import ENDING_MS, Jobs
 
-NOW = SystemClock().now_ms()
+NOW = 1_800_000_000_000
 KEPT = KeptJob(job_id="1", fingerprint="f", folder="", checkpoint="file:/chk-7", at_ms=NOW)
 
 
@@ -58,7 +58,7 @@ async def looked_after(state: str, since_ms: int = NOW, job: KeptJob = KEPT) -> 
     """The id of the job that is kept after a first look."""
     cluster, kept, stopping = Cluster(state, since_ms), Kept(job), asyncio.Event()
     compiled = CompiledJobs({"raw.orders": pipelines_in(fraud)}, {"raw.orders": "f"}, Settings(bootstrap_servers=""))
-    jobs = Jobs(cast(FlinkCluster, cluster), cast(KeptJobs, kept), SystemClock(), compiled)
+    jobs = Jobs(cast(FlinkCluster, cluster), cast(KeptJobs, kept), ManualClock(NOW), compiled)
     keeping = asyncio.create_task(jobs.keep(["raw.orders"], cast(Submitter, cluster), stopping))
     await asyncio.sleep(0.1)
     stopping.set()

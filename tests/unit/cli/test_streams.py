@@ -135,7 +135,7 @@ def test_streams_run_bounded_writes_the_rows_of_every_window(broker: MemoryBroke
     ("arguments", "complaint"),
     [
         (["order_rate"], "say --bounded"),
-        (["user_features", "--bounded"], "only windows with final rows"),
+        (["user_features", "--bounded"], "only windows whose final rows go to a topic"),
         (["order_rate", "--bounded", "--to", "raw.orders"], "is a topic of the application"),
     ],
 )
