@@ -57,12 +57,6 @@ class FlinkCluster:
         if not overview.get("taskmanagers"):
             raise SetupError("flink", f"{self.address}: has no task manager; start one, or wait until it is back")
 
-    async def jobs(self) -> list[JobStatus]:
-        """Every job that it knows, the newest first; ended ones too. Raises: Unavailable."""
-        found = (await self._get("/jobs/overview"))["jobs"]
-        listed = [await self.job(each["jid"]) for each in sorted(found, key=lambda each: -each["start-time"])]
-        return [status for status in listed if status is not None]
-
     async def job(self, job_id: str) -> JobStatus | None:
         """None for a job that it does not know, or knows no more. Raises: Unavailable."""
         try:

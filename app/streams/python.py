@@ -422,7 +422,9 @@ def _pair(text: _Text, name: str, pipeline: JoinPipeline) -> None:
             text.add(1, f"f_{step.name} = {expression_text(step.value, fields)}")
             fields[step.name] = kind_of(step.value, fields)
     alone = f"pair.left_at.time_ms + {max(join.upper_ms, 0)}"
-    text.add(1, "at = pair.left_at if pair.right is None or pair.right_at[2] < pair.left_at[2] else pair.right_at")
+    text.add(
+        1, "at = pair.left_at if pair.right is None or pair.right_at.time_ms < pair.left_at.time_ms else pair.right_at"
+    )
     text.add(1, f"known_ms = {alone} if pair.right is None else at.time_ms")
     ids = [f"f_{field}" for field in raised.id_fields]
     optional = frozenset(fields) - frozenset(join.left.fields()) if join.how == "left" else frozenset()
