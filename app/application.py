@@ -25,6 +25,8 @@ from app.decisions.record import decision_topic, effect_topic, review_topic, swi
 from app.decisions.switches import require_own_names
 from app.models.budget import Budget
 from app.serving.base import View, view_of
+from app.streams.generations import TOPIC as GENERATIONS
+from app.streams.generations import Known, numbered
 from app.streams.graph import Topic
 from app.streams.outputs import ALERT_PARTITIONS, topics_of
 from app.streams.pipelines import (
@@ -36,6 +38,7 @@ from app.streams.pipelines import (
     pipelines_in,
     raised_by,
     streams_of,
+    table_of,
     unique_names,
 )
 
@@ -87,10 +90,19 @@ class App:
         if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
             raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
 
+    def number(self, known: Known) -> None:
+        """Gives its pipelines the generations that they are on a cluster; until then each is the first one.
+
+        Raises: SetupError for a changed declaration that has no topics there.
+        """
+        self.pipelines = numbered(self.pipelines, known)
+
     @property
     def topics(self) -> TopicRegistry:
         """Every topic that the application reads or writes."""
         registry = TopicRegistry()
+        if any(table_of(name, pipeline) for name, pipeline in self.pipelines.items()):
+            registry.add(GENERATIONS)
         for spec in topics_of(self.sources.values(), self.pipelines, self._alert_partitions):
             registry.add(spec)
         alert_topics = [registry.named(name) for name in sorted({agent.topic for agent in self.agents.values()})]

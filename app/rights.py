@@ -14,8 +14,8 @@ from app.core.settings import MODES
 from app.decisions.actions import GROUP as ACTIONS_GROUP
 from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, SWITCHES
 from app.serving.materializer import GROUP as FEATURES_GROUP
-from app.streams.outputs import state_topic
-from app.streams.pipelines import AlertPipeline, LivePipeline
+from app.streams.generations import TOPIC as GENERATIONS
+from app.streams.pipelines import LivePipeline, table_of
 
 ROLES = {
     "publisher": "publishes events: applications, `send`, `replay`",
@@ -45,6 +45,7 @@ def rights_of(app: App, role: str) -> list[Right]:
     every = sorted(spec.name for spec in app.topics.all())
     used = set(_USES[role](app))
     if role != "publisher":  # a worker looks at all topics before it starts, and a person at any
+        used |= {Right("topic", name, "Read") for name in every if name == GENERATIONS.name}
         written = {right.name for right in used if right.operation in ("Read", "Write")}
         used |= {Right("topic", name, "Describe") for name in every if name not in written}
         used |= {Right("topic", name, "DescribeConfigs") for name in every}
@@ -56,7 +57,7 @@ def store_rights_of(app: App, role: str) -> str | None:
     if role not in STORE_COMMANDS:
         return None
     keys = "%R~" if role == "agents" else "~"
-    patterns = [f"{keys}{name}:*" for name in ("headrace:view", *sorted(app.views))]
+    patterns = [f"{keys}{name}:*" for name in ("headrace:view", *sorted(view.stored for view in app.views.values()))]
     commands = (f"+{command}" for command in STORE_COMMANDS[role])
     return " ".join(["resetkeys", *patterns, "resetchannels", "-@all", *commands])
 
@@ -91,10 +92,9 @@ def _streams(app: App) -> list[Right]:
         rights += _topic(source, "Read") + _topic(f"{source}.dead", "Write") + _topic(f"{source}.late", "Write")
     for name, pipeline in app.pipelines.items():
         rights += _topic(pipeline.topic, "Write")
-        if isinstance(pipeline, LivePipeline):
-            rights += _topic(pipeline.topic, "Read")
-        elif not isinstance(pipeline, AlertPipeline):
-            rights += _topic(state_topic(name), "Read", "Write")
+        table = table_of(name, pipeline)
+        if table is not None:
+            rights += _topic(table, "Read", "Write")
     return rights
 
 

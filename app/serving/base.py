@@ -16,7 +16,7 @@ import msgspec
 from app.broker.topics import MAX_AHEAD_MS, partition_of
 from app.core.errors import SetupError
 from app.streams.aggregates import Accumulator, OutputField, accumulators_of
-from app.streams.pipelines import LivePipeline
+from app.streams.pipelines import LivePipeline, of_generation
 from app.streams.windows import Tile
 
 SPARE_MS = 3_600_000
@@ -36,6 +36,12 @@ class View(msgspec.Struct, frozen=True):
     fields: tuple[OutputField, ...]
     comparable: bool
     fingerprint: str
+    generation: int = 1
+
+    @property
+    def stored(self) -> str:
+        """Under which name the store keeps it: each generation is kept for itself."""
+        return of_generation(self.name, self.generation)
 
     @property
     def accumulators(self) -> tuple[Accumulator, ...]:
@@ -200,4 +206,5 @@ def view_of(pipeline: LivePipeline, partitions: int, fingerprint: str) -> View:
         pipeline.aggregates.outputs,
         pipeline.comparable,
         fingerprint,
+        pipeline.generation,
     )

@@ -78,7 +78,7 @@ class MemoryStore:
                 shelf.entities.pop(name, None)
                 shelf.entities[name] = entity
         shelf.progress[partition] = progress
-        self._shelves[view.name] = shelf
+        self._shelves[view.stored] = shelf
         return True
 
     async def read(self, view: View, entity: str) -> StoredFeatures:
@@ -91,13 +91,13 @@ class MemoryStore:
         return self._shelf(view).entities.pop(entity, None) is not None
 
     async def clear(self, view: View) -> None:
-        self._shelves.pop(view.name, None)
+        self._shelves.pop(view.stored, None)
 
     async def close(self) -> None:
         """Nothing to end; values stay readable."""
 
     def _shelf(self, view: View) -> _Shelf:
-        shelf = self._shelves.get(view.name) or _Shelf(view.fingerprint)
+        shelf = self._shelves.get(view.stored) or _Shelf(view.fingerprint)
         if shelf.fingerprint != view.fingerprint:
             raise view.other_declaration()
         return shelf

@@ -207,7 +207,7 @@ class RedisStore:
         partition = view.partition_of(entity)
         # Progress first: what is applied between the two answers makes the tiles newer than it says, never older.
         question = resp.pack("HMGET", _progress_key(view), "fingerprint", partition)
-        question += resp.pack("HGETALL", f"{view.name}:{entity}")
+        question += resp.pack("HGETALL", f"{view.stored}:{entity}")
         with self._translated():
             (fingerprint, progress), tiles = await self._ask(question, 2)
         _refuse_other(view, fingerprint)
@@ -217,12 +217,12 @@ class RedisStore:
         with self._translated():
             ((fingerprint,),) = await self._ask(resp.pack("HMGET", _progress_key(view), "fingerprint"), 1)
             _refuse_other(view, fingerprint)
-            return bool(await self._client.unlink(f"{view.name}:{entity}"))
+            return bool(await self._client.unlink(f"{view.stored}:{entity}"))
 
     async def clear(self, view: View) -> None:
         with self._translated():
             await self._client.delete(_progress_key(view))
-            async for key in self._client.scan_iter(match=f"{_escaped(view.name)}:*", count=1000):
+            async for key in self._client.scan_iter(match=f"{_escaped(view.stored)}:*", count=1000):
                 await self._client.unlink(key)
             # Again: a materializer that saw it gone may have begun anew, and then lost what it wrote to the scan.
             await self._client.delete(_progress_key(view))
@@ -413,7 +413,7 @@ def _merge_words(
     for output in view.fields:
         words += [output.name, output.kind.value, output.function]
     for entity, tiles in entities:
-        keys.append(f"{view.name}:{entity}")
+        keys.append(f"{view.stored}:{entity}")
         words.append(len(tiles))
         for tile in tiles:
             words.append(f"tile:{tile.start_ms}:{tile.partition}")
@@ -422,7 +422,7 @@ def _merge_words(
 
 
 def _progress_key(view: View) -> str:
-    return f"headrace:view:{view.name}"
+    return f"headrace:view:{view.stored}"
 
 
 def _refuse_other(view: View, fingerprint: bytes | None) -> None:

@@ -17,7 +17,7 @@ from app.streams.expressions import Kind
 from app.streams.gate import DECODE_ERRORS, is_heartbeat, reason_of_incomplete
 from app.streams.joins import JoinSide, JoinTable, Side, offset_of, place_of, side_of
 from app.streams.memories import BurstMemory, Memory, OnceMemory, SliceMemory
-from app.streams.outputs import alert_headers, derived_id, state_topic, window_headers
+from app.streams.outputs import alert_headers, derived_id, window_headers
 from app.streams.pipelines import (
     AlertPipeline,
     FinalPipeline,
@@ -32,6 +32,7 @@ from app.streams.pipelines import (
     fingerprint,
     kept_of,
     raised_by,
+    table_of,
 )
 from app.streams.python import compile_topic, memories_of, once_name, once_rules, streams_on
 from app.streams.sessions import Sessions
@@ -161,7 +162,7 @@ def _table(name: str, pipeline: WindowedPipeline, namespace: Mapping[str, Any]) 
     parse_key, parse_value = _parsers(pipeline)
     return TableCodec(
         name=name,
-        topic=pipeline.topic if live else state_topic(name),
+        topic=_topic_of(name, pipeline),
         fingerprint=fingerprint(pipeline),
         key=namespace[f"key_{name}"],
         value=namespace[f"value_{name}"],
@@ -173,6 +174,12 @@ def _table(name: str, pipeline: WindowedPipeline, namespace: Mapping[str, Any]) 
         parse_value=parse_value,
         new=_new_table(pipeline),
     )
+
+
+def _topic_of(name: str, pipeline: WindowedPipeline | JoinPipeline) -> str:
+    topic = table_of(name, pipeline)
+    assert topic is not None
+    return topic
 
 
 def _join_table(name: str, pipeline: JoinPipeline, namespace: Mapping[str, Any]) -> TableCodec:
@@ -216,7 +223,7 @@ def _join_table(name: str, pipeline: JoinPipeline, namespace: Mapping[str, Any])
 
     return TableCodec(
         name=name,
-        topic=state_topic(name),
+        topic=_topic_of(name, pipeline),
         fingerprint=fingerprint(pipeline),
         key=key,
         value=value,

@@ -9,7 +9,7 @@ from app.broker.topics import MAX_AHEAD_MS, TopicSpec, dead_letters_of, late_ref
 from app.core.codec import encode
 from app.core.errors import SetupError
 from app.core.record import Headers, Record
-from app.streams.pipelines import AlertPipeline, LivePipeline, Pipeline, Source, raised_by
+from app.streams.pipelines import AlertPipeline, LivePipeline, Pipeline, Source, raised_by, table_of
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 ALERT_PARTITIONS = 6
@@ -57,11 +57,6 @@ def late_reference(pipeline: str, record: Record) -> bytes:
     )
 
 
-def state_topic(name: str) -> str:
-    """The table of a pipeline on the asyncio engine."""
-    return f"state.{name}"
-
-
 def topics_of(
     sources: Iterable[Source], pipelines: Mapping[str, Pipeline], alert_partitions: int = ALERT_PARTITIONS
 ) -> list[TopicSpec]:
@@ -88,7 +83,9 @@ def topics_of(
         elif not isinstance(pipeline, AlertPipeline):
             if raised_by(pipeline) is None:
                 add(TopicSpec(name=pipeline.topic, partitions=partitions, retention_ms=30 * DAY_MS))
-            add(_table_topic(state_topic(name), partitions, "compact", None))
+            table = table_of(name, pipeline)
+            assert table is not None
+            add(_table_topic(table, partitions, "compact", None))
     alerts = [raised for pipeline in pipelines.values() if (raised := raised_by(pipeline)) is not None]
     for topic in dict.fromkeys(raised.topic for raised in alerts):
         types = [raised.alert_type for raised in alerts if raised.topic == topic]

@@ -224,10 +224,11 @@ class LivePipeline:
     tile_ms: int
     aggregates: Aggregates
     view: str
+    generation: int = 1
 
     @property
     def topic(self) -> str:
-        return f"features.{self.view}"
+        return of_generation(f"features.{self.view}", self.generation)
 
     @property
     def comparable(self) -> bool:
@@ -236,7 +237,7 @@ class LivePipeline:
 
     def __str__(self) -> str:
         window = f"live({format_duration(self.size_ms)}, tile={format_duration(self.tile_ms)})"
-        return f"{self.stream} -> {window} -> {self.aggregates} -> {self.topic}"
+        return f"{self.stream} -> {window} -> {self.aggregates} -> features.{self.view}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +249,7 @@ class FinalPipeline:
     aggregates: Aggregates
     having: Expression | None
     target: str | Raised
+    generation: int = 1
 
     @property
     def topic(self) -> str:
@@ -289,6 +291,7 @@ class JoinPipeline:
     join: Join
     steps: Steps
     raised: Raised
+    generation: int = 1
 
     @property
     def stream(self) -> Records:
@@ -305,6 +308,18 @@ class JoinPipeline:
 
 WindowedPipeline = LivePipeline | FinalPipeline
 Pipeline = AlertPipeline | LivePipeline | FinalPipeline | JoinPipeline
+
+
+def of_generation(name: str, generation: int) -> str:
+    """What the first generation calls plainly by its name, and a later one, see `generations`, with its number."""
+    return name if generation == 1 else f"{name}.{generation}"
+
+
+def table_of(name: str, pipeline: Pipeline) -> str | None:
+    """The topic of its table on the asyncio engine; None where it has none. name: the pipeline's."""
+    if isinstance(pipeline, AlertPipeline):
+        return None
+    return pipeline.topic if isinstance(pipeline, LivePipeline) else of_generation(f"state.{name}", pipeline.generation)
 
 
 def raised_by(pipeline: Pipeline) -> Raised | None:

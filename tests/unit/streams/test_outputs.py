@@ -10,7 +10,7 @@ from app.core.errors import SetupError
 from app.core.record import Record
 from app.streams.expressions import col
 from app.streams.graph import Alert, count
-from app.streams.outputs import alert_headers, derived_id, late_reference, state_topic, topics_of
+from app.streams.outputs import alert_headers, derived_id, late_reference, topics_of
 from app.streams.pipelines import Pipeline, pipelines_in
 from features import fraud
 from features.records import OrderEvent, order_events, payment_events
@@ -55,7 +55,7 @@ def test_topics_of_fraud_are_all_that_is_read_and_written() -> None:
     """Tables and views keep their source's partitions and are compacted; each has an hour before it is."""
     specs = {spec.name: spec for spec in topics_of([order_events.source], pipelines_in(fraud))}
     expected = {"raw.orders", "raw.orders.dead", "raw.orders.late", "processed.alerts", "processed.alerts.dead"}
-    expected |= {"features.user_features", "features.order_rate_5m", state_topic("order_rate")}
+    expected |= {"features.user_features", "features.order_rate_5m", "state.order_rate"}
     assert expected == specs.keys()
     assert OrderEvent is specs["raw.orders"].type
     for name in ("features.user_features", "features.order_rate_5m", "state.order_rate"):
