@@ -113,11 +113,13 @@ class CompiledTopic:
 
     @property
     def remembered_ms(self) -> int:
-        """How far back in event time the source must be read for all memories to be as they were: what one of a pipeline
-        remembers depends on what the one before it has let pass."""
-        memories, longest_ms = self._new_memories(), 0
-        for name, stream in streams_on(self.source, self.pipelines):
-            pipeline = self.pipelines[name]
+        """How far back in event time the source must be read for all memories to be as they were."""
+        return max(map(self.remembered_by, self.pipelines), default=0)
+
+    def remembered_by(self, name: str) -> int:
+        """The same for one pipeline: what a memory of it holds depends on what the one before it has let pass."""
+        memories, pipeline, longest_ms = self._new_memories(), self.pipelines[name], 0
+        for _, stream in streams_on(self.source, {name: pipeline}):
             names = [once_name(stream.once_rule)] if stream.once_rule else []
             names += memories_of(name, pipeline) if isinstance(pipeline, AlertPipeline) else []
             longest_ms = max(longest_ms, sum(memories[name].reads_back_ms for name in names))

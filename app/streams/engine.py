@@ -407,6 +407,9 @@ class Engine:
                 for place in unit:
                     await self._consumer.seek(place, self._states[place].position)
                 self._consumer.resume(unit)
+        begun = [place for place in places if committed[place] is not None and self._states[place].committed < 0]
+        if begun:  # or after a crash an owner of before would go on with windows that now have another one's rows
+            await self._commit(await self._write_tables([self._states[place] for place in begun]))
         await self._learn_ends([self._states[place] for place in places])
 
     def _whole(self, places: Iterable[TopicPartition]) -> tuple[list[list[TopicPartition]], list[TopicPartition]]:

@@ -163,6 +163,11 @@ class JoinTable:
         needs[own] = max(needs[own], offset_of(place))
         self._dead.append(_Dead(place, needs, self._moments[0][2]))
 
+    def forget_closed(self) -> None:
+        """What was closed so far was never written, and says nothing."""
+        self._dead.clear()
+        self.rows.clear()
+
     def passed(self) -> list[Place]:
         """What needs a tombstone now."""
         gone = []

@@ -14,6 +14,7 @@ from app.broker.base import MAX_METADATA_CHARACTERS, CommittedOffset, Reader
 from app.core.errors import SetupError
 from app.core.record import Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec
+from app.streams.filling import read_back
 from app.streams.joins import JoinTable
 from app.streams.mending import NOT_AN_ENTRY, PROGRESS, Last, gone, mend, parse_change
 from app.streams.tables import Entry, PartitionState, Place, Table
@@ -82,16 +83,34 @@ async def restore(
     reader: Reader,
 ) -> list[PartitionState]:
     """The state of one partition of a topic, or of all topics that are joined with each other, as of its committed offset, or
-    later where its tables are ahead of it.
+    later where its tables are ahead of it. A pipeline that no commit knows, or that was declared otherwise then, joins: see
+    `filling`; `state.committed` is -1 then, since of what it is now nothing is committed.
 
-    Raises: SetupError when a pipeline's declaration differs from the one that made its state, or when a topic was made
-    anew under its streams.
+    Raises: SetupError when a table holds another declaration's entries, or when a topic was made anew under its streams.
     """
     joins: dict[str, JoinTable] = {}
     states = {place: topics[place.topic].new_state(place, joins) for place in committed}
+    marks = {place: await _place(state, committed[place], reader) for place, state in states.items()}
+    joining = {
+        name: None
+        for place, mark in marks.items()
+        if mark is not None
+        for name, codec in topics[place.topic].tables.items()
+        if name not in mark.tables or mark.tables[name].fingerprint != codec.fingerprint
+    }
     written: list[_Written] = []
     for place, state in states.items():
-        written += await _restore_partition(topics[place.topic], state, committed[place], reader)
+        for name, codec in topics[place.topic].tables.items():
+            if name in joining:
+                await _join(state, codec, reader)
+            else:
+                written.append(await _restore_table(state, codec, marks[place], reader))
+    await read_back(topics, states, list(joining), reader)
+    for state in states.values():
+        for name in joining.keys() & state.tables.keys():
+            table = state.tables[name]
+            table.restore({}, state.reached_ms - state.out_of_orderness_ms, table.table_position)
+            state.committed = -1
     for one in written:
         one.table.checked = one.start
         mend(one.state, one.name, one.last)  # what is over had its row: only its tombstone may be missing
@@ -112,56 +131,50 @@ class _Written(NamedTuple):
     last: Last
 
 
-async def _restore_partition(
-    topic: CompiledTopic, state: PartitionState, committed: CommittedOffset | None, reader: Reader
-) -> list[_Written]:
-    place, written = state.place, list[_Written]()
+async def _place(state: PartitionState, committed: CommittedOffset | None, reader: Reader) -> CommitMark | None:
+    """Puts a state where its commit says; returns the commit's mark."""
+    if committed is None:
+        return None
+    end = (await reader.end_offsets([state.place]))[state.place]
+    if committed.offset > end:
+        raise SetupError(
+            str(state.place),
+            f"ends at {end}, before the committed offset {committed.offset}: the topic was made anew; delete the "
+            "streams' consumer group and their state.* and features.* topics, or give the topic another name",
+        )
     mark = parse_mark(committed)
-    if committed is not None:
-        end = (await reader.end_offsets([place]))[place]
-        if committed.offset > end:
-            raise SetupError(
-                str(place),
-                f"ends at {end}, before the committed offset {committed.offset}: the topic was made anew; delete the "
-                "streams' consumer group and their state.* and features.* topics, or give the topic another name",
-            )
-        if mark is None and committed.offset > 0:
-            logger.warning("%s: committed without a mark, by another tool: event time and windows begin anew", place)
-    if committed is not None:
-        state.position = state.committed = committed.offset
+    if mark is None and committed.offset > 0:
+        logger.warning("%s: committed without a mark, by another tool: event time and windows begin anew", state.place)
+    state.position = state.committed = committed.offset
     if mark is not None:
         state.reached_ms = mark.reached_ms
-    for name, codec in topic.tables.items():
-        written += await _restore_table(state, codec, state.tables[name], mark, reader)
-    if state.memories and committed is not None and state.reached_ms != NEVER_MS:
-        await _restore_memories(topic, state, reader)
-    return written
+    return mark
 
 
-async def _restore_table(
-    state: PartitionState, codec: TableCodec, table: Table, mark: CommitMark | None, reader: Reader
-) -> list[_Written]:
+async def _join(state: PartitionState, codec: TableCodec, reader: Reader) -> None:
+    """Puts a pipeline behind what has passed: of that only slices that begin later are its to count, where it is not filled."""
+    table = state.tables[codec.name]
+    table.table_position = table.checked = end = (await reader.end_offsets([table.place]))[table.place]
+    start = (await reader.beginning_offsets([table.place]))[table.place]
+    await _newest_entries(codec, reader.read(table.place, start, end))  # none, or its own of an earlier time
+    table.since_ms = state.reached_ms + 1 if state.reached_ms != NEVER_MS else NEVER_MS
+
+
+async def _restore_table(state: PartitionState, codec: TableCodec, mark: CommitMark | None, reader: Reader) -> _Written:
+    table = state.tables[codec.name]
     end = (await reader.end_offsets([table.place]))[table.place]
     table.table_position = table.checked = end
     start = (await reader.beginning_offsets([table.place]))[table.place]
-    over_ms = state.reached_ms - state.out_of_orderness_ms
     if mark is not None:
-        known = mark.tables.get(codec.name)
-        if known is None:  # it joins in the middle: only slices of which nothing has passed are complete
-            table.since_ms = mark.reached_ms + 1 if mark.reached_ms != NEVER_MS else NEVER_MS
-            logger.info("%s joins %s: it counts what starts after %d", codec.name, state.place, mark.reached_ms)
-            table.restore({}, over_ms, end)
-            return []
-        if known.fingerprint != codec.fingerprint:
-            raise _changed(codec, known.fingerprint)
+        known = mark.tables[codec.name]
         table.since_ms = known.since_ms
         if known.end > end or (table.emits_rows and known.position < start):
             needed = f"holds offsets {start} to {end}, a restore needs {known.position} to {known.end}"
             raise gone(table.place, codec.name, needed)
         start = max(start, known.position)
     newest, last = await _newest_entries(codec, reader.read(table.place, start, end))
-    table.restore(newest, over_ms, start)
-    return [_Written(state, codec.name, table, start, end, last)]
+    table.restore(newest, state.reached_ms - state.out_of_orderness_ms, start)
+    return _Written(state, codec.name, table, start, end, last)
 
 
 async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]]) -> tuple[dict[Place, Entry], Last]:
@@ -200,24 +213,6 @@ async def _newest_entries(table: TableCodec, batches: AsyncIterator[list[Record]
 def _changed(table: TableCodec, made_by: str) -> SetupError:
     return SetupError(
         table.name,
-        f"its declaration has changed (was {made_by}, is {table.fingerprint}), its state has not; restore the "
-        f"declaration, or stop the workers and type: python -m app streams reset {table.name}",
+        f"its declaration has changed (was {made_by}, is {table.fingerprint}), its table {table.topic} has not; make one of "
+        "its own: python -m app topics create",
     )
-
-
-async def _restore_memories(topic: CompiledTopic, state: PartitionState, reader: Reader) -> None:
-    """Reads the source back by time. From the first record of that time on the partition's clock is what it was: no record
-    before it had a later one."""
-    from_ms = max(state.reached_ms - topic.remembered_ms, 0)
-    start = (await reader.offsets_for_times({state.place: from_ms}))[state.place]
-    scratch = topic.new_state(state.place)
-    scratch.memories = state.memories
-    async for records in reader.read(state.place, start, state.position):
-        topic.process(records, scratch, 0)
-        scratch.alerts.clear()
-        scratch.rejected.clear()
-        scratch.late.clear()
-        for table in scratch.tables.values():
-            table.changes()
-            table.rows.clear()
-            table.over.clear()

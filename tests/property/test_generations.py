@@ -1,0 +1,157 @@
+"""A declaration changed between two lives of the engine: what the new one gives, against the reference of the whole log."""
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from app.broker.topics import MAX_AHEAD_MS
+from app.core.clock import Clock, ManualClock, run_virtual
+from app.core.codec import encode
+from app.core.record import TopicPartition
+from app.streams import filling
+from app.streams.engine import Engine
+from app.streams.generations import add_generations, numbered
+from app.streams.outputs import topics_of
+from app.streams.pipelines import FinalPipeline, LivePipeline, Pipeline, Session, Source, fingerprint, raised_by, streams_of
+from app.streams.windows import NEVER_MS
+from tests.examples import examples
+from tests.generated import START_MS, Planned, joined_graphs, logs
+from tests.killed_broker import GROUP, NEVER, Killed, KilledBroker
+from tests.parity.meaning import SourceRecord
+from tests.parity.reference import Outputs, read_all
+from tests.parity.written import Written, outputs_of
+
+Pipelines = Mapping[str, Pipeline]
+TOPICS = ("sales", "others")
+
+
+def records_of(plan: list[Planned]) -> list[SourceRecord]:
+    records, time_ms, ends = [], START_MS, dict.fromkeys(((t, p) for t in TOPICS for p in (0, 1)), 0)
+    for number, step_ms, sale in plan:
+        time_ms += step_ms
+        place = TOPICS[number], sum(sale["shop"].encode()) % 2 if sale else time_ms % 2
+        key, data = (sale["shop"].encode(), encode(sale)) if sale else (None, b'{"heartbeat":true}')
+        records.append(SourceRecord(*place, ends[place], time_ms, key, data))
+        ends[place] += 1
+    return records
+
+
+def expected_of(pipelines: Pipelines, records: list[SourceRecord], before: list[SourceRecord]) -> Outputs:
+    """What a generation gives that begins behind `before`, as ADR 66 says."""
+    whole, past = read_all(pipelines, records, bounded=False), read_all(pipelines, before, bounded=False)
+    reached: dict[tuple[str, int], int] = {}
+    for record in before:
+        reached[record[:2]] = max(reached.get(record[:2], NEVER_MS), record.timestamp_ms)
+
+    def begins_later(pipeline: FinalPipeline, partition: int, start_ms: int) -> bool:
+        reached_ms = reached.get((pipeline.stream.source.spec.name, partition), NEVER_MS)
+        gap_ms = pipeline.window.gap_ms if isinstance(pipeline.window, Session) else 0
+        return start_ms > reached_ms + gap_ms
+
+    finals = {p.topic: p for p in pipelines.values() if isinstance(p, FinalPipeline) and raised_by(p) is None}
+    rules = {r.rule: p for p in pipelines.values() if isinstance(p, FinalPipeline) and (r := raised_by(p))}
+    views = {p.topic: p for p in pipelines.values() if isinstance(p, LivePipeline)}
+    expected = Outputs()
+    for alert in whole.alerts - past.alerts:
+        rule, start = alert.alert_id.split(":")[0], alert.alert_id.rsplit(":", 1)[1]
+        if rule not in rules or begins_later(rules[rule], alert.place[1], int(start)):
+            expected.alerts.add(alert)
+    for row_place, row in whole.rows.items():
+        if begins_later(finals[row_place[0]], row_place[3], row_place[2]):
+            expected.rows[row_place] = row
+    for tile_place, tile in whole.tiles.items():
+        view = views[tile_place[0]]
+        reached_ms = reached.get((view.stream.source.spec.name, tile_place[3]), NEVER_MS)
+        if tile_place[2] >= reached_ms - view.size_ms - view.tile_ms - MAX_AHEAD_MS:
+            expected.tiles[tile_place] = tile
+    expected.late = whole.late - past.late
+    return expected
+
+
+def sources_of(pipelines: Pipelines) -> list[Source]:
+    return list({s.source.spec.name: s.source for p in pipelines.values() for s in streams_of(p)}.values())
+
+
+async def live(broker: KilledBroker, pipelines: Pipelines, clock: Clock, calls: int = NEVER) -> None:
+    """One life of an engine, until it has committed everything or was killed after so many calls."""
+    broker.calls_left, stopping = calls, asyncio.Event()
+    task = asyncio.create_task(Engine(broker, sources_of(pipelines), pipelines, clock, GROUP).run(stopping))
+    await asyncio.sleep(3.5)
+    stopping.set()
+    try:
+        await task
+    except Killed:
+        assert calls < NEVER
+
+
+async def taken_over(
+    old: Pipelines, new: Pipelines, records: list[SourceRecord], cut: int, kills: list[int], clock: Clock
+) -> tuple[Pipelines, Outputs]:
+    """The old declaration reads the records before the cut, the new one goes on; what the new one has written."""
+    broker = KilledBroker(ManualClock(clock.now_ms() + NEVER))
+
+    async def prepared(pipelines: Pipelines) -> Pipelines:
+        made = numbered(pipelines, await add_generations(broker, pipelines))
+        await broker.admin().create(topics_of(sources_of(made), made))
+        return made
+
+    def publish(some: list[SourceRecord]) -> None:
+        for topic, partition, _, time_ms, key, value in some:
+            broker.append(topic, value, key, partition, time_ms, ())
+
+    before = await prepared(old)
+    publish(records[:cut])
+    await live(broker, before, clock)
+    written = {place: len(log) for place, log in broker.logs.items()}
+    after = await prepared(new)
+    publish(records[cut:])
+    for calls in kills:
+        await live(broker, after, clock, calls)
+    await live(broker, after, clock)
+
+    def read(topic: str) -> list[Written]:
+        logs = [(place, log[written.get(place, 0) :]) for place, log in broker.logs.items() if place.topic == topic]
+        return [Written(p.partition, one.key, one.value, dict(one.headers)) for p, log in logs for one in log]
+
+    return after, outputs_of(after, read)
+
+
+def require_equal(expected: Outputs, found: Outputs) -> None:
+    assert expected.alerts == found.alerts
+    assert expected.rows == found.rows
+    assert expected.tiles == found.tiles
+    assert expected.late == found.late
+
+
+@given(
+    old=joined_graphs(names=TOPICS),
+    new=joined_graphs(names=TOPICS),
+    plan=logs(2),
+    share=st.floats(0, 1),
+    kills=st.lists(st.integers(0, 30), max_size=2),
+)
+@settings(max_examples=examples(200))
+def test_generation_goes_on_where_the_one_before_it_ended(
+    old: tuple[list[str], Pipelines],
+    new: tuple[list[str], Pipelines],
+    plan: list[Planned],
+    share: float,
+    kills: list[int],
+) -> None:
+    """Whatever the declaration was and is: alerts from there on, whole features, pairs across the change, no cut window."""
+    made_by = {fingerprint(pipeline) for pipeline in old[1].values() if pipeline.topic}
+    assume(not any(fingerprint(p) in made_by for name, p in new[1].items() if name.startswith("p")))
+    records = records_of(plan)
+    cut = round(share * len(records))
+
+    async def main(clock: Clock) -> None:
+        after, found = await taken_over(old[1], new[1], records, cut, kills, clock)
+        require_equal(expected_of(after, records, records[:cut]), found)
+
+    run_virtual(main, START_MS)
+
+
+_ = pytest, filling, TopicPartition
