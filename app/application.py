@@ -101,8 +101,6 @@ class App:
     def topics(self) -> TopicRegistry:
         """Every topic that the application reads or writes."""
         registry = TopicRegistry()
-        if any(table_of(name, pipeline) for name, pipeline in self.pipelines.items()):
-            registry.add(GENERATIONS)
         for spec in topics_of(self.sources.values(), self.pipelines, self._alert_partitions):
             registry.add(spec)
         alert_topics = [registry.named(name) for name in sorted({agent.topic for agent in self.agents.values()})]
@@ -111,6 +109,8 @@ class App:
             dead = dead_letters_of(decisions)
             for spec in (decisions, effect_topic(decisions), review_topic(decisions), switch_topic(), dead):
                 registry.add(spec)
+        if any(table_of(name, pipeline) for name, pipeline in self.pipelines.items()):
+            registry.add(GENERATIONS)
         return registry
 
     @property

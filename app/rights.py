@@ -23,7 +23,7 @@ ROLES = {
     "features": "`worker --only features`",
     "agents": "`worker --only agents`",
     "actions": "`worker --only actions`",
-    "operator": "a person at the command line: `topics`, `dead`, `switch`, `decisions`, `streams reset`",
+    "operator": "a person at the command line: `topics`, `dead`, `switch`, `decisions`, `streams reset|prune`",
 }
 
 
@@ -42,7 +42,7 @@ def rights_of(app: App, role: str) -> list[Right]:
     """
     if role not in ROLES:
         raise SetupError("--role", f"no role is called {role}; there are {', '.join(ROLES)}")
-    every = sorted(spec.name for spec in app.topics.all())
+    every = sorted(_names(app))
     used = set(_USES[role](app))
     if role != "publisher":  # a worker looks at all topics before it starts, and a person at any
         used |= {Right("topic", name, "Read") for name in every if name == GENERATIONS.name}
@@ -57,7 +57,7 @@ def store_rights_of(app: App, role: str) -> str | None:
     if role not in STORE_COMMANDS:
         return None
     keys = "%R~" if role == "agents" else "~"
-    patterns = [f"{keys}{name}:*" for name in ("headrace:view", *sorted(view.stored for view in app.views.values()))]
+    patterns = [f"{keys}{name}:*" for name in ("headrace:view", *sorted(f"{view}*" for view in app.views))]
     commands = (f"+{command}" for command in STORE_COMMANDS[role])
     return " ".join(["resetkeys", *patterns, "resetchannels", "-@all", *commands])
 
@@ -69,9 +69,20 @@ def commands_of(rights: Iterable[Right], user: str) -> list[str]:
         grouped.setdefault((right.kind, right.name), []).append(f"--operation {right.operation}")
     begin = 'kafka-acls.sh --bootstrap-server "$BROKER" --command-config admin.properties --add'
     return [
-        f"{begin} --allow-principal {quote(f'User:{user}')} {' '.join(operations)} --{kind} {quote(name)}"
+        f"{begin} --allow-principal {quote(f'User:{user}')} {' '.join(operations)}{_pattern(name)} --{kind} "
+        + quote(name.removesuffix("*"))
         for (kind, name), operations in grouped.items()
     ]
+
+
+def _pattern(name: str) -> str:
+    return " --resource-pattern-type prefixed" if name.endswith("*") else ""
+
+
+def _names(app: App) -> list[str]:
+    """Of all topics; of tables those of every generation, see `streams.generations`."""
+    tables = {table_of(name, pipeline) for name, pipeline in app.pipelines.items()}
+    return [f"{spec.name}*" if spec.name in tables else spec.name for spec in app.topics.all()]
 
 
 def _topic(name: str, *operations: str) -> list[Right]:
@@ -91,15 +102,16 @@ def _streams(app: App) -> list[Right]:
     for source in app.sources:
         rights += _topic(source, "Read") + _topic(f"{source}.dead", "Write") + _topic(f"{source}.late", "Write")
     for name, pipeline in app.pipelines.items():
-        rights += _topic(pipeline.topic, "Write")
         table = table_of(name, pipeline)
         if table is not None:
-            rights += _topic(table, "Read", "Write")
+            rights += _topic(f"{table}*", "Read", "Write")
+        if table != pipeline.topic:
+            rights += _topic(pipeline.topic, "Write")
     return rights
 
 
 def _features(app: App) -> list[Right]:
-    views = [pipeline.topic for pipeline in app.pipelines.values() if isinstance(pipeline, LivePipeline)]
+    views = [f"{pipeline.topic}*" for pipeline in app.pipelines.values() if isinstance(pipeline, LivePipeline)]
     return [Right("group", FEATURES_GROUP, "Read")] + [right for topic in views for right in _topic(topic, "Read")]
 
 
@@ -125,8 +137,8 @@ def _actions(app: App) -> list[Right]:
 
 def _operator(app: App) -> list[Right]:
     rights = [Right("group", STREAMS_GROUP, "Read")]
-    for spec in app.topics.all():
-        rights += _topic(spec.name, "Create", "AlterConfigs", "Delete", "Read", "Write")
+    for name in _names(app):
+        rights += _topic(name, "Create", "AlterConfigs", "Delete", "Read", "Write")
     return rights
 
 

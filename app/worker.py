@@ -48,6 +48,7 @@ from app.serving.features import FeatureReader
 from app.serving.materializer import Materializer
 from app.streams.elsewhere import Elsewhere
 from app.streams.engine import Engine
+from app.streams.generations import known_generations
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,6 @@ class Worker:
         self._reader = broker.reader()
         process = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
         self.switches = Switches(self._producer, self._reader, process=process, mode=cast("Mode", settings.mode))
-        self._features = FeatureReader(store, clock, app.views)
         self._http = HttpClient()
         self.engine: Engine | None = None
         self.materializer: Materializer | None = None
@@ -180,6 +180,7 @@ class Worker:
         logger.debug("settings %s", self._settings.redacted())
         parts = self._runs()
         try:
+            self._app.number(await known_generations(self._broker))
             await self._require_topics()
             if set(self._parts) != {"features"}:  # which only reads: a producer needs the right to write somewhere
                 await self._producer.start()
@@ -305,7 +306,7 @@ class Worker:
                 agent,
                 producer=self._producer,
                 reader=self._reader,
-                features=self._features,
+                features=FeatureReader(self._store, self._clock, self._app.views),
                 gate=gate,
                 clock=self._clock,
                 declared=self._app.alert_tags,

@@ -42,9 +42,9 @@ order_bursts = placed.burst(count=5, within="5m").alert(OrderBurst, id="order_id
 
 failed_payments = payments.where(failed).burst(count=3, within="10m").alert(FailedPayments, id="payment_id")
 
-# An order waits here until its half hour is over by the clock of raw.payments: that topic needs records, or heartbeats.
+# An order waits here until its ten minutes are over by the clock of raw.payments: that topic needs records, or heartbeats.
 other_amounts = (
-    placed.join(payments.where(authorized), on="order_id", within=("-1m", "30m"), prefix="paid_")
+    placed.join(payments.where(authorized), on="order_id", within=("-1m", "10m"), prefix="paid_")
     .where(col.amount_usd != col.paid_amount_usd)
     .alert(
         PaidOtherAmount,

@@ -165,7 +165,7 @@ def _read_other_amounts(cases: Cases, placed: list[Passed], authorized: list[Pas
         payments[paid.event.user_id, paid.event.order_id].append(paid)
     for order in placed:
         for paid in payments[order.event.user_id, order.event.order_id]:
-            near = -MINUTE_MS <= paid.t - order.t <= 30 * MINUTE_MS
+            near = -MINUTE_MS <= paid.t - order.t <= 10 * MINUTE_MS
             if near and order.event.amount_usd != paid.event.amount_usd:
                 cases.other_amounts.append((order.event, paid.event))
 

@@ -265,7 +265,8 @@ class Reader(Protocol):
 
 
 class Right(NamedTuple):
-    """What a user of a cluster may do. kind: `topic` or `group`. operation: as Kafka spells it."""
+    """What a user of a cluster may do. kind: `topic` or `group`. name: with `*` behind it, of all whose names begin so.
+    operation: as Kafka spells it."""
 
     kind: str
     name: str

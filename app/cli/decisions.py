@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from app.application import App
-    from app.broker.base import Admin, Reader
+    from app.broker.base import Admin, Broker, Reader
     from app.core.settings import Settings
     from app.decisions.forget import Plan, Remains
     from app.decisions.history import Found, Wanted
@@ -293,6 +293,7 @@ def _wanted(*, since: str | None, until: str | None, mode: str | None = None, **
 class _Log(NamedTuple):
     """The decisions of a cluster, open for reading."""
 
+    broker: "Broker"
     admin: "Admin"
     reader: "Reader"
     partitions: int
@@ -310,7 +311,7 @@ async def _open_log(values: "Settings") -> "AsyncIterator[_Log]":
         described = (await admin.describe([DECISIONS]))[DECISIONS]
         if described is None:
             raise SetupError(DECISIONS, "is not there; create it: python -m app topics create")
-        yield _Log(admin, reader, described.partitions)
+        yield _Log(broker, admin, reader, described.partitions)
     finally:
         await reader.close()
         await admin.close()
@@ -361,8 +362,7 @@ async def _look_up(values: "Settings", what: str) -> list[_Shown]:
 
     async with _open_log(values) as log:
         place = re.fullmatch(r"(\d{1,9})/(\d{1,18})", what)
-        chosen = None
-        alert_id = what
+        chosen, alert_id = None, what
         if place is not None:
             if int(place[1]) >= log.partitions:
                 raise SetupError(what, f"partition {place[1]} does not exist; there are 0 to {log.partitions - 1}")
@@ -394,12 +394,7 @@ def _intended(app_name: str, found: "Found") -> list[str] | None:
 
 
 async def _replay(
-    app: "App",
-    values: "Settings",
-    wanted: "Wanted",
-    limit: int,
-    with_model: bool,
-    tell: "Callable[[Replayed], None]",
+    app: "App", values: "Settings", wanted: "Wanted", limit: int, with_model: bool, tell: "Callable[[Replayed], None]"
 ) -> "tuple[Summary, str | None, int]":
     """What it came to, the name of the model that was asked, and how many records nobody can read."""
     import os
@@ -440,8 +435,10 @@ async def _plan_forgetting(
     """What there is of the entity, what will remain of it, and when what is removed will be gone."""
     from app.core.clock import SystemClock
     from app.decisions.forget import final_after_ms, find, remaining
+    from app.streams.generations import known_generations
 
     async with _open_log(values) as log:
+        app.number(await known_generations(log.broker))
         plan = await find(entity, log.reader, SystemClock(), log.partitions, app.views)
         remains = await remaining(log.admin, app.topics.all(), app.views)
         return plan, remains, await final_after_ms(log.admin, sorted({write.topic for write in plan.writes}))

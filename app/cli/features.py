@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, StoreOption, load_app, settings
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
+    from app.application import App
     from app.core.settings import Settings
     from app.serving.base import Features, View
 
@@ -56,13 +57,14 @@ def get(
     view: ViewArgument,
     entity: EntityArgument,
     app: AppOption = DEFAULT_APP,
+    broker: BrokerOption = None,
     store: StoreOption = None,
     json: output.JsonOption = False,
 ) -> None:
     """Show the features of one entity as an agent would see them now.
 
     fresh: complete up to at most ten seconds ago. stale: longer ago. missing: nothing of its partition was ever brought
-    into the store, so the zeros mean nothing; the exit code is 1 then.
+    into the store, so the zeros mean nothing; the exit code is 1 then. The broker knows which generation of the view this is.
 
     Example: `python -m app features get user_features u-17`
     """
@@ -70,33 +72,36 @@ def get(
 
     from app.core.errors import SetupError
 
-    views = load_app(app).views
-    if view not in views:
-        raise SetupError(view, f"no such view is declared; there are {', '.join(sorted(views)) or 'none'}")
-    values = settings(store=store)
+    loaded = load_app(app)
+    if view not in loaded.views:
+        raise SetupError(view, f"no such view is declared; there are {', '.join(sorted(loaded.views)) or 'none'}")
+    values = settings(broker=broker, store=store)
     if values.store == "memory://":
         raise SetupError("store", "memory:// lives and dies with one process; name the store of the running worker")
-    features = asyncio.run(_read(values, views[view], entity))
+    features = asyncio.run(_read(values, loaded, view, entity))
     if json:
         output.json_line(features)
     else:
-        _show(features, views[view])
+        _show(features, loaded.views[view])
     if features.freshness.value == "missing":
         raise typer.Exit(MISSING)
 
 
-async def _read(values: "Settings", view: "View", entity: str) -> "Features":
+async def _read(values: "Settings", app: "App", view: str, entity: str) -> "Features":
     from app.core.clock import SystemClock
     from app.serving.features import FeatureReader
     from app.serving.stores import open_store
+    from app.streams.generations import known_generations
 
     clock = SystemClock()
-    store = open_store(values.store, clock, values.store_security)
+    broker, store = open_cluster(values), open_store(values.store, clock, values.store_security)
     try:
         await store.start()
-        return await FeatureReader(store, clock, {view.name: view}).read(view.name, entity)
+        app.number(await known_generations(broker))
+        return await FeatureReader(store, clock, app.views).read(view, entity)
     finally:
         await store.close()
+        await broker.close()
 
 
 def _show(features: "Features", view: "View") -> None:

@@ -1,4 +1,4 @@
-"""`streams list|show|run|reset`: what is computed, how, and runs of one pipeline."""
+"""`streams list|show|run|reset|prune`: what is computed, how, and runs of one pipeline."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -194,6 +194,7 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     from app.core.clock import SystemClock
     from app.serving.stores import open_store
     from app.streams.engine import compile_all
+    from app.streams.generations import known_generations
     from app.streams.pipelines import LivePipeline, streams_of
     from app.streams.reset import empty
     from app.streams.reset import reset as reset_pipeline
@@ -202,6 +203,7 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     name = next(name for name, declared in app.pipelines.items() if declared is pipeline)
     broker, store = open_cluster(values), open_store(values.store, clock, values.store_security)
     try:
+        app.number(await known_generations(broker))
         if isinstance(pipeline, LivePipeline):
             await store.start()  # first: a store that is away must not leave half of it done
         topics = compile_all(list(app.sources.values()), app.pipelines)
@@ -212,6 +214,57 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
             await store.clear(app.views[pipeline.view])
         return partitions
     finally:
+        await store.close()
+        await broker.close()
+
+
+@commands.command()
+def prune(
+    app: AppOption = DEFAULT_APP,
+    broker: BrokerOption = None,
+    store: StoreOption = None,
+    json: output.JsonOption = False,
+) -> None:
+    """Delete what declarations of before have left: tables and features of every other generation than the declared one.
+
+    Only when no worker and no job of another version runs any more. A declaration that comes back later begins anew.
+
+    Example: `python -m app streams prune`
+    """
+    import asyncio
+
+    deleted = asyncio.run(_prune(load_app(app), settings(broker=broker, store=store)))
+    for topic in deleted:
+        output.json_line({"deleted": topic}) if json else output.line(f"{topic}: deleted")
+    if not deleted:
+        output.note("nothing is left of other generations")
+
+
+async def _prune(app: "App", values: "Settings") -> list[str]:
+    """The topics that are gone."""
+    from app.core.clock import SystemClock
+    from app.serving.base import view_of
+    from app.serving.stores import open_store
+    from app.streams.generations import known_generations, others
+    from app.streams.pipelines import LivePipeline, table_of
+
+    broker, store = open_cluster(values), open_store(values.store, SystemClock(), values.store_security)
+    admin = broker.admin()
+    try:
+        known, there = await known_generations(broker), set(await admin.list())
+        app.number(known)  # which refuses a declaration that has no topics yet: nothing would be left of any
+        await store.start()
+        deleted = []
+        for name, pipeline in others(app.pipelines, known):
+            topic = table_of(name, pipeline)
+            if topic in there:
+                await admin.delete([topic])
+                deleted.append(topic)
+            if isinstance(pipeline, LivePipeline):
+                await store.clear(view_of(pipeline, pipeline.stream.source.spec.partitions, ""))
+        return deleted
+    finally:
+        await admin.close()
         await store.close()
         await broker.close()
 

@@ -1,6 +1,5 @@
 """`topics create|list|plan|rights`: the topics of an application, on its cluster."""
 
-from collections.abc import Mapping
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ from app.cli import output
 from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, open_cluster, settings
 
 if TYPE_CHECKING:
+    from app.application import App
     from app.broker.base import Broker, Right, TopicDescription
     from app.broker.topics import TopicRegistry, TopicSpec
     from app.core.settings import Settings
@@ -44,10 +44,8 @@ def create(
     """
     import asyncio
 
-    registry = load_app(app).topics
-    asked = retentions(retention or [], registry)
     values = settings(broker=broker)
-    rows = asyncio.run(_create(open_cluster(values), registry, asked))
+    rows = asyncio.run(_create(open_cluster(values), load_app(app), retention or []))
     copies = [int(str(row["replication"])) for row in rows]
     wanted = values.replication
     for row in rows:
@@ -63,14 +61,16 @@ def create(
         output.note(f"note: {fewest} instead of {wanted} copies of each partition; losing a broker may lose records")
 
 
-async def _create(
-    broker: "Broker", registry: "TopicRegistry", asked: "Mapping[str, int | None]"
-) -> list[dict[str, object]]:
+async def _create(broker: "Broker", app: "App", retention: list[str]) -> list[dict[str, object]]:
     from msgspec.structs import replace
 
-    specs = [replace(s, retention_ms=asked[s.name]) if s.name in asked else s for s in registry.all()]
+    from app.streams.generations import add_generations
+
     admin = broker.admin()
     try:
+        app.number(await add_generations(broker, app.pipelines))
+        asked = retentions(retention, app.topics)
+        specs = [replace(s, retention_ms=asked[s.name]) if s.name in asked else s for s in app.topics.all()]
         created = await admin.create(specs)
         found = await admin.describe([spec.name for spec in specs])
         rows = []
@@ -96,9 +96,8 @@ def list_topics(app: AppOption = DEFAULT_APP, broker: BrokerOption = None, json:
     """
     import asyncio
 
-    registry = load_app(app).topics
-    found = asyncio.run(_describe(open_cluster(settings(broker=broker)), registry))
-    rows = [_row(spec, found[spec.name]) for spec in registry.all()]
+    found = asyncio.run(_describe(open_cluster(settings(broker=broker)), load_app(app)))
+    rows = [_row(spec, description) for spec, description in found]
     for row in rows:
         if json:
             output.json_line(row)
@@ -129,11 +128,8 @@ def plan(
 
     from app.broker.planning import advise, is_read_by_many
 
-    registry = load_app(app).topics
-    found = asyncio.run(_describe(open_cluster(settings(broker=broker)), registry))
     advice = []
-    for spec in registry.all():
-        described = found[spec.name]
+    for spec, described in asyncio.run(_describe(open_cluster(settings(broker=broker)), load_app(app))):
         if is_read_by_many(spec):
             advice.append(advise(spec, described.partitions if described else None, threads))
     for each in advice:
@@ -251,10 +247,15 @@ def retentions(texts: list[str], registry: "TopicRegistry") -> dict[str, int | N
     return asked
 
 
-async def _describe(broker: "Broker", registry: "TopicRegistry") -> "dict[str, TopicDescription | None]":
+async def _describe(broker: "Broker", app: "App") -> "list[tuple[TopicSpec, TopicDescription | None]]":
+    from app.streams.generations import known_generations
+
     admin = broker.admin()
     try:
-        return await admin.describe([spec.name for spec in registry.all()])
+        app.number(await known_generations(broker))
+        specs = app.topics.all()
+        found = await admin.describe([spec.name for spec in specs])
+        return [(spec, found[spec.name]) for spec in specs]
     finally:
         await admin.close()
         await broker.close()

@@ -49,10 +49,8 @@ class EngineStatistics(msgspec.Struct):
     malformed: int = 0
     alerts: int = 0
     rows: int = 0
-    gone: int = 0
-    """Records that the broker deleted before they were read."""
-    mended: int = 0
-    """Table values written again, since somebody else's older one lay behind them."""
+    gone: int = 0  # records that the broker deleted before they were read
+    mended: int = 0  # values of tables written again: somebody else's older one lay behind
     late: dict[str, int] = msgspec.field(default_factory=dict)
 
 
@@ -254,7 +252,6 @@ class Engine:
         if not states:
             return []
         found = {tail.state.place for tail in tails}
-        moved = [state for state in states if state.position != state.committed or state.place in found]
         for state in states:
             await self._send_tombstones(state)  # those that mending found; others went out with their commit
             await self._send_tiles(state)
@@ -273,7 +270,8 @@ class Engine:
                 CommittedOffset(state.position, mark_of(self._topics[state.place.topic], state)),
                 [tail for tail in tails if tail.state is state],
             )
-            for state in moved
+            for state in states
+            if state.position != state.committed or state.is_given_up or state.place in found
         ]
 
     async def _commit(self, commits: Sequence[_Commit]) -> None:
@@ -407,10 +405,10 @@ class Engine:
                 for place in unit:
                     await self._consumer.seek(place, self._states[place].position)
                 self._consumer.resume(unit)
-        begun = [place for place in places if committed[place] is not None and self._states[place].committed < 0]
-        if begun:  # or after a crash an owner of before would go on with windows that now have another one's rows
-            await self._commit(await self._write_tables([self._states[place] for place in begun]))
-        await self._learn_ends([self._states[place] for place in places])
+        states = [self._states[place] for place in places]
+        if begun := [state for state in states if state.committed < 0]:  # or whoever comes after a crash would not know
+            await self._commit(await self._write_tables(begun))
+        await self._learn_ends(states)
 
     def _whole(self, places: Iterable[TopicPartition]) -> tuple[list[list[TopicPartition]], list[TopicPartition]]:
         """Partitions that can be read now, each with those that are joined with it; and those that wait for another one, which
@@ -442,6 +440,8 @@ class Engine:
 
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
         held = [self._states[place] for place in self._units_of(assignments) if place in self._states]
+        for state in held:
+            state.is_given_up = True
         await self._commit(await self._write_tables(held))
         await self.on_lost(assignments)
 

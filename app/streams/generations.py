@@ -59,6 +59,8 @@ async def add_generations(broker: Broker, pipelines: Mapping[str, Pipeline]) -> 
 
     On cancellation some may have been added, which harms nothing. Raises: as `known_generations`.
     """
+    if not any(_first_table(name, pipeline) for name, pipeline in pipelines.items()):
+        return {}
     admin, producer = broker.admin(), broker.producer()
     try:
         await admin.create([TOPIC])
@@ -80,6 +82,21 @@ def numbered(pipelines: Mapping[str, Pipeline], known: Known) -> dict[str, Pipel
     Raises: SetupError for a declaration that has no topics yet, beside others that have.
     """
     return {name: _numbered(name, pipeline, known) for name, pipeline in pipelines.items()}
+
+
+def others(pipelines: Mapping[str, Pipeline], known: Known) -> list[tuple[str, Pipeline]]:
+    """The same pipelines as the generations that they are not, by name: what only their tables are right of."""
+    found: list[tuple[str, Pipeline]] = []
+    for name, pipeline in pipelines.items():
+        table = _first_table(name, pipeline)
+        if table is not None and not isinstance(pipeline, AlertPipeline):
+            made_by = fingerprint(pipeline)
+            found += [
+                (name, replace(pipeline, generation=number))
+                for number, other in enumerate(known.get(table, ()), start=1)
+                if other != made_by
+            ]
+    return found
 
 
 def _numbered(name: str, pipeline: Pipeline, known: Known) -> Pipeline:

@@ -6,7 +6,7 @@ the table, written once, and once more when it has found a partner where that ma
 """
 
 import heapq
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -75,7 +75,8 @@ class JoinTable:
         self.entries: dict[Place, Entry] = {}
         self.changed: list[tuple[int, str, Entry]] = []
         self.sides: dict[Side, JoinSide] = {}
-        self._meeting: dict[tuple[Any, ...], dict[Side, list[Place]]] = defaultdict(lambda: {"left": [], "right": []})
+        self._meeting: dict[Side, dict[tuple[Any, ...], list[Place]]] = {"left": {}, "right": {}}
+        """Of either side those that meet there: key and `on` fields."""
         self._dead: deque[_Dead] = deque()
         self._moments: deque[tuple[int, int, int]] = deque([(NEVER_MS, NEVER_MS, 0)])
         """Event times that left and right had reached, and where the table ended then."""
@@ -96,15 +97,15 @@ class JoinTable:
             self.entries[place] = entry
             self.changed.append((*place, entry))
         other: Side = "right" if side == "left" else "left"
-        meeting = self._meeting[self._where(place, entry)]
-        for partner in meeting[other]:
+        where = self._where(place, entry)
+        for partner in self._meeting[other].get(where, ()):
             found = self.entries[partner]
             ahead_ms = found[TIME] - time_ms if side == "left" else time_ms - found[TIME]
             if self.join.lower_ms <= ahead_ms <= self.join.upper_ms:
                 pair = (entry, place, found, partner) if side == "left" else (found, partner, entry, place)
                 self._give(key, *pair)
         if held is None:  # read again it meets the same partners: that one was found may not have been written
-            meeting[side].append(place)
+            self._meet(side, where, place)
             self._watch(side, place, entry)
 
     def _give(self, key: str, left: Entry, left_place: Place, right: Entry, right_place: Place) -> None:
@@ -118,6 +119,13 @@ class JoinTable:
 
     def _at(self, side: Side, place: Place, entry: Entry) -> At:
         return At(self.sides[side].part.place_text, offset_of(place), entry[TIME])
+
+    def _meet(self, side: Side, where: tuple[Any, ...], place: Place) -> None:
+        held = self._meeting[side].get(where)
+        if held is None:
+            self._meeting[side][where] = [place]  # as a rule the only one: room for one is what it takes
+        else:
+            held.append(place)
 
     def _where(self, place: Place, entry: Entry) -> tuple[Any, ...]:
         """Key and `on` fields."""
@@ -151,10 +159,10 @@ class JoinTable:
         is_alone = side == "left" and self.join.how != "inner" and not entry[MATCHED]
         if is_alone and entry[TIME] + self.join.lower_ms >= self.sides["right"].since_ms:
             self.rows.append(Pair(place[1], entry[VALUES], self._at(side, place, entry), None, None))
-        meeting = self._meeting[where]
-        meeting[side].remove(place)
-        if not meeting["left"] and not meeting["right"]:
-            del self._meeting[where]
+        held = self._meeting[side][where]
+        held.remove(place)
+        if not held:
+            del self._meeting[side][where]
         self._bury(place)
 
     def _bury(self, place: Place) -> None:
@@ -205,7 +213,7 @@ class JoinTable:
                     due_ms > self.sides[clock].over_ms for clock, due_ms in self._dues(side_of(place), entry).items()
                 ):
                     self.entries[place] = entry
-                    self._meeting[self._where(place, entry)][side_of(place)].append(place)
+                    self._meet(side_of(place), self._where(place, entry), place)
                     self._watch(side_of(place), place, entry)
                 else:  # it had its alert, if any
                     self._bury(place)

@@ -33,11 +33,12 @@ class TableMark(msgspec.Struct, array_like=True):
     end: int
 
 
-class CommitMark(msgspec.Struct, rename={"reached_ms": "m", "tables": "t"}):
-    """What a commit says about its partition."""
+class CommitMark(msgspec.Struct, rename={"reached_ms": "m", "tables": "t", "is_last": "l"}, omit_defaults=True):
+    """What a commit says about its partition. is_last: its owner gave it up in order, and has written nothing of what lies behind it."""
 
     reached_ms: int
     tables: dict[str, TableMark]
+    is_last: bool = False
 
 
 def mark_of(topic: CompiledTopic, state: PartitionState) -> str:
@@ -48,13 +49,13 @@ def mark_of(topic: CompiledTopic, state: PartitionState) -> str:
         for name, codec in topic.tables.items()
         for table in (state.tables[name],)
     }
-    return encode_mark(CommitMark(state.reached_ms, tables))
+    return encode_mark(CommitMark(state.reached_ms, tables, state.is_given_up))
 
 
 def require_marks_fit(topic: CompiledTopic) -> None:
     """Raises: SetupError when what a commit must say of the pipelines may grow longer than a commit can be."""
     longest = {name: TableMark(table.fingerprint, NEVER_MS, 2**62, 2**62) for name, table in topic.tables.items()}
-    if len(encode_mark(CommitMark(NEVER_MS, longest))) > MAX_METADATA_CHARACTERS:
+    if len(encode_mark(CommitMark(NEVER_MS, longest, is_last=True))) > MAX_METADATA_CHARACTERS:
         raise SetupError(topic.source.spec.name, f"{len(longest)} windowed pipelines on one topic do not fit a commit")
 
 
@@ -100,11 +101,11 @@ async def restore(
     }
     written: list[_Written] = []
     for place, state in states.items():
-        for name, codec in topics[place.topic].tables.items():
-            if name in joining:
-                await _join(state, codec, reader)
-            else:
-                written.append(await _restore_table(state, codec, marks[place], reader))
+        tables = topics[place.topic].tables
+        for name in tables.keys() - joining.keys():
+            written.append(await _restore_table(state, tables[name], marks[place], reader))
+        for name in tables.keys() & joining.keys():
+            await _join(state, tables[name], marks[place], reader)
     await read_back(topics, states, list(joining), reader)
     for state in states.values():
         for name in joining.keys() & state.tables.keys():
@@ -151,13 +152,19 @@ async def _place(state: PartitionState, committed: CommittedOffset | None, reade
     return mark
 
 
-async def _join(state: PartitionState, codec: TableCodec, reader: Reader) -> None:
-    """Puts a pipeline behind what has passed: of that only slices that begin later are its to count, where it is not filled."""
+async def _join(state: PartitionState, codec: TableCodec, mark: CommitMark | None, reader: Reader) -> None:
+    """Puts a pipeline behind what has passed: of that only slices that begin later are its to count, where it is not filled.
+    An owner who has crashed may have given rows of what lies behind its commit, but of no window that begins later still."""
     table = state.tables[codec.name]
     table.table_position = table.checked = end = (await reader.end_offsets([table.place]))[table.place]
     start = (await reader.beginning_offsets([table.place]))[table.place]
     await _newest_entries(codec, reader.read(table.place, start, end))  # none, or its own of an earlier time
-    table.since_ms = state.reached_ms + 1 if state.reached_ms != NEVER_MS else NEVER_MS
+    passed_ms = state.reached_ms
+    if table.emits_rows and mark is not None and not mark.is_last:
+        end = (await reader.end_offsets([state.place]))[state.place]
+        async for records in reader.read(state.place, state.position, end):
+            passed_ms = max(passed_ms, *(record.timestamp_ms for record in records))
+    table.since_ms = passed_ms + 1 if passed_ms != NEVER_MS else NEVER_MS
 
 
 async def _restore_table(state: PartitionState, codec: TableCodec, mark: CommitMark | None, reader: Reader) -> _Written:

@@ -224,6 +224,7 @@ class PartitionState:
         self.position = 0
         self.committed = -1
         self.progress_told = False
+        self.is_given_up = False
         self.reached_ms = NEVER_MS
         self.as_of = AsOf()
         self.closing_ms = FOREVER_MS

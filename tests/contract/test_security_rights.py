@@ -194,7 +194,7 @@ TAKEN_WHILE_RUNNING = {
 
 MISSING_AT_START = {
     "streams": Right("topic", "raw.orders", "Read"),
-    "features": Right("topic", "features.user_features", "Read"),
+    "features": Right("topic", "features.user_features*", "Read"),
     "agents": Right("group", "headrace.agent.judge_order", "Read"),
     "actions": Right("topic", "agent.switches", "Write"),
 }
@@ -238,7 +238,7 @@ OPERATOR = {
     ("dead", "replay", "raw.orders", "--yes"): Right("topic", "raw.orders", "Write"),
     ("decisions", "forget", "u-99", "--yes"): Right("topic", "agent.reviews", "Write"),
     ("switch", "on", "block"): Right("topic", "agent.switches", "Write"),
-    ("streams", "reset", "order_rate"): Right("topic", "state.order_rate", "Delete"),
+    ("streams", "reset", "order_rate"): Right("topic", "state.order_rate*", "Delete"),
 }
 """What else he does, and the right to what that changes."""
 
@@ -343,7 +343,7 @@ def names_store_right(answer: str, right: str) -> bool:
 
 def names(complaint: str, right: Right) -> bool:
     """A topic that one may not even see is named as such: right to read or write is right to describe."""
-    return right.name in complaint and any(
+    return right.name.removesuffix("*") in complaint and any(
         f"the right {operation} on this {right.kind} is missing" in complaint
         for operation in (right.operation, "Describe")
     )

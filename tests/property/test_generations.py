@@ -1,24 +1,39 @@
 """A declaration changed between two lives of the engine: what the new one gives, against the reference of the whole log."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from app.broker.topics import MAX_AHEAD_MS
 from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.codec import encode
 from app.core.record import TopicPartition
-from app.streams import filling
+from app.streams import engine, filling
 from app.streams.engine import Engine
+from app.streams.expressions import col
 from app.streams.generations import add_generations, numbered
+from app.streams.graph import Topic, count, total
 from app.streams.outputs import topics_of
-from app.streams.pipelines import FinalPipeline, LivePipeline, Pipeline, Session, Source, fingerprint, raised_by, streams_of
+from app.streams.pipelines import (
+    FinalPipeline,
+    LivePipeline,
+    Pipeline,
+    Session,
+    Source,
+    fingerprint,
+    raised_by,
+    streams_of,
+)
+from app.streams.restore import restore
+from app.streams.tables import PartitionState
 from app.streams.windows import NEVER_MS
 from tests.examples import examples
-from tests.generated import START_MS, Planned, joined_graphs, logs
+from tests.generated import START_MS, Flag, Planned, Sale, joined_graphs, logs
 from tests.killed_broker import GROUP, NEVER, Killed, KilledBroker
 from tests.parity.meaning import SourceRecord
 from tests.parity.reference import Outputs, read_all
@@ -142,7 +157,7 @@ def test_generation_goes_on_where_the_one_before_it_ended(
     kills: list[int],
 ) -> None:
     """Whatever the declaration was and is: alerts from there on, whole features, pairs across the change, no cut window."""
-    made_by = {fingerprint(pipeline) for pipeline in old[1].values() if pipeline.topic}
+    made_by = {fingerprint(pipeline) for pipeline in old[1].values()}
     assume(not any(fingerprint(p) in made_by for name, p in new[1].items() if name.startswith("p")))
     records = records_of(plan)
     cut = round(share * len(records))
@@ -154,4 +169,99 @@ def test_generation_goes_on_where_the_one_before_it_ended(
     run_virtual(main, START_MS)
 
 
-_ = pytest, filling, TopicPartition
+SALES = Topic("sales", Sale, key="shop", out_of_orderness="1ms", partitions=2)
+RATE = SALES.tumbling("10s").aggregate(n=count()).to("rates")
+ADDS, BUYS = SALES.where(col.gift == False), SALES.where(col.gift == True)  # noqa: E712
+FILLED: Pipelines = {
+    "view": SALES.once("sale_id", within="20s")
+    .live("5m", tile="1m")
+    .aggregate(n=count(), items=total(col.items))
+    .serve("view"),
+    "lone": ADDS.join(BUYS, within=("0s", "10s"), prefix="other_").missing().alert(Flag, id="sale_id", rule="lone"),
+}
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_generation_that_is_not_filled_is_not_what_its_reference_says(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the read-back features would be half of the truth, and a record would be alone whose partner came before."""
+
+    async def nothing(*given: object) -> dict[TopicPartition, object]:
+        return {}
+
+    monkeypatch.setattr(filling, "_fills", nothing)
+
+    @given(plan=logs(1, least=8), share=st.floats(0, 1))
+    @settings(max_examples=500, phases=[Phase.generate])
+    def check(plan: list[Planned], share: float) -> None:
+        records = records_of(plan)
+        cut = round(share * len(records))
+
+        async def main(clock: Clock) -> None:
+            after, found = await taken_over({"rate": RATE}, {name: FILLED[name]}, records, cut, [], clock)
+            require_equal(expected_of(after, records, records[:cut]), found)
+
+        run_virtual(main, START_MS)
+
+    with pytest.raises(AssertionError):
+        check()
+
+
+OTHER = SALES.tumbling("10s").aggregate(n=total(col.items)).to("rates")
+lives_of_either = st.lists(st.tuples(st.booleans(), st.integers(0, 30)), min_size=2, max_size=6)
+
+
+def rows_by_two_versions(plan: list[Planned], lives: list[tuple[bool, int]]) -> list[set[bytes]]:
+    """What was written for each key and window while workers of two versions took turns, each killed after so many calls."""
+    records, values = records_of(plan), defaultdict[bytes, set[bytes]](set)
+
+    async def main(clock: Clock) -> None:
+        broker = KilledBroker(ManualClock(clock.now_ms() + NEVER))
+        versions: list[Pipelines] = [{"rate": RATE}, {"rate": OTHER}]
+        for version in versions:
+            known = await add_generations(broker, version)
+        versions = [numbered(version, known) for version in versions]
+        for version in versions:
+            await broker.admin().create(topics_of([SALES.source], version))
+        for index, (is_other, calls) in enumerate(lives):
+            for topic, partition, _, time_ms, key, value in records[index :: len(lives)]:
+                broker.append(topic, value, key, partition, time_ms, ())
+            await live(broker, versions[is_other], clock, calls)
+        for place, log in broker.logs.items():
+            if place.topic == "rates":
+                for record in log:
+                    values[record.key or b""].add(record.value or b"")
+
+    run_virtual(main, START_MS)
+    return list(values.values())
+
+
+@given(plan=logs(1, least=8), lives=lives_of_either)
+@settings(max_examples=examples(200))
+def test_generations_that_take_turns_never_give_a_window_two_values(
+    plan: list[Planned], lives: list[tuple[bool, int]]
+) -> None:
+    """Rolled out, rolled back, killed in between: a window has the row of one declaration, or none."""
+    assert [] == [found for found in rows_by_two_versions(plan, lives) if len(found) > 1]
+
+
+def test_generations_whose_beginning_is_not_committed_give_two_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner of the version before goes on from its own mark after a crash, with windows that have rows by then."""
+
+    async def committed(*words: Any) -> list[PartitionState]:
+        states = await restore(*words)
+        for state in states:
+            state.committed = state.position
+        return states
+
+    monkeypatch.setattr(engine, "restore", committed)
+
+    @given(plan=logs(1, least=12), calls=st.integers(0, 40))
+    @settings(max_examples=1_000, phases=[Phase.generate])
+    def check(plan: list[Planned], calls: int) -> None:
+        lives = [(False, NEVER), (True, calls), (False, NEVER)]
+        assert [] == [found for found in rows_by_two_versions(plan, lives) if len(found) > 1]
+
+    with pytest.raises(AssertionError):
+        check()

@@ -20,7 +20,18 @@ def app() -> App:
 def test_rights_are_of_topics_that_are_declared(app: App, role: str) -> None:
     """Nobody is given a right to what is not ours."""
     declared = {spec.name for spec in app.topics.all()}
-    assert set() == {right.name for right in rights_of(app, role) if right.kind == "topic"} - declared
+    named = {right.name.removesuffix("*") for right in rights_of(app, role) if right.kind == "topic"}
+    assert set() == named - declared
+
+
+def test_rights_to_tables_are_to_all_of_their_generations(app: App) -> None:
+    """A changed declaration needs no rights of its own; topics that have no generations are named whole."""
+    whole = {right.name for right in rights_of(app, "streams") if not right.name.endswith("*")}
+    prefixes = {right.name for right in rights_of(app, "streams") if right.name.endswith("*")}
+    assert {"features.user_features*", "state.order_rate*", "state.other_amounts*"} <= prefixes
+    assert {"raw.orders", "features.order_rate_5m", "streams.generations", "processed.alerts"} <= whole
+    (line,) = commands_of([Right("topic", "state.order_rate*", "Read")], "streams")
+    assert line.endswith("--operation Read --resource-pattern-type prefixed --topic state.order_rate")
 
 
 def test_rights_of_effects_are_the_actions_alone(app: App) -> None:

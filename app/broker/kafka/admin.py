@@ -125,8 +125,9 @@ class KafkaAdmin:
 def _binding(user: str, right: Right) -> AclBinding:
     """Of the user by his name, from any host."""
     kind, operation = _KINDS[right.kind], _OPERATIONS[right.operation]
-    allowed = AclPermissionType.ALLOW
-    return AclBinding(kind, right.name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation, allowed)
+    pattern = ResourcePatternType.PREFIXED if right.name.endswith("*") else ResourcePatternType.LITERAL
+    name, allowed = right.name.removesuffix("*"), AclPermissionType.ALLOW
+    return AclBinding(kind, name, pattern, f"User:{user}", "*", operation, allowed)
 
 
 def _wait_until_granted(admin: AdminClient, user: str, bindings: set[AclBinding]) -> None:

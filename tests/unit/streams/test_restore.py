@@ -1,18 +1,20 @@
-"""Starting again: changed declarations are refused, reset is the way out, a pipeline that joins counts whole windows."""
+"""Starting again: a changed declaration has tables of its own, a pipeline that joins is filled or counts whole windows, and reset."""
 
 import asyncio
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 import pytest
 
 from app.broker.base import CommittedOffset
-from app.broker.memory import MemoryBroker
+from app.broker.memory import MemoryBroker, MemoryReader
 from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.errors import SetupError
 from app.core.record import TopicPartition
 from app.streams.engine import Engine, compile_all
 from app.streams.expressions import col
+from app.streams.generations import add_generations, numbered
 from app.streams.graph import count, total
 from app.streams.outputs import topics_of
 from app.streams.pipelines import Pipeline
@@ -66,24 +68,27 @@ def progress_marks(broker: MemoryBroker) -> list[Any]:
     return [record for record in log if (record.key or b"").startswith(b'{"progress"')]
 
 
-def test_engine_changed_declaration_is_refused_until_it_is_reset() -> None:
-    """State of one declaration is never read by another; the error names the command that helps."""
+def test_engine_changed_declaration_is_refused_until_it_has_topics_of_its_own() -> None:
+    """State of one declaration is never read by another; the error names the command that helps. The window in which it
+    changed has no row."""
 
     async def main(clock: Clock) -> None:
         broker = await new_broker({"rate": rate()})
         publish(broker, 1, START_MS)
         await run(broker, {"rate": rate()}, clock)
-        changed = {"rate": rate("2m")}
+        changed: dict[str, Pipeline] = {"rate": rate("2m")}
         with pytest.raises(ExceptionGroup) as refused:
             await run(broker, changed, clock)
-        assert refused.group_contains(SetupError, match="python -m app streams reset rate")
+        assert refused.group_contains(SetupError, match="python -m app topics create")
 
-        topic = compile_all([order_events.source], changed)["raw.orders"]
-        assert 12 == await reset(broker, GROUP, [topic], "rate", ["raw.orders"])
+        for pipelines in ({"rate": rate()}, changed):
+            known = await add_generations(broker, pipelines)
+        second = numbered(changed, known)
+        await broker.admin().create(topics_of([order_events.source], second))
         for number in range(1, 8):
             publish(broker, number + 1, START_MS + number * MINUTE_MS)
-        await run(broker, changed, clock)
-        assert {2 * MINUTE_MS: 2, 4 * MINUTE_MS: 2} == rows(broker), "the window that it joined in is not counted"
+        await run(broker, second, clock)
+        assert {2 * MINUTE_MS: 2, 4 * MINUTE_MS: 2} == rows(broker)
 
     run_virtual(main, START_MS)
 
@@ -105,21 +110,63 @@ def test_engine_new_pipeline_counts_from_the_first_whole_window() -> None:
     run_virtual(main, START_MS)
 
 
-def test_engine_view_that_joined_says_nothing_until_a_whole_window_has_passed() -> None:
-    """Without progress its features are missing, so nobody decides on half a window."""
+def tiles(broker: MemoryBroker) -> dict[int, int]:
+    """What was counted, by minute since the start."""
+    log = broker.logs[TopicPartition("features.user_view", 0)]
+    found = [record for record in log if b"tile" in (record.key or b"")]
+    said = {msgspec.json.decode(one.key or b"")["tile"]: msgspec.json.decode(one.value or b"")["n"] for one in found}
+    return {(start - START_MS) // MINUTE_MS: n for start, n in said.items()}
+
+
+def test_engine_view_that_joins_is_filled_and_speaks_at_once() -> None:
+    """Its features hold what was published before there was such a view, as far back as it may count."""
 
     async def main(clock: Clock) -> None:
         both: dict[str, Pipeline] = {"rate": rate(), "user_view": view()}
         broker = await new_broker(both)
-        publish(broker, 1, START_MS)
+        for number in (0, 8, 9):
+            publish(broker, number, START_MS + number * MINUTE_MS)
         await run(broker, {"rate": rate()}, clock)
-        publish(broker, 2, START_MS + MINUTE_MS)
         await run(broker, both, clock)
+        assert {8: 1, 9: 1} == tiles(broker)
+        assert progress_marks(broker)
+
+    run_virtual(main, START_MS)
+
+
+def test_engine_view_that_cannot_be_filled_says_nothing_until_a_whole_window_has_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the topic no longer holds may have been in the window: without progress its features are missing, and nobody
+    decides on half a window."""
+
+    async def main(clock: Clock) -> None:
+        both: dict[str, Pipeline] = {"rate": rate(), "user_view": view()}
+        broker = await new_broker(both)
+        for number in range(3):
+            publish(broker, number, START_MS + number * 20_000)
+        await run(broker, {"rate": rate()}, clock)
+        monkeypatch.setattr(MemoryReader, "beginning_offsets", two_are_gone)
+        publish(broker, 3, START_MS + MINUTE_MS)
+        await run(broker, both, clock)
+        assert {1: 1} == tiles(broker)
         assert [] == progress_marks(broker)
-        publish(broker, 3, START_MS + 3 * MINUTE_MS)
+        publish(broker, 4, START_MS + 3 * MINUTE_MS)
         await run(broker, both, clock)
         assert progress_marks(broker)
 
+    whole = MemoryReader.beginning_offsets
+
+    async def two_are_gone(self: MemoryReader, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        gone = TopicPartition("raw.orders", 0)
+        return {place: 2 if place == gone else offset for place, offset in (await whole(self, places)).items()}
+
+    async def times(self: MemoryReader, times_ms: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        beginnings = await self.beginning_offsets(times_ms)
+        return {place: max(offset, beginnings[place]) for place, offset in (await found(self, times_ms)).items()}
+
+    found = MemoryReader.offsets_for_times
+    monkeypatch.setattr(MemoryReader, "offsets_for_times", times)
     run_virtual(main, START_MS)
 
 
@@ -186,10 +233,14 @@ def test_reset_of_a_commit_of_another_version_lets_all_join_anew() -> None:
 
         topic = compile_all([order_events.source], pipelines)["raw.orders"]
         await reset(broker, GROUP, [topic], "rate", ["raw.orders"])
-        for number in range(1, 4):
+        for number in range(
+            1, 6
+        ):  # it cannot be read whether somebody has seen the first three, and given rows of them
             publish(broker, number + 1, START_MS + number * MINUTE_MS)
+            if number == 3:
+                await run(broker, pipelines, clock)
         await run(broker, pipelines, clock)
-        assert {MINUTE_MS: 1} == {start: n for start, n in rows(broker).items() if start > 0}
+        assert {4 * MINUTE_MS: 1} == {start: n for start, n in rows(broker).items() if start > 0}
 
         commits[place] = CommittedOffset(1, "else")
         with pytest.raises(SetupError, match="delete the group"):
