@@ -346,10 +346,8 @@ class Engine:
             await self._learn_ends(list(self._states.values()))
 
     async def _learn_ends(self, states: Sequence[PartitionState]) -> None:
-        """Notes where the source topics end now: whoever has read up to there has seen all that was published before.
-
-        Without an answer as-of stands still, and the features say their age.
-        """
+        """Notes where the source topics end now: whoever has read up to there has seen all that was published before. Without
+        an answer as-of stands still, and the features say their age."""
         asked_ms = self._clock.now_ms()
         with anyio.move_on_after(ENDS_S), contextlib.suppress(Unavailable):
             ends = await self._reader.end_offsets([state.place for state in states])
@@ -406,8 +404,8 @@ class Engine:
                     await self._consumer.seek(place, self._states[place].position)
                 self._consumer.resume(unit)
         states = [self._states[place] for place in places]
-        if begun := [state for state in states if state.committed < 0]:  # or whoever comes after a crash would not know
-            await self._commit(await self._write_tables(begun))
+        # At once, or whoever comes after a crash would not know that something has begun.
+        await self._commit(await self._write_tables([state for state in states if state.committed < 0]))
         await self._learn_ends(states)
 
     def _whole(self, places: Iterable[TopicPartition]) -> tuple[list[list[TopicPartition]], list[TopicPartition]]:
