@@ -233,9 +233,8 @@ def test_reset_of_a_commit_of_another_version_lets_all_join_anew() -> None:
 
         topic = compile_all([order_events.source], pipelines)["raw.orders"]
         await reset(broker, GROUP, [topic], "rate", ["raw.orders"])
-        for number in range(
-            1, 6
-        ):  # it cannot be read whether somebody has seen the first three, and given rows of them
+        # It cannot be read whether somebody has seen the first three, and given rows of them.
+        for number in range(1, 7):
             publish(broker, number + 1, START_MS + number * MINUTE_MS)
             if number == 3:
                 await run(broker, pipelines, clock)
