@@ -179,8 +179,8 @@ class Engine:
             if state is None:  # fetched before it had to wait, and read again later
                 continue
             run_batch(self._topics[place.topic], state, batch, now_ms)
+            self.statistics.events += len(batch)
             touched.append(state)
-        self.statistics.events += len(records)
         return touched
 
     async def _send(

@@ -5,13 +5,30 @@ from functools import reduce
 from operator import or_
 from typing import Literal
 
-from app.broker.topics import MAX_AHEAD_MS, TopicSpec, dead_letters_of, late_references_of
+import msgspec
+
+from app.broker.topics import DEFAULT_MAX_MESSAGE_BYTES, MAX_AHEAD_MS, TopicSpec, dead_letters_of, late_references_of
 from app.core.codec import encode
 from app.core.errors import SetupError
 from app.core.record import Headers, Record
-from app.streams.pipelines import AlertPipeline, LivePipeline, Pipeline, Source, raised_by, table_of
+from app.streams.pipelines import (
+    AlertPipeline,
+    FinalPipeline,
+    JoinPipeline,
+    LivePipeline,
+    Pipeline,
+    Session,
+    Source,
+    kept_of,
+    raised_by,
+    streams_of,
+    table_of,
+)
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+SESSION_BYTES, NUMBER_BYTES, EXTRA_BYTES = 90, 30, 65_536
+"""Of a session in its key's value, and of each accumulator beside its name; and beside what is kept of a record."""
+MOST_BYTES = 16_777_216
 ALERT_PARTITIONS = 6
 
 
@@ -85,7 +102,8 @@ def topics_of(
                 add(TopicSpec(name=pipeline.topic, partitions=partitions, retention_ms=30 * DAY_MS))
             table = table_of(name, pipeline)
             assert table is not None
-            add(_table_topic(table, partitions, "compact", None))
+            spec = _table_topic(table, partitions, "compact", None)
+            add(msgspec.structs.replace(spec, max_message_bytes=_largest_value(name, pipeline)))
     alerts = [raised for pipeline in pipelines.values() if (raised := raised_by(pipeline)) is not None]
     for topic in dict.fromkeys(raised.topic for raised in alerts):
         types = [raised.alert_type for raised in alerts if raised.topic == topic]
@@ -93,6 +111,27 @@ def topics_of(
         add(spec)
         add(dead_letters_of(spec))
     return list(specs.values())
+
+
+def _largest_value(name: str, pipeline: FinalPipeline | JoinPipeline) -> int:
+    """Bytes that a value of the table may have: all open sessions of a key, or what is kept of a record.
+
+    Raises: SetupError for sessions so short that a key may have more open ones than a record can say.
+    """
+    if isinstance(pipeline, JoinPipeline):
+        sides = [(s.source.spec.max_message_bytes, len(kept_of(pipeline, s))) for s in streams_of(pipeline)]
+        return max(size * max(fields, 1) for size, fields in sides) + EXTRA_BYTES
+    if not isinstance(pipeline.window, Session):
+        return DEFAULT_MAX_MESSAGE_BYTES
+    most = pipeline.stream.source.out_of_orderness_ms // pipeline.window.gap_ms + 2
+    each = SESSION_BYTES + sum(NUMBER_BYTES + len(one.name) for one in pipeline.aggregates.accumulators)
+    size = most * each + EXTRA_BYTES
+    if size > MOST_BYTES:
+        raise SetupError(
+            name,
+            f"a key may have {most:,} open sessions; make their gap longer, or the topic's out_of_orderness shorter",
+        )
+    return max(size, DEFAULT_MAX_MESSAGE_BYTES)
 
 
 def _table_topic(

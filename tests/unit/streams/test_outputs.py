@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.broker.topics import TopicSpec
 from app.core.errors import SetupError
 from app.core.record import Record
 from app.streams.expressions import col
-from app.streams.graph import Alert, count
+from app.streams.graph import Alert, Topic, count
 from app.streams.outputs import alert_headers, derived_id, late_reference, topics_of
 from app.streams.pipelines import Pipeline, pipelines_in
-from features import fraud
+from features import fraud, fraud_patterns
 from features.records import OrderEvent, order_events, payment_events
 
 parts = st.one_of(st.text(max_size=8), st.text(":%3A25", max_size=6))
@@ -106,3 +107,23 @@ def test_topics_of_one_topic_used_in_two_ways_is_refused() -> None:
         topics_of(
             [payment_events.source], {"rows": order_events.tumbling("1m").aggregate(n=count()).to("raw.payments")}
         )
+
+
+def test_topics_of_joins_take_what_is_kept_of_the_largest_record() -> None:
+    """Or one record that its own topic takes would stop the streams."""
+    pipelines = {"other_amounts": fraud_patterns.other_amounts}
+    table = next(spec for spec in topics_of([], pipelines) if spec.name == "state.other_amounts")
+    assert table.max_message_bytes >= 2 * order_events.source.spec.max_message_bytes
+
+
+def test_topics_of_sessions_take_all_that_a_key_may_have_open() -> None:
+    """They are one value; where there may be millions of them, the declaration is refused."""
+
+    def table_of_sessions(gap: str) -> TopicSpec:
+        sessions = order_events.session(gap=gap).aggregate(n=count()).to("sessions")
+        return next(spec for spec in topics_of([], {"all": sessions}) if spec.name == "state.all")
+
+    assert 1_048_588 == table_of_sessions("5m").max_message_bytes
+    slow = Topic("slow", OrderEvent, key="user_id", out_of_orderness="1h")
+    with pytest.raises(SetupError, match="all: a key may have 3,600,002 open sessions; make their gap longer"):
+        topics_of([], {"all": slow.session(gap="1ms").aggregate(n=count()).to("sessions")})
