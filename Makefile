@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo setup setup-flink test check lint types contracts quick bench parity faults soak lock clean
+.PHONY: help demo setup setup-flink test tests-contract tests-other check lint types contracts quick bench parity faults soak lock clean
 
 BIN := .venv/bin
 FLINK ?=
@@ -27,8 +27,14 @@ test: setup ## Everything, with a real Kafka, Redis and Flink; what CI runs
 	@$(MAKE) --no-print-directory setup-flink || true  # without it their tests are skipped, in CI they fail
 	@code=0; \
 	$(PARALLEL) lint types contracts || code=$$?; \
-	$(BIN)/pytest $(ARGS) || code=$$?; \
+	$(PARALLEL) tests-contract tests-other || code=$$?; \
 	exit $$code
+
+tests-contract:
+	@.ci/stage contract $(BIN)/pytest -q $(ARGS) tests/contract
+
+tests-other:
+	@$(BIN)/pytest $(ARGS) --ignore=tests/contract
 
 check: setup ## The quick half for the inner loop
 	@$(PARALLEL) quick types lint contracts
