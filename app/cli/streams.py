@@ -169,7 +169,8 @@ async def _run(name: str, pipeline: "FinalPipeline", to: str, values: "Settings"
 def reset(
     name: NameArgument, app: AppOption = DEFAULT_APP, broker: BrokerOption = None, store: StoreOption = None
 ) -> None:
-    """Forget the state of a pipeline whose declaration has changed; it counts anew from the next whole window.
+    """Forget the state of a pipeline, such as one whose table is damaged or gone; it begins anew. Views and joins are filled from
+    the source, windows with a final row count from the next whole one.
 
     A served view is forgotten in the feature store too. Stop all workers first. Alerts, other pipelines and committed
     offsets stay as they are.

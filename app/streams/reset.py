@@ -1,8 +1,7 @@
-"""The way out of a changed declaration: a pipeline forgets its state and joins anew.
+"""The way out where state is damaged or gone: a pipeline forgets it and joins anew.
 
-The group's commits lose what they say of the pipeline; everything else stays. At the next start it counts from the first
-window (or tile) of which nothing has passed, and a view says `missing` until a whole window has. Its topic is made anew: a
-group whose commits are gone, or a store that is filled again, reads it from its beginning.
+The group's commits lose what they say of the pipeline; everything else stays. At the next start it joins as a new one does, see
+`filling`. Its topic is made anew: a group whose commits are gone, or a store that is filled again, reads it from its beginning.
 """
 
 import asyncio

@@ -72,8 +72,8 @@ class Load(msgspec.Struct, frozen=True):
     past_minutes: float = 0
 
 
-FULL = Load(30, 5_000, 500, 1_000_000, 6)
-SHORT = Load(0.75, 200, 100, 1_000, 0.25, remember=1_000, past_minutes=6)
+FULL = Load(30, 5_000, 500, 1_000_000, 12)
+SHORT = Load(0.75, 200, 100, 1_000, 0.25, remember=1_000, past_minutes=12)
 
 
 class Seen(msgspec.Struct, kw_only=True):
