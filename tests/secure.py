@@ -188,7 +188,8 @@ def _words(
 ) -> tuple[ResourceType, str, ResourcePatternType, str, str, AclOperation, AclPermissionType]:
     kind = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP}[right.kind]
     operation = OPERATIONS[right.operation]
-    return kind, right.name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation, AclPermissionType.ALLOW
+    pattern = ResourcePatternType.PREFIXED if right.name.endswith("*") else ResourcePatternType.LITERAL
+    return kind, right.name.removesuffix("*"), pattern, f"User:{user}", "*", operation, AclPermissionType.ALLOW
 
 
 def secured_by(directory: Path, variables: Mapping[str, str]) -> Secured:
