@@ -71,16 +71,42 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 @contextmanager
 def servers(kafka: str | None, redis: str | None, services: Sequence[str]) -> Iterator[Addresses]:
-    """The given servers, or local ones for as long as the block runs."""
-    missing = [name for name in services if not {"kafka": kafka, "redis": redis}[name]]
+    """The given servers, or local ones for as long as the block runs; Flink is always one of these."""
+    given = {"kafka": kafka, "redis": redis}
+    missing = [name for name in services if not given.get(name)]
     if not missing:
         yield Addresses(kafka=kafka or "", redis=redis or "", redis_socket=redis or "")
         return
     say(f"starting {' and '.join(missing)} on this machine")
-    with running(own_directory("bench"), missing) as started:
+    with running(directory(), missing) as started:
         yield Addresses(
-            kafka=kafka or started.kafka, redis=redis or started.redis, redis_socket=redis or started.redis_socket
+            kafka=kafka or started.kafka,
+            redis=redis or started.redis,
+            redis_socket=redis or started.redis_socket,
+            flink=started.flink,
         )
+
+
+def directory() -> Path:
+    """Of the local servers of this process."""
+    return own_directory("bench")
+
+
+def variables(addresses: Addresses) -> dict[str, str]:
+    """The environment of a command that meets these servers."""
+    named = {
+        "HEADRACE_BROKER": addresses.kafka,
+        "HEADRACE_STORE": addresses.redis_socket,
+        "HEADRACE_FLINK": addresses.flink,
+    }
+    return {**os.environ, **{name: address for name, address in named.items() if address}}
+
+
+def submit(job: str, addresses: Addresses) -> None:
+    """Gives a job of the application to the cluster, and waits until it runs; ends the benchmark when it does not."""
+    done = subprocess.run([sys.executable, "-m", "flink_jobs", "submit", job], env=variables(addresses), check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {job}: was not taken; the line above says why")
 
 
 def broker_at(address: str) -> KafkaBroker:

@@ -1,9 +1,13 @@
-"""From an event to a decision, through real Kafka and Redis: `python -m benchmarks.e2e [--rate N] [--seconds N] [--json]`.
+"""From an event to its alert, its feature and its decision, through real Kafka and Redis:
+`python -m benchmarks.e2e [--engine asyncio|flink] [--rate N] [--seconds N] [--json]`.
 
 A worker runs in a process of its own, with an in-process model of set latency. Events are offered by the clock, not by
 how fast they are taken: each has a moment, its time is that moment, and whatever is late counts as latency. Hop times are
 those that the decisions carry, in whole milliseconds; the model's own time is taken out of `beyond the model`. A run in
 which an alert has no decision, or two, fails.
+
+With `--engine flink` the fraud streams are a job on a local cluster, and the worker does the rest: it judges the records, and
+serves the features.
 """
 
 import asyncio
@@ -16,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -30,11 +35,13 @@ from app.core.codec import encode
 from app.core.record import Record, TopicPartition
 from app.core.settings import Settings
 from app.decisions.record import DECISIONS, HOPS, DecisionRecord
+from app.local.services import FLINK_SERVICES, Addresses
 from app.models.rules import RulesModel, lognormal_seconds
 from app.streams.outputs import derived_id
 from app.worker import Worker
 from benchmarks import common
 from features import fraud
+from flink_jobs.kept import TOPIC as KEPT_JOBS
 
 WARM_UP_S = 15.0
 """A new broker's Java compiles for ten seconds, and takes both cores of a small machine for it."""
@@ -42,13 +49,39 @@ WARM_UP_S = 15.0
 PROBES_PER_S = 20
 PROBE_LIMIT_S = 2.0
 
+FRAUD_JOB = "raw.orders+raw.payments"
+"""The topics that the fraud streams read: the name of their job on Flink."""
+
 FAILED = 1
 """Exit code of a run that lost or doubled a decision."""
 
 
-async def work(broker_address: str, store_address: str, model_ms: float) -> None:
-    """The worker process: everything but the publisher; ends on SIGTERM."""
-    settings = Settings(broker=broker_address, store=store_address, model="rules", model_concurrency=256, replication=1)
+class Engine(StrEnum):
+    """What runs the streams."""
+
+    ASYNCIO = "asyncio"
+    FLINK = "flink"
+
+
+class Load(NamedTuple):
+    """What is offered: events a second, for so long after the warm-up, which part of them alerts; how long the model takes."""
+
+    rate: int
+    seconds: float
+    alert_share: float
+    model_ms: float
+
+
+async def work(broker_address: str, store_address: str, model_ms: float, engine: Engine) -> None:
+    """The worker process: everything but the publisher, and on Flink but the streams; ends on SIGTERM."""
+    settings = Settings(
+        broker=broker_address,
+        store=store_address,
+        engine=engine,
+        model="rules",
+        model_concurrency=256,
+        replication=1,
+    )
     clock = SystemClock()
     broker, store = common.broker_at(broker_address), common.store_at(store_address)
     seconds: Any = lognormal_seconds(model_ms / 1000, model_ms * 2.5 / 1000, seed=1) if model_ms else 0.0
@@ -100,12 +133,13 @@ class Offered(NamedTuple):
     measured: set[str]
 
 
-async def offer(broker: KafkaBroker, probe: Probe, rate: int, seconds: float, alert_share: float, run: str) -> Offered:
+async def offer(broker: KafkaBroker, probe: Probe, load: Load, run: str) -> Offered:
     """Publishes by the clock."""
+    rate = load.rate
     producer, chance = broker.producer(), random.Random(7)
     await producer.start()
     loop = asyncio.get_running_loop()
-    began, offered = common.now_s() + 0.2, Offered(int(rate * (seconds + WARM_UP_S)), set(), set())
+    began, offered = common.now_s() + 0.2, Offered(int(rate * (load.seconds + WARM_UP_S)), set(), set())
     probes: list[asyncio.Future[None]] = []
     probe_every = max(1, rate // PROBES_PER_S)
     for number in range(offered.events):
@@ -113,7 +147,7 @@ async def offer(broker: KafkaBroker, probe: Probe, rate: int, seconds: float, al
         ahead = at - common.now_s()
         if ahead > 0.0005:
             await asyncio.sleep(ahead)
-        alert = chance.random() < alert_share
+        alert = chance.random() < load.alert_share
         measured = number > rate * WARM_UP_S
         probed = measured and not alert and number % probe_every == 0
         user = f"{run}-{number}" if alert or probed else f"{run}-common-{chance.randrange(10_000)}"
@@ -180,6 +214,7 @@ def figures(found: Sequence[tuple[Record, DecisionRecord]]) -> dict[str, Any]:
         hops, model_ms = decision.hops, sum(use.model_ms for use in decision.models)
         for name, start, end in HOPS:
             times[name].append(getattr(hops, end) - getattr(hops, start))
+        times["event to alert"].append(hops.alert_ms - hops.event_ms)
         times["decision acknowledged"].append(record.timestamp_ms - hops.decided_ms)
         times["event to decision"].append(record.timestamp_ms - hops.event_ms)
         times["model"].append(model_ms)
@@ -193,10 +228,10 @@ def figures(found: Sequence[tuple[Record, DecisionRecord]]) -> dict[str, Any]:
 
 
 @contextmanager
-def worker_process(broker: str, store: str, model_ms: float) -> Iterator[None]:
+def worker_process(broker: str, store: str, model_ms: float, engine: Engine) -> Iterator[None]:
     """Raises: RuntimeError when it ends badly."""
     command = [sys.executable, "-m", "benchmarks.e2e", "--role", "worker", "--model-ms", str(model_ms)]
-    process = subprocess.Popen([*command, "--broker", broker, "--store", store], env=os.environ)
+    process = subprocess.Popen([*command, "--engine", engine, "--broker", broker, "--store", store], env=os.environ)
     try:
         yield
     finally:
@@ -206,19 +241,24 @@ def worker_process(broker: str, store: str, model_ms: float) -> Iterator[None]:
         raise RuntimeError(f"the worker ended with {code}")
 
 
-async def measure(
-    broker_address: str, store_address: str, rate: int, seconds: float, alert_share: float, model_ms: float
-) -> dict[str, Any]:
-    broker = common.broker_at(broker_address)
+async def measure(addresses: Addresses, load: Load, engine: Engine) -> dict[str, Any]:
+    store_address, model_ms = addresses.redis_socket, load.model_ms
+    broker = common.broker_at(addresses.kafka)
     admin = broker.admin()
-    await admin.create(app.topics.all())
+    specs = app.topics.all()
+    if engine is Engine.FLINK:
+        specs.append(KEPT_JOBS)  # at once: a broker that makes hundreds of logs is seconds late to know one more topic
+    await admin.create(specs)
     await admin.close()
     probe, run = Probe(store_address), f"e{SystemClock().now_ms() % 10**9}"
-    with worker_process(broker_address, store_address, model_ms):
+    if engine is Engine.FLINK:
+        await asyncio.to_thread(common.submit, FRAUD_JOB, addresses)
+    with worker_process(addresses.kafka, store_address, model_ms, engine):
         common.say("waiting until the worker serves features")
         await ready(broker, store_address)
-        common.say(f"offering {rate:,} events/s for {seconds + WARM_UP_S:.0f} s, {alert_share:.0%} of them alerts")
-        offered = await offer(broker, probe, rate, seconds, alert_share, run)
+        for_s = load.seconds + WARM_UP_S
+        common.say(f"offering {load.rate:,} events/s for {for_s:.0f} s, {load.alert_share:.1%} of them alerts")
+        offered = await offer(broker, probe, load, run)
         common.say("waiting for the last decisions")
         log = DecisionLog(broker, offered.alert_ids)
         await log.wait(30 + model_ms / 100)
@@ -255,6 +295,7 @@ async def ready(broker: KafkaBroker, store_address: str) -> None:
 
 
 def main(
+    engine: Annotated[Engine, typer.Option(help="What runs the streams.")] = Engine.ASYNCIO,
     rate: Annotated[int, typer.Option(help="Events a second.")] = 1_000,
     seconds: Annotated[float, typer.Option(help="How long, after a warm-up of 15 s.")] = 20,
     alerts: Annotated[float, typer.Option(help="Which part of the events alerts.")] = 0.1,
@@ -264,15 +305,17 @@ def main(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     role: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Measure the way from an event to a decision."""
+    """Measure the way from an event to its alert, its feature and its decision."""
     if role == "worker":
         assert broker
         assert store
-        uvloop.run(work(broker, store, model_ms))
+        uvloop.run(work(broker, store, model_ms, engine))
         return
-    with common.servers(broker, store, ["kafka", "redis"]) as addresses:
-        found = uvloop.run(measure(addresses.kafka, addresses.redis_socket, rate, seconds, alerts, model_ms))
-    settings = {"rate": rate, "seconds": seconds, "alert_share": alerts, "model_ms": model_ms}
+    load = Load(rate, seconds, alerts, model_ms)
+    services = ["kafka", "redis", *(FLINK_SERVICES if engine is Engine.FLINK else ())]
+    with common.servers(broker, store, services) as addresses:
+        found = uvloop.run(measure(addresses, load, engine))
+    settings = {"engine": engine, **load._asdict()}
     result = {"benchmark": "e2e", **settings, **found, "environment": common.environment()}
     path = common.keep("e2e", result)
     if json:

@@ -83,7 +83,7 @@ class Submitter:
 @asynccontextmanager
 async def submitter() -> AsyncIterator[Submitter]:
     """A submitter, and its end. Raises: SetupError without PyFlink, Java or the connector."""
-    prepared = await asyncio.to_thread(_prepare)
+    prepared = await asyncio.to_thread(prepare)
     read, write = os.pipe()
     answers = asyncio.StreamReader(limit=LONGEST_ANSWER_BYTES)
     transport: asyncio.ReadTransport | None = None
@@ -116,8 +116,8 @@ async def submitter() -> AsyncIterator[Submitter]:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """What the process needs: its Python, its environment, a folder of its own, and where its words go."""
+class Prepared:
+    """What a process of PyFlink needs: its Python, its environment, a folder of its own, and where its words go."""
 
     python: str
     environment: dict[str, str]
@@ -129,7 +129,8 @@ class _Prepared:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _prepare() -> _Prepared:
+def prepare() -> Prepared:
+    """Raises: SetupError without PyFlink, Java or the connector."""
     home, java = find_home(), find_java()
     jars = own_and_connector(home / "lib")
     folder = Path(tempfile.mkdtemp(prefix="headrace-submitter-"))
@@ -142,7 +143,7 @@ def _prepare() -> _Prepared:
         "JAVA_HOME": str(java.resolve().parent.parent),
     }
     LOG.parent.mkdir(parents=True, exist_ok=True)
-    return _Prepared(str(home.parents[3] / "bin" / "python"), environment, folder, LOG.open("ab"))
+    return Prepared(str(home.parents[3] / "bin" / "python"), environment, folder, LOG.open("ab"))
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

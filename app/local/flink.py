@@ -39,7 +39,7 @@ taskmanager.numberOfTaskSlots: {slots}
 taskmanager.cpu.cores: {slots}
 taskmanager.memory.framework.heap.size: 128m
 taskmanager.memory.framework.off-heap.size: 128m
-taskmanager.memory.task.heap.size: 512m
+taskmanager.memory.task.heap.size: {heap_mb}m
 taskmanager.memory.task.off-heap.size: 0m
 taskmanager.memory.managed.size: 256m
 taskmanager.memory.network.min: 64m
@@ -69,8 +69,21 @@ logger.twice.level=ERROR
 """What becomes of a job is worth a line; that a Kafka sink names a metric twice, at each checkpoint, is not."""
 
 JOB_MANAGER_MEMORY = ["-Xms128m", "-Xmx512m", "-XX:MaxMetaspaceSize=256m"]
-TASK_MANAGER_MEMORY = ["-Xms640m", "-Xmx640m", "-XX:MaxDirectMemorySize=192m", "-XX:MaxMetaspaceSize=256m"]
-"""Of the sizes above: both heaps; both off-heaps and network. Flink's scripts would calculate the same."""
+TASK_HEAP_MB = 512
+
+
+def task_heap_mb() -> int:
+    """What the tasks' state may take, in MB: as `FLINK_HEAP_MB` says in the environment. Raises: SetupError for what is no number."""
+    said = os.environ.get("FLINK_HEAP_MB", "")
+    if said and not said.isdecimal():
+        raise SetupError("FLINK_HEAP_MB", f"is {said!r}; it must be a number of MB, such as 2048")
+    return int(said) if said else TASK_HEAP_MB
+
+
+def task_manager_memory(configuration: str) -> list[str]:
+    """Of the sizes in the configuration: both heaps; both off-heaps and network. Flink's scripts would calculate the same."""
+    heap_mb = sum(map(int, re.findall(r"^taskmanager\.memory\.\w+\.heap\.size: (\d+)m$", configuration, re.MULTILINE)))
+    return [f"-Xms{heap_mb}m", f"-Xmx{heap_mb}m", "-XX:MaxDirectMemorySize=192m", "-XX:MaxMetaspaceSize=256m"]
 
 
 class FlinkJobManager(msgspec.Struct, frozen=True, tag="flink-jobmanager", tag_field="service"):
@@ -122,7 +135,13 @@ class FlinkJobManager(msgspec.Struct, frozen=True, tag="flink-jobmanager", tag_f
 
     def properties(self) -> str:
         """What its configuration says, and the task manager's."""
-        values = {"port": self.port, "rpc_port": self.rpc_port, "directory": self.directory, "slots": TASK_SLOTS}
+        values = {
+            "port": self.port,
+            "rpc_port": self.rpc_port,
+            "directory": self.directory,
+            "slots": TASK_SLOTS,
+            "heap_mb": task_heap_mb(),
+        }
         return CONFIGURATION.format(**values)
 
     def command(self) -> list[str]:
@@ -177,7 +196,8 @@ class FlinkTaskManager(msgspec.Struct, frozen=True, tag="flink-taskmanager", tag
 
     def command(self) -> list[str]:
         main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
-        return _command(self.directory, self.manager, [*TASK_MANAGER_MEMORY, main])
+        memory = task_manager_memory(Path(self.manager, "config.yaml").read_text())
+        return _command(self.directory, self.manager, [*memory, main])
 
     def environment(self) -> Mapping[str, str]:
         return _environment(self.manager)

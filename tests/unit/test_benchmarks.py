@@ -1,6 +1,9 @@
-"""What benchmarks claim: percentiles, lost and doubled decisions, and the plain count that the engine is held to."""
+"""What benchmarks claim: percentiles, lost and doubled decisions, and the plain counts that engines are held to."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import msgspec
@@ -15,9 +18,12 @@ from app.core.codec import encode
 from app.decisions.record import DECISIONS, HOPS, DecisionRecord, Hops
 from app.streams.engine import Engine
 from app.streams.outputs import topics_of
+from app.streams.sql import jobs_of
+from benchmarks import fraud_load
 from benchmarks.common import percentiles
-from benchmarks.e2e import DecisionLog
+from benchmarks.e2e import FRAUD_JOB, DecisionLog
 from benchmarks.engine import Load, counted, declared, record_of, written
+from benchmarks.fraud_job import Sample, cpu_seconds, figures
 
 START_MS = 1_800_000_000_000
 NOTHING = msgspec.Raw(b"{}")
@@ -114,3 +120,50 @@ def test_engine_benchmark_counts_what_the_engine_writes(once: bool) -> None:
         assert over != await written(broker, pipelines["rate"].topic)
 
     run_virtual(main, START_MS)
+
+
+def test_fraud_load_counts_what_the_engine_writes() -> None:
+    """Every kind of alert, tiles of both views and rows, with repeats among the records; and what is missing is seen."""
+    load, pipelines = fraud_load.Load(4_000, START_MS), jobs_of(app.pipelines)[FRAUD_JOB]
+    sources = [app.sources[name] for name in FRAUD_JOB.split("+")]
+
+    async def main(clock: Clock) -> None:
+        broker, stopping = MemoryBroker(ManualClock(START_MS + 10**9)), asyncio.Event()
+        await broker.admin().create(app.topics.all())
+        ends = await fraud_load.publish(broker, load)
+        assert sum(ends.values()) > load.events + 24, "heartbeats and repeats"
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(Engine(broker, sources, pipelines, clock, "bench").run(stopping))
+            await asyncio.sleep(5)
+            stopping.set()
+        expected = fraud_load.counted(load)
+        rules = {"high_value_order", "order_burst", "failed_payments", "paid_other_amount"}
+        assert rules == {alert_id.partition(":")[0] for alert_id in expected.alerts}
+        assert expected == await fraud_load.written(broker)
+        for topic, missing in (("processed.alerts", "alerts"), ("features.order_rate_5m", "rows")):
+            place = next(place for place, log in broker.logs.items() if place.topic == topic and log)
+            broker.logs[place].pop()
+            assert getattr(expected, missing) != getattr(await fraud_load.written(broker), missing)
+
+    run_virtual(main, START_MS)
+
+
+def test_fraud_job_figures_begin_behind_the_warm_up() -> None:
+    """With the first commit of a quarter; one commit of everything is no figure."""
+    samples = [Sample(10.0, 0, 0.0), Sample(11.0, 900, 5.0), Sample(12.0, 1_000, 6.0), Sample(14.0, 4_000, 9.0)]
+    found = figures(samples)
+    assert (3_000, 2.0, 1_500, 1_000.0, 1.5) == tuple(found.values())
+    with pytest.raises(ValueError, match="more --events"):
+        figures([Sample(10.0, 0, 0.0), Sample(14.0, 4_000, 9.0)])
+
+
+def test_cpu_seconds_are_those_of_a_process_and_its_children() -> None:
+    """What a child burns is its parent's too; a process that has ended has none."""
+    burn = "import time; [None for _ in iter(lambda: time.process_time() < 0.3, False)]; print(flush=True); input()"
+    command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert 0.3 <= cpu_seconds(process.pid) < cpu_seconds(os.getpid())
+        process.communicate(b"\n")
+    assert 0.0 == cpu_seconds(process.pid)

@@ -187,9 +187,16 @@ class Cluster:
         if not wanted:
             return {}
         deadline = time.monotonic() + ANSWER_SECONDS
+        return await self.ask_until(deadline, lambda admin: _offsets(admin, wanted, deadline))
+
+    async def ask_until(self, deadline: float, question: Callable[[AdminClient], T]) -> T:
+        """As `ask`, and again until a moment of the monotonic clock while the answer is that somebody is not ready.
+
+        Raises: as `ask`.
+        """
         while True:
             try:
-                return await self.ask(lambda admin: _offsets(admin, wanted, deadline))
+                return await self.ask(question)
             except Unavailable:
                 if time.monotonic() + ASK_AGAIN_SECONDS >= deadline:
                     raise

@@ -10,14 +10,13 @@ from app.cli.main import run
 from app.core.errors import SetupError
 from app.local import flink
 from app.local.flink import (
-    CONFIGURATION,
-    TASK_MANAGER_MEMORY,
     FlinkJobManager,
     FlinkTaskManager,
     ask,
     find_home,
     java_options,
     link_jars,
+    task_manager_memory,
 )
 from app.local.process import free_ports
 
@@ -118,14 +117,25 @@ def test_prepare_after_a_broken_off_start_begins_anew(root: Path, monkeypatch: p
     assert ('"--add-opens=a/b=ALL-UNNAMED"', f'"{server.directory}/lib/*"') == (told[0], told[-1])
 
 
-def test_task_manager_memory_is_the_sum_of_what_flink_is_told() -> None:
-    """Flink reads its parts from the configuration, and Java knows only the sums."""
-    parts = {name: int(size) for name, size in re.findall(r"^taskmanager\.memory\.(\S+): (\d+)m$", CONFIGURATION, re.M)}
+@pytest.mark.parametrize("said", ["", "2048"])
+def test_task_manager_memory_is_the_sum_of_what_flink_is_told(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flink reads its parts from the configuration, and Java knows only the sums; the state's part is as one says."""
+    monkeypatch.setenv("FLINK_HEAP_MB", said)
+    told = FlinkJobManager("/d", 1, 2).properties()
+    parts = {name: int(size) for name, size in re.findall(r"^taskmanager\.memory\.(\S+): (\d+)m$", told, re.M)}
+    assert int(said or 512) == parts["task.heap.size"]
     heap = parts["framework.heap.size"] + parts["task.heap.size"]
     direct = parts["framework.off-heap.size"] + parts["task.off-heap.size"] + parts["network.max"]
     metaspace = parts["jvm-metaspace.size"]
     sums = [f"-Xms{heap}m", f"-Xmx{heap}m", f"-XX:MaxDirectMemorySize={direct}m", f"-XX:MaxMetaspaceSize={metaspace}m"]
-    assert sums == TASK_MANAGER_MEMORY
+    assert sums == task_manager_memory(told)
+
+
+def test_task_manager_memory_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name, and with an example."""
+    monkeypatch.setenv("FLINK_HEAP_MB", "2g")
+    with pytest.raises(SetupError, match=r"FLINK_HEAP_MB: .*such as 2048"):
+        FlinkJobManager("/d", 1, 2).properties()
 
 
 def test_task_manager_without_a_job_manager_does_not_answer(tmp_path: Path) -> None:
