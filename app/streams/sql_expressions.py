@@ -20,6 +20,8 @@ MOST = 10**38 - 1
 MOST_RECORDS = 9 * 10**6
 """In one slice of one key: so many of the largest values must fit into a total, in 64 bits or else in 38 digits."""
 
+MOST_DAYS = 999
+
 DECIMAL = "DECIMAL(38, 0)"
 DOLLARS = "DECIMAL(38, 2)"
 
@@ -80,9 +82,16 @@ def text_of(value: str) -> str:
 
 
 def interval(duration_ms: int) -> str:
-    """A constant of milliseconds, 0 or more."""
-    seconds, rest_ms = divmod(duration_ms, 1_000)
-    return f"INTERVAL '{seconds}.{rest_ms:03}' SECOND({max(2, len(str(seconds)))}, 3)"
+    """A constant of milliseconds, 0 or more. In days, since Flink takes no more than three digits before the first colon.
+
+    Raises: SetupError for more than 999 days.
+    """
+    days, rest_ms = divmod(duration_ms, 86_400_000)
+    if days > MOST_DAYS:
+        raise SetupError(f"{days}d", f"Flink takes no time of more than {MOST_DAYS} days")
+    minutes, seconds_ms = divmod(rest_ms, 60_000)
+    shown = f"{days} {minutes // 60:02}:{minutes % 60:02}:{seconds_ms // 1_000:02}.{seconds_ms % 1_000:03}"
+    return f"INTERVAL '{shown}' DAY({max(2, len(str(days)))}) TO SECOND(3)"
 
 
 def milliseconds(timestamp: str) -> str:

@@ -91,7 +91,7 @@ def test_compile_job_bad_records_do_not_move_the_watermark() -> None:
     compiled = job(n=odd.tumbling("1m").aggregate(n=count()).to("n"))
     condition = compiled.views[0].split("WHERE ")[1]
     assert f"WATERMARK FOR `$stamp` AS CASE WHEN {condition} THEN" in table_of(compiled, "raw.odd")
-    assert "`$stamp` - INTERVAL '0.251' SECOND(2, 3)" in table_of(compiled, "raw.odd")
+    assert "`$stamp` - INTERVAL '0 00:00:00.251' DAY(2) TO SECOND(3)" in table_of(compiled, "raw.odd")
 
 
 def test_compile_job_default_of_a_field_is_quoted() -> None:
@@ -248,11 +248,19 @@ def test_text_of_half_a_surrogate_pair_is_refused() -> None:
 @pytest.mark.parametrize(
     ("duration_ms", "expected"),
     [
-        (5_001, "INTERVAL '5.001' SECOND(2, 3)"),
-        (0, "INTERVAL '0.000' SECOND(2, 3)"),
-        (3_600_000, "INTERVAL '3600.000' SECOND(4, 3)"),
+        (5_001, "INTERVAL '0 00:00:05.001' DAY(2) TO SECOND(3)"),
+        (0, "INTERVAL '0 00:00:00.000' DAY(2) TO SECOND(3)"),
+        (1_800_000, "INTERVAL '0 00:30:00.000' DAY(2) TO SECOND(3)"),
+        (90_061_001, "INTERVAL '1 01:01:01.001' DAY(2) TO SECOND(3)"),
+        (999 * 86_400_000, "INTERVAL '999 00:00:00.000' DAY(3) TO SECOND(3)"),
     ],
 )
 def test_interval_milliseconds_are_kept(duration_ms: int, expected: str) -> None:
-    """Whole seconds would let windows close early."""
+    """Whole seconds would let windows close early; of seconds alone a join takes three digits."""
     assert expected == interval(duration_ms)
+
+
+def test_interval_longer_than_flink_takes_is_refused() -> None:
+    """It has three digits for days."""
+    with pytest.raises(SetupError, match="1000d: Flink takes no time of more than 999 days"):
+        interval(1_000 * 86_400_000)
