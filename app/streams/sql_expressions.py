@@ -182,8 +182,16 @@ def _limits(sign: str, left: Typed, right: Typed) -> tuple[int, int]:
     return min(corners), max(corners)
 
 
-def accumulated(aggregates: Aggregates, columns: Columns) -> list[tuple[str, str]]:
-    """Of each accumulator, its name and the SQL that computes it, whole numbers and cents.
+class Accumulated(NamedTuple):
+    """The SQL of an accumulator, a whole number or cents, and its type."""
+
+    name: str
+    text: str
+    type: str
+
+
+def accumulated(aggregates: Aggregates, columns: Columns) -> list[Accumulated]:
+    """How each accumulator is computed.
 
     Raises: SetupError for a total that may have more than 38 digits.
     """
@@ -191,7 +199,7 @@ def accumulated(aggregates: Aggregates, columns: Columns) -> list[tuple[str, str
     for accumulator, (value, when) in zip(aggregates.accumulators, aggregates.amounts, strict=True):
         only = "" if when is None else f" FILTER (WHERE {sql_of(when, columns).text})"
         if value is None:
-            text = f"COUNT(*){only}"
+            text, type_ = f"COUNT(*){only}", "BIGINT"
         else:
             amount = sql_of(value, columns, accumulator.kind)
             if amount.low == amount.high:  # of a small constant Flink makes 32 bits
@@ -200,17 +208,18 @@ def accumulated(aggregates: Aggregates, columns: Columns) -> list[tuple[str, str
                 raise SetupError(
                     accumulator.name, "may have more than 38 digits, which Flink does not take; bound what is summed"
                 )
-            text = _folded(accumulator, amount, only)
-        found.append((accumulator.name, text))
+            text, type_ = _folded(accumulator, amount, only)
+        found.append(Accumulated(accumulator.name, text, type_))
     return found
 
 
-def _folded(accumulator: Accumulator, amount: Typed, only: str) -> str:
+def _folded(accumulator: Accumulator, amount: Typed, only: str) -> tuple[str, str]:
     if accumulator.how != "sum":
-        return f"{accumulator.how.upper()}({amount.text}){only}"
-    exact = amount.text if amount.limit * MOST_RECORDS <= LONG else f"CAST({amount.text} AS {DECIMAL})"
+        return f"{accumulator.how.upper()}({amount.text}){only}", amount.type
+    fits_in_64 = amount.limit * MOST_RECORDS <= LONG
+    exact = amount.text if fits_in_64 else f"CAST({amount.text} AS {DECIMAL})"
     summed = f"SUM({exact}){only}"
-    return f"COALESCE({summed}, 0)" if only else summed
+    return f"COALESCE({summed}, 0)" if only else summed, "BIGINT" if fits_in_64 else DECIMAL
 
 
 def output_value(output: OutputField) -> str:
@@ -227,6 +236,8 @@ def output_value(output: OutputField) -> str:
     return f"CASE WHEN {columns[1]} > 0 THEN {floored} END"
 
 
-def dollars(cents: str) -> str:
-    """Cents as dollars with two decimals."""
-    return f"CAST(CAST({cents} AS {DECIMAL}) * 0.01 AS {DOLLARS})"
+def dollars(cents: str, type: str = DECIMAL) -> tuple[str, str]:
+    """Cents as dollars with two decimals, and their type. type: of the cents."""
+    if type == "BIGINT":
+        return f"dollars({cents})", "DECIMAL(19, 2)"
+    return f"CAST(CAST({cents} AS {DECIMAL}) * 0.01 AS {DOLLARS})", DOLLARS
