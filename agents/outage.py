@@ -96,23 +96,40 @@ def only_a_recovery_resolves(alert: ServiceAlert, decision: OutageDecision) -> s
     rules=judge_by_rules,
 )
 async def judge_outage(alert: ServiceAlert, context: Context) -> OutageDecision:
-    """Looks at the service's last five minutes and asks the model; a recovery speaks for itself."""
+    """Looks at the service's last five minutes and asks the model; a recovery speaks for itself, and so does what is over."""
     health = await context.features("service_health", alert.service)
     if isinstance(alert, ServiceRecovered):
         return judge_recovery(alert, health)
+    if not is_failing(health):
+        return judge_trouble_that_is_over(alert, health)
     return await context.decide(PROMPT, alert=alert, health=health)
 
 
 def judge_recovery(alert: ServiceRecovered, health: Features) -> OutageDecision:
     """Ends the incident, unless the service fails again by now: then this recovery is an old one, read behind the alerts of a
     newer outage, whose incident is not over."""
-    failing = health.values["failures_5m"]
-    if failing >= FAILING:
+    if is_failing(health):
+        failing = health.values["failures_5m"]
         return OutageDecision(
             action="watch", risk_level="MEDIUM", reason=f"fails again: {failing} requests in five minutes"
         )
     reason = f"no request has failed for five minutes, after {alert.failures} that did"
     return OutageDecision(action="resolve", risk_level="LOW", reason=reason)
+
+
+def is_failing(health: Features) -> bool:
+    """Whether so many requests have failed in the last five minutes that their recovery is still to come."""
+    return bool(health.values["failures_5m"] >= FAILING)
+
+
+def judge_trouble_that_is_over(alert: Trouble, health: Features) -> OutageDecision:
+    """Calls nobody. An alert of trouble may be read behind the recovery of its outage, since each is computed by itself: who was
+    called then would hear of no second recovery. In the other order the recovery is at hand. (Policy calls somebody where the
+    figures are stale, or lack the alert's own request.)"""
+    reason = (
+        f"is over: {health.values['failures_5m']} requests failed in the last five minutes; {summary_of(alert)} before"
+    )
+    return OutageDecision(action="watch", risk_level="MEDIUM", reason=reason)
 
 
 def incident_key(alert: ServiceAlert) -> str:

@@ -3,7 +3,7 @@
 from app.core.codec import Usd
 from app.streams.expressions import col
 from app.streams.graph import Alert, count, maximum
-from features.fraud import orders
+from features.fraud import placed
 from features.records import Id, payment_events
 
 
@@ -34,7 +34,6 @@ class PaidOtherAmount(Alert, frozen=True):
     paid_usd: Usd
 
 
-placed = orders.where(col.status == "placed")
 payments = payment_events.once("payment_id", within="1m")
 authorized, failed = col.status == "authorized", col.status == "failed"
 

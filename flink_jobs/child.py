@@ -49,9 +49,8 @@ class Submitter:
         order = {
             "number": number,
             "configuration": {**job.configuration, **configuration},
-            "statements": [*job.tables, *job.views],
+            "statements": [*job.functions, *job.tables, *job.views],
             "inserts": job.inserts,
-            "once_ttl_ms": job.once_ttl_ms,
             "folder": str(self._folder),
         }
         assert self._process.stdin is not None

@@ -1,6 +1,6 @@
 """Runs under PyFlink's own Python, and imports nothing of ours: takes jobs as lines of JSON, gives them to the cluster.
 
-    {"number": 1, "configuration": {...}, "statements": ["CREATE ..."], "inserts": ["INSERT ..."], "once_ttl_ms": 90000, "folder": "/tmp/..."}
+    {"number": 1, "configuration": {...}, "statements": ["CREATE ..."], "inserts": ["INSERT ..."], "folder": "/tmp/..."}
         ->  {"number": 1, "job": "<id>"} or {"number": 1, "error": "..."}
 
 One Java for all jobs: the first one takes seconds, the next ones less than two. Answers go to the file descriptor that the first argument
@@ -15,8 +15,8 @@ from typing import Any
 
 
 def submit(order: dict[str, Any]) -> str:
-    """The job's id, once the cluster has taken it. By way of a compiled plan: only there can the time be set after which a
-    deduplication forgets."""
+    """The job's id, once the cluster has taken it. By way of a compiled plan: only there do its
+    nodes have numbers that can be set."""
     from pyflink.common import Configuration
     from pyflink.table import EnvironmentSettings, TableEnvironment
 
@@ -31,19 +31,10 @@ def submit(order: dict[str, Any]) -> str:
     plan.unlink(missing_ok=True)
     inserts = "".join(f"{insert};\n" for insert in order["inserts"])
     environment.execute_sql(f"COMPILE PLAN 'file://{plan}' FOR STATEMENT SET BEGIN {inserts} END")
-    plan.write_text(json.dumps(numbered(forgetting(json.loads(plan.read_text()), order["once_ttl_ms"]))))
+    plan.write_text(json.dumps(numbered(json.loads(plan.read_text()))))
     client = environment.execute_sql(f"EXECUTE PLAN 'file://{plan}'").get_job_client()
     assert client is not None
     return str(client.get_job_id())
-
-
-def forgetting(plan: dict[str, Any], ttl_ms: int | None) -> dict[str, Any]:
-    """The plan whose deduplications forget after so much wall time."""
-    for node in plan["nodes"]:
-        if ttl_ms is not None and node["type"].startswith("stream-exec-deduplicate"):
-            for state in node["state"]:
-                state["ttl"] = f"{ttl_ms} ms"
-    return plan
 
 
 def numbered(plan: dict[str, Any]) -> dict[str, Any]:

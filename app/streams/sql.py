@@ -9,10 +9,9 @@ everything else begins with `$`; times are BIGINT milliseconds, money BIGINT cen
 
 from collections.abc import Mapping
 
-from app.core.errors import SetupError
-from app.streams.pipelines import AlertPipeline, Pipeline, raised_by, streams_of
+from app.streams.pipelines import Pipeline, streams_of
 from app.streams.sql_inserts import insert_of, late_insert
-from app.streams.sql_job import CONFIGURATION, Job, Settings
+from app.streams.sql_job import CONFIGURATION, Job, Settings, declared
 from app.streams.sql_views import Views
 
 __all__ = ["Job", "Settings", "compile_job", "jobs_of"]
@@ -36,29 +35,16 @@ def compile_job(name: str, pipelines: Mapping[str, Pipeline], settings: Settings
 
     Raises: SetupError for what Flink would do differently; it says what to do instead.
     """
-    for pipeline_name, pipeline in pipelines.items():
-        _require_order(pipeline_name, pipeline, settings.parallelism)
     views = Views(pipelines)
     compiled = [insert_of(pipeline_name, pipeline, views, settings) for pipeline_name, pipeline in pipelines.items()]
     compiled += [late_insert(source, views, settings) for source in views.sources if views.late[source.spec.name]]
     tables = [views.table(source, settings) for source in views.sources]
     tables += [insert.table for insert in compiled]
-    rules = [stream.once_rule for pipeline in pipelines.values() for stream in streams_of(pipeline) if stream.once_rule]
     return Job(
         name=name,
         configuration={**CONFIGURATION, "parallelism.default": str(settings.parallelism), "pipeline.name": name},
+        functions=declared([*tables, *views.texts.values(), *(insert.text for insert in compiled)]),
         tables=tuple(tables),
         views=tuple(views.texts.values()),
         inserts=tuple(insert.text for insert in compiled),
-        once_ttl_ms=max(rule.within_ms for rule in rules) + settings.outage_ms if rules else None,
     )
-
-
-def _require_order(name: str, pipeline: Pipeline, parallelism: int) -> None:
-    """`once` spreads the ids of a key over all tasks, and what comes back has lost the order that some operators go by."""
-    raised = raised_by(pipeline)
-    in_order = isinstance(pipeline, AlertPipeline) and (pipeline.burst or (raised and raised.per_ms is not None))
-    if in_order and pipeline.stream.once_rule and parallelism > 1:
-        raise SetupError(
-            name, "once before burst or at_most_once_per needs parallelism 1 on Flink; or take --engine asyncio"
-        )

@@ -20,6 +20,8 @@ MOST = 10**38 - 1
 MOST_RECORDS = 9 * 10**6
 """In one slice of one key: so many of the largest values must fit into a total, in 64 bits or else in 38 digits."""
 
+MOST_DAYS = 999
+
 DECIMAL = "DECIMAL(38, 0)"
 DOLLARS = "DECIMAL(38, 2)"
 
@@ -80,9 +82,16 @@ def text_of(value: str) -> str:
 
 
 def interval(duration_ms: int) -> str:
-    """A constant of milliseconds, 0 or more."""
-    seconds, rest_ms = divmod(duration_ms, 1_000)
-    return f"INTERVAL '{seconds}.{rest_ms:03}' SECOND({max(2, len(str(seconds)))}, 3)"
+    """A constant of milliseconds, 0 or more. In days, since Flink takes no more than three digits before the first colon.
+
+    Raises: SetupError for more than 999 days.
+    """
+    days, rest_ms = divmod(duration_ms, 86_400_000)
+    if days > MOST_DAYS:
+        raise SetupError(f"{days}d", f"Flink takes no time of more than {MOST_DAYS} days")
+    minutes, seconds_ms = divmod(rest_ms, 60_000)
+    shown = f"{days} {minutes // 60:02}:{minutes % 60:02}:{seconds_ms // 1_000:02}.{seconds_ms % 1_000:03}"
+    return f"INTERVAL '{shown}' DAY({max(2, len(str(days)))}) TO SECOND(3)"
 
 
 def milliseconds(timestamp: str) -> str:
@@ -173,8 +182,16 @@ def _limits(sign: str, left: Typed, right: Typed) -> tuple[int, int]:
     return min(corners), max(corners)
 
 
-def accumulated(aggregates: Aggregates, columns: Columns) -> list[tuple[str, str]]:
-    """Of each accumulator, its name and the SQL that computes it, whole numbers and cents.
+class Accumulated(NamedTuple):
+    """The SQL of an accumulator, a whole number or cents, and its type."""
+
+    name: str
+    text: str
+    type: str
+
+
+def accumulated(aggregates: Aggregates, columns: Columns) -> list[Accumulated]:
+    """How each accumulator is computed.
 
     Raises: SetupError for a total that may have more than 38 digits.
     """
@@ -182,7 +199,7 @@ def accumulated(aggregates: Aggregates, columns: Columns) -> list[tuple[str, str
     for accumulator, (value, when) in zip(aggregates.accumulators, aggregates.amounts, strict=True):
         only = "" if when is None else f" FILTER (WHERE {sql_of(when, columns).text})"
         if value is None:
-            text = f"COUNT(*){only}"
+            text, type_ = f"COUNT(*){only}", "BIGINT"
         else:
             amount = sql_of(value, columns, accumulator.kind)
             if amount.low == amount.high:  # of a small constant Flink makes 32 bits
@@ -191,17 +208,18 @@ def accumulated(aggregates: Aggregates, columns: Columns) -> list[tuple[str, str
                 raise SetupError(
                     accumulator.name, "may have more than 38 digits, which Flink does not take; bound what is summed"
                 )
-            text = _folded(accumulator, amount, only)
-        found.append((accumulator.name, text))
+            text, type_ = _folded(accumulator, amount, only)
+        found.append(Accumulated(accumulator.name, text, type_))
     return found
 
 
-def _folded(accumulator: Accumulator, amount: Typed, only: str) -> str:
+def _folded(accumulator: Accumulator, amount: Typed, only: str) -> tuple[str, str]:
     if accumulator.how != "sum":
-        return f"{accumulator.how.upper()}({amount.text}){only}"
-    exact = amount.text if amount.limit * MOST_RECORDS <= LONG else f"CAST({amount.text} AS {DECIMAL})"
+        return f"{accumulator.how.upper()}({amount.text}){only}", amount.type
+    fits_in_64 = amount.limit * MOST_RECORDS <= LONG
+    exact = amount.text if fits_in_64 else f"CAST({amount.text} AS {DECIMAL})"
     summed = f"SUM({exact}){only}"
-    return f"COALESCE({summed}, 0)" if only else summed
+    return f"COALESCE({summed}, 0)" if only else summed, "BIGINT" if fits_in_64 else DECIMAL
 
 
 def output_value(output: OutputField) -> str:
@@ -218,6 +236,8 @@ def output_value(output: OutputField) -> str:
     return f"CASE WHEN {columns[1]} > 0 THEN {floored} END"
 
 
-def dollars(cents: str) -> str:
-    """Cents as dollars with two decimals."""
-    return f"CAST(CAST({cents} AS {DECIMAL}) * 0.01 AS {DOLLARS})"
+def dollars(cents: str, type: str = DECIMAL) -> tuple[str, str]:
+    """Cents as dollars with two decimals, and their type. type: of the cents."""
+    if type == "BIGINT":
+        return f"dollars({cents})", "DECIMAL(19, 2)"
+    return f"CAST(CAST({cents} AS {DECIMAL}) * 0.01 AS {DOLLARS})", DOLLARS

@@ -40,7 +40,7 @@ from app.streams.sql_expressions import (
 )
 from app.streams.sql_job import PARTITIONER, Settings
 from app.streams.sql_sources import OFFSET, PARTITION, STAMP, TIME_MS, ddl
-from app.streams.sql_views import View, Views, slice_of
+from app.streams.sql_views import View, Views, needs_clock, slice_of
 
 TILE_TTL = "1d"
 """How long after its last change Flink keeps a tile: longer than any outage to survive."""
@@ -77,7 +77,7 @@ def late_insert(source: Source, views: Views, settings: Settings) -> Insert:
     place = [name_of(PARTITION), name_of(OFFSET), name_of(TIME_MS)]
     selects = [
         f"SELECT {text_of(late.pipeline)}, {text_of(source.spec.name)}, {', '.join(place)}, {name_of(late.key)}\n"
-        f"FROM {late.view}\nWHERE {late.condition}"
+        f"FROM {late.query}\nWHERE {late.condition}"
         for late in views.late[source.spec.name]
     ]
     columns = ["`pipeline` STRING", "`topic` STRING", "`partition` INT", "`offset` BIGINT", "`event_time_ms` BIGINT"]
@@ -107,16 +107,17 @@ def _insert(
 def _record_alerts(name: str, pipeline: AlertPipeline, views: Views, settings: Settings) -> Insert:
     stream, raised, burst = pipeline.stream, pipeline.raised, pipeline.burst
     source, key = stream.source, stream.source.key
-    view = views.passed(f"{name} passed", pipeline, stream)
+    passed = views.passed(pipeline, stream)
+    if not needs_clock(pipeline):
+        view = views.all_passed(f"{name} passed", passed)
+    else:
+        view = views.on_time(f"{name} on time", passed, source, name, None if burst else raised.per_ms)
     if burst:
-        view = views.on_time(f"{name} on time", view, source, name, None)
-        view = views.bursts(f"{name} bursts", view, key, burst)
+        view = views.bursts(f"{name} bursts", view, burst)
     natural = [name_of(field) for field in raised.id_fields]
     if raised.per_ms is not None:
-        if not burst:
-            view = views.on_time(f"{name} on time", view, source, name, raised.per_ms)
-        view = views.first_of_slices(f"{name} first of slices", view, key, raised.per_ms)
-        natural = ["CAST(`$slice` AS STRING)"]
+        view = views.first_of_slices(f"{name} first of slices", view, raised.per_ms)
+        natural = [f"CAST({_start(raised.per_ms)} AS STRING)"]
     at = _Origin(text_of(source.spec.name), name_of(OFFSET), name_of(TIME_MS), name_of(TIME_MS))
     return _alerts(name, raised, settings, view, key, natural, at)
 
@@ -135,7 +136,7 @@ def _pair_alerts(name: str, pipeline: JoinPipeline, views: Views, settings: Sett
     join = pipeline.join
     sides = []
     for side, stream in (("left", join.left), ("right", join.right)):
-        passed = views.passed(f"{name} {side} passed", pipeline, stream)
+        passed = views.passed(pipeline, stream)
         sides.append(views.on_time(f"{name} {side}", passed, stream.source, name, None))
     view = views.stepped(f"{name} passed", views.pairs(f"{name} pairs", join, *sides), pipeline.steps)
     natural = [name_of(field) for field in pipeline.raised.id_fields]
@@ -171,9 +172,11 @@ def _alerts(
     names = {field.name: field.encode_name for field in msgspec.structs.fields(raised.alert_type)}
     for field, expression in raised.fields:
         value = sql_of(expression, view.columns)
-        money = value.kind is Kind.MONEY
-        columns.append(f"{name_of(names[field])} {DOLLARS if money else value.type}")
-        values.append(dollars(value.text) if money else f"CAST({value.text} AS {value.type})")
+        text, type_ = f"CAST({value.text} AS {value.type})", value.type
+        if value.kind is Kind.MONEY:
+            text, type_ = dollars(value.text, value.type)
+        columns.append(f"{name_of(names[field])} {type_}")
+        values.append(text)
     columns += ["`$key` STRING", HEADERS]
     place = f"{at.topic} || '/' || CAST({name_of(PARTITION)} AS STRING) || '/' || CAST({at.offset} AS STRING)"
     headers = {
@@ -191,16 +194,19 @@ def _alerts(
 
 def _tiles(name: str, pipeline: LivePipeline, views: Views, settings: Settings) -> Insert:
     source, aggregates = pipeline.stream.source, pipeline.aggregates
-    view = views.passed(f"{name} passed", pipeline, pipeline.stream)
-    view = views.on_time(f"{name} on time", view, source, name, slice_of(pipeline))
-    key, time = name_of(source.key), name_of(TIME_MS)
-    place = [key, f"{time} - MOD({time}, {pipeline.tile_ms})", name_of(PARTITION)]
+    passed = views.passed(pipeline, pipeline.stream)
+    view = views.on_time(f"{name} on time", passed, source, name, slice_of(pipeline))
+    key = name_of(source.key)
+    place = [key, _start(pipeline.tile_ms), name_of(PARTITION)]
     columns = [f"{key} STRING NOT NULL", "`tile` BIGINT NOT NULL", "`partition` INT NOT NULL", "`version` BIGINT"]
-    columns += _accumulator_columns(aggregates)
-    columns += [HEADERS, f"PRIMARY KEY ({key}, `tile`, `partition`) NOT ENFORCED"]
     values = [*place, f"MAX({name_of(OFFSET)})"]
-    for (_, text), accumulator in zip(accumulated(aggregates, view.columns), aggregates.accumulators, strict=True):
-        values.append(dollars(text) if accumulator.kind is Kind.MONEY else f"CAST({text} AS {DECIMAL})")
+    for (column, text, type_), accumulator in zip(
+        accumulated(aggregates, view.columns), aggregates.accumulators, strict=True
+    ):
+        shown, type_ = dollars(text, type_) if accumulator.kind is Kind.MONEY else (text, type_)
+        columns.append(f"{name_of(column)} {type_}")
+        values.append(shown)
+    columns += [HEADERS, f"PRIMARY KEY ({key}, `tile`, `partition`) NOT ENFORCED"]
     values.append(f"MAP['fingerprint', CAST({text_of(fingerprint(pipeline))} AS BYTES)]")
     query = f"SELECT /*+ STATE_TTL('records' = '{TILE_TTL}') */\n  {_lines(values)}\nFROM {view.name} AS `records`\nGROUP BY {', '.join(place)}"
     options = {"connector": "upsert-kafka", "key.format": "json", "value.fields-include": "EXCEPT_KEY"}
@@ -212,7 +218,7 @@ _PLACED = {"properties.partitioner.class": PARTITIONER}
 
 def _finals(name: str, pipeline: FinalPipeline, views: Views, settings: Settings) -> Insert:
     source, aggregates = pipeline.stream.source, pipeline.aggregates
-    passed = views.passed(f"{name} passed", pipeline, pipeline.stream)
+    passed = views.passed(pipeline, pipeline.stream)
     view = views.on_time(f"{name} on time", passed, source, name, slice_of(pipeline))
     seen = [named(output_value(output), output.name) for output in aggregates.outputs]
     shown = [name_of(PARTITION), name_of(source.key), "`$start_ms`", "`$end_ms`", name_of(OFFSET), *seen]
@@ -242,7 +248,7 @@ def _windows(pipeline: FinalPipeline, view: View) -> str:
         rows = f"SESSION(TABLE {view.name} PARTITION BY ({place}), {descriptor}, {interval(window.gap_ms)})"
         ends = [f"MIN({time})", f"MAX({time}) + {window.gap_ms}"]
     values = [place, named(ends[0], "$start_ms"), named(ends[1], "$end_ms"), named(f"MAX({name_of(OFFSET)})", OFFSET)]
-    values += [named(text, column) for column, text in accumulated(pipeline.aggregates, view.columns)]
+    values += [named(text, column) for column, text, _ in accumulated(pipeline.aggregates, view.columns)]
     return f"SELECT\n  {_lines(values)}\nFROM TABLE({rows})\nGROUP BY {place}, `window_start`, `window_end`"
 
 
@@ -252,7 +258,7 @@ def _rows(name: str, topic: str, key: str, aggregates: Aggregates, view: View, s
     for output in aggregates.outputs:
         money = output.kind is Kind.MONEY
         columns.append(f"{name_of(output.name)} {DOLLARS if money else DECIMAL}")
-        values.append(dollars(name_of(output.name)) if money else f"CAST({name_of(output.name)} AS {DECIMAL})")
+        values.append(dollars(name_of(output.name))[0] if money else f"CAST({name_of(output.name)} AS {DECIMAL})")
     options = {"key.format": "json", "key.fields": f"{key};window_start", "value.fields-include": "ALL", **_PLACED}
     return _insert(name, topic, columns, settings, f"SELECT\n  {_lines(values)}\nFROM {view.name}", options)
 
@@ -272,10 +278,9 @@ def _row_columns(pipeline: FinalPipeline, view: View) -> dict[str, Typed]:
     return columns
 
 
-def _accumulator_columns(aggregates: Aggregates) -> list[str]:
-    return [
-        f"{name_of(each.name)} {DOLLARS if each.kind is Kind.MONEY else DECIMAL}" for each in aggregates.accumulators
-    ]
+def _start(slice_ms: int) -> str:
+    """Of the slice in which a record lies."""
+    return f"{name_of(TIME_MS)} - MOD({name_of(TIME_MS)}, {slice_ms})"
 
 
 def _escaped(part: str) -> str:

@@ -1,6 +1,7 @@
 """What a compiled job is, and how it meets its broker."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from app.streams.sql_expressions import text_of
@@ -17,13 +18,33 @@ PARTITIONER = "headrace.KeyPartitioner"
 """Of keys that are JSON objects, see flink_jobs/java: tiles go where their source partition is, rows where their entity is."""
 
 
+FUNCTIONS = {
+    "burst": "headrace.Burst",
+    "dollars": "headrace.Dollars",
+    "epoch_ms": "headrace.EpochMs",
+    "first_of_slices": "headrace.FirstOfSlices",
+    "is_instant": "headrace.IsInstant",
+    "once": "headrace.Once",
+}
+"""Classes of flink_jobs/java, which the cluster and whoever submits have."""
+
+
+def declared(statements: Iterable[str]) -> tuple[str, ...]:
+    """The declarations of the functions that statements call."""
+    said = "\n".join(statements)
+    return tuple(
+        f"CREATE TEMPORARY SYSTEM FUNCTION {name} AS {text_of(of)}"
+        for name, of in FUNCTIONS.items()
+        if re.search(rf"\b{name}\(", said)
+    )
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a job meets its broker.
 
     properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins.
     bounded: ends at what is there at its start, and closes everything. prefix, suffix: around the names of its outputs.
-    outage_ms: how long a job may be down or behind before `once` forgets too early.
     """
 
     bootstrap_servers: str
@@ -34,7 +55,6 @@ class Settings:
     prefix: str = ""
     suffix: str = ""
     parallelism: int = 1
-    outage_ms: int = 3_600_000
 
     def client(self) -> dict[str, str]:
         """Options of every table."""
@@ -65,18 +85,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One Flink job. inserts: one statement set.
-
-    once_ttl_ms: after how much wall time the state of `once` may go; None where there is none. No SQL says so: who submits
-    compiles the plan, sets the `ttl` of every `stream-exec-deduplicate` in it, and executes that; else it is kept for ever.
-    """
+    """One Flink job. functions: of flink_jobs/java. inserts: one statement set."""
 
     name: str
     configuration: Mapping[str, str]
+    functions: tuple[str, ...]
     tables: tuple[str, ...]
     views: tuple[str, ...]
     inserts: tuple[str, ...]
-    once_ttl_ms: int | None
 
     def text(self) -> str:
         """As Flink's SQL client takes it."""
@@ -84,6 +100,7 @@ class Job:
         inserts = "".join(f"{insert};\n\n" for insert in self.inserts)
         statements = [
             ";\n".join(settings),
+            *self.functions,
             *self.tables,
             *self.views,
             f"EXECUTE STATEMENT SET BEGIN\n\n{inserts}END;\n",

@@ -14,7 +14,7 @@ from app.core.errors import SetupError
 from app.streams.expressions import Kind, kind_of_type
 from app.streams.gate import LATEST_MS, MAX_KEY_BYTES
 from app.streams.pipelines import Source
-from app.streams.sql_expressions import LONG, Typed, interval, milliseconds, name_of, named, text_of, timestamp
+from app.streams.sql_expressions import LONG, Typed, interval, name_of, named, text_of, timestamp
 
 KEY, PARTITION, OFFSET, STAMP, ARRIVED, TIME_MS, HEARTBEAT = (
     "$key",
@@ -27,9 +27,12 @@ KEY, PARTITION, OFFSET, STAMP, ARRIVED, TIME_MS, HEARTBEAT = (
 )
 """Columns beside the fields of a record; no field has a `$` in its name."""
 
-_MOMENT = "[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9](?:[.][0-9]+)?"
-INSTANT = f"^{_MOMENT}(?:[Zz]|[+-][0-2][0-9]:?[0-5][0-9])$"
-INSTANT_READ = f"^{_MOMENT}Z$".replace("[Tt ]", "T")
+EPOCH_MS = f"epoch_ms({name_of(STAMP)})"
+
+ROW_TIME = "rowtime"
+"""What Flink calls a record's time behind a function."""
+
+INSTANT_READ = "^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](?:[.][0-9]+)?Z$"
 """Of a field that a pipeline reads: Flink reads no other zone."""
 
 LARGEST_DOUBLE = "1.7976931348623157E308"
@@ -85,12 +88,8 @@ def _read(kind: Kind | None, column: str, of: Any, is_read: bool) -> tuple[str, 
             return "STRING", Typed(f"({column} = 'true')", kind), f"{column} IN ('true', 'false')"
         case Kind.TIME:
             shown = f"REPLACE(REPLACE({column}, 'T', ' '), 'Z', '')"
-            pattern = INSTANT_READ if is_read else INSTANT
-            return (
-                "STRING",
-                Typed(f"TRY_CAST({shown} AS TIMESTAMP_LTZ(6))", kind),
-                f"REGEXP({column}, {text_of(pattern)})",
-            )
+            valid = f"REGEXP({column}, {text_of(INSTANT_READ)})" if is_read else f"is_instant({column})"
+            return "STRING", Typed(f"TRY_CAST({shown} AS TIMESTAMP_LTZ(6))", kind), valid
     return "STRING", Typed(column, Kind.TEXT), _valid_text(column, of)
 
 
@@ -150,6 +149,10 @@ def source_ddl(source: Source, fields: list[Judged], options: Mapping[str, str],
         raise SetupError(
             source.spec.name, "a field named heartbeat cannot be told from a heartbeat on Flink; rename it"
         )
+    if any(field.name == ROW_TIME for field in fields):
+        raise SetupError(
+            source.spec.name, f"a field named {ROW_TIME} cannot be told from the record's time on Flink; rename it"
+        )
     columns = [f"{field.column} {field.type}" for field in fields]
     columns += [
         f"{name_of(HEARTBEAT)} STRING",
@@ -176,7 +179,7 @@ def ddl(table: str, columns: Iterable[str], options: Mapping[str, str]) -> str:
 def valid_records(source: Source, fields: list[Judged], read: Iterable[str], row_time: bool) -> str:
     """The query of the valid records and the heartbeats of a topic; a heartbeat's fields are NULL. read: as above."""
     columns = [named(field.value.text, field.name) for field in fields if field.name in read]
-    columns += [name_of(PARTITION), name_of(OFFSET), f"{milliseconds(name_of(STAMP))} AS {name_of(TIME_MS)}"]
+    columns += [name_of(PARTITION), name_of(OFFSET), f"{EPOCH_MS} AS {name_of(TIME_MS)}"]
     columns += [name_of(ARRIVED), *([name_of(STAMP)] if row_time else [])]
     return f"SELECT {', '.join(columns)}\nFROM {name_of(source.spec.name)}\nWHERE {_counts(source, fields)}"
 
@@ -187,7 +190,7 @@ def _counts(source: Source, fields: list[Judged]) -> str:
     conditions = [f"{name_of(KEY)} = CAST({key.column} AS BYTES)", *_key_length(source, key.column)]
     conditions += [field.valid for field in fields if field.valid]
     heartbeat = f"{name_of(KEY)} IS NULL AND {name_of(HEARTBEAT)} = 'true'"
-    timely = f"{milliseconds(name_of(STAMP))} BETWEEN 0 AND {LATEST_MS}"
+    timely = f"{EPOCH_MS} BETWEEN 0 AND {LATEST_MS}"
     return f"({' AND '.join(conditions)}\n  OR {heartbeat})\n  AND {timely}"
 
 

@@ -1,17 +1,16 @@
 """The views of a job: what of a topic's records reaches a pipeline, and in which form."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from app.core.durations import format_duration
 from app.streams.pipelines import (
     AlertPipeline,
     Burst,
-    Derive,
     FinalPipeline,
     Hopping,
     Join,
-    JoinPipeline,
     LivePipeline,
     Once,
     Pipeline,
@@ -23,12 +22,13 @@ from app.streams.pipelines import (
     columns_used,
     streams_of,
 )
-from app.streams.sql_expressions import Columns, Typed, interval, name_of, sql_of
+from app.streams.sql_expressions import Columns, Typed, interval, name_of, sql_of, text_of
 from app.streams.sql_job import Settings
 from app.streams.sql_sources import (
     ARRIVED,
     OFFSET,
     PARTITION,
+    ROW_TIME,
     STAMP,
     TIME_MS,
     Judged,
@@ -38,6 +38,10 @@ from app.streams.sql_sources import (
 )
 
 REACHED = "$reached"
+ENTITY = "$entity"
+"""Partition and key in one, by which functions keep state: in a view Flink writes two columns behind PARTITION BY down without their
+parentheses."""
+
 PLACE = (PARTITION, OFFSET, TIME_MS)
 
 
@@ -45,9 +49,22 @@ class Late(NamedTuple):
     """Where the late records of a pipeline are."""
 
     pipeline: str
-    view: str
+    query: str
     condition: str
     key: str
+
+
+class Passed(NamedTuple):
+    """What passes the steps of a stream. No view, or Flink would copy its columns for those on time, for late ones, and before."""
+
+    query: str
+    conditions: tuple[str, ...]
+    columns: Columns
+    beside: tuple[str, ...]
+
+    def where(self, condition: str) -> str:
+        """Those for which that holds, too."""
+        return " AND ".join([*self.conditions, condition])
 
 
 class View(NamedTuple):
@@ -68,82 +85,73 @@ class Views:
         self.late: dict[str, list[Late]] = {topic: [] for topic in found}
         self._read: dict[str, set[str]] = {topic: {source.key} for topic, source in found.items()}
         self._row_time: set[str] = set()
-        self._clock: set[tuple[str, Once | None]] = set()
+        self._by_entity: set[str] = set()
         for pipeline in pipelines.values():
             for stream in streams_of(pipeline):
                 topic, rule = stream.source.spec.name, stream.once_rule
                 self._read[topic] |= columns_used(pipeline, stream) | ({rule.field} if rule else set())
-                if _by_row_time(pipeline):
+                if rule or _by_row_time(pipeline):
                     self._row_time.add(topic)
-                if needs_clock(pipeline):
-                    self._clock.add((topic, rule))
+                if rule or (isinstance(pipeline, AlertPipeline) and needs_clock(pipeline)):
+                    self._by_entity.add(topic)
 
     def table(self, source: Source, settings: Settings) -> str:
         """The declaration of a topic."""
         topic = source.spec.name
         return source_ddl(source, self._fields(source), settings.source(topic), topic in self._row_time)
 
-    def passed(self, name: str, pipeline: Pipeline, stream: Records) -> View:
+    def passed(self, pipeline: Pipeline, stream: Records) -> Passed:
         """What reaches a pipeline: valid, not repeated, and through the steps."""
         source = stream.source
         clock = needs_clock(pipeline)
-        below = self._once(source, stream.once_rule, clock) if stream.once_rule else self._records(source, clock)
-        columns: dict[str, Typed] = {
-            field.name: field.value._replace(text=name_of(field.name))
-            for field in self._fields(source)
-            if field.name in self._read[source.spec.name]
-        }
-        query = below
-        for step in stream.steps:
-            query = _stepped(step, query, columns)
+        below = self._once(source, stream.once_rule) if stream.once_rule else self._records(source, clock)
+        query, conditions, columns = _through(stream.steps, below, self._columns(source))
         kept = {source.key} | columns_after(pipeline, stream)
         columns = {column: typed for column, typed in columns.items() if column in kept}
-        extra = [*PLACE, ARRIVED, *([REACHED] if clock else []), *([STAMP] if _by_row_time(pipeline) else [])]
-        shown = ", ".join(map(name_of, [*columns, *extra]))
-        return View(self.add(name, f"SELECT {shown}\nFROM {query}"), columns)
+        beside = [*PLACE, *([REACHED] if clock else []), *([STAMP] if _by_row_time(pipeline) else [])]
+        beside += [ENTITY] if clock and isinstance(pipeline, AlertPipeline) else []
+        return Passed(query, conditions, columns, tuple(beside))
 
-    def on_time(self, name: str, view: View, source: Source, pipeline: str, slice_ms: int | None) -> View:
+    def all_passed(self, name: str, passed: Passed) -> View:
+        """Also those that are late."""
+        return self._selected(name, passed, passed.conditions)
+
+    def on_time(self, name: str, passed: Passed, source: Source, pipeline: str, slice_ms: int | None) -> View:
         """The records that are on time for their slice, or by themselves; the others are late references."""
         end = name_of(TIME_MS)
         if slice_ms is not None:
             end = f"{end} - MOD({end}, {slice_ms}) + {slice_ms}"
         limit = f"{name_of(REACHED)} - {source.out_of_orderness_ms}"
-        self.late[source.spec.name].append(Late(pipeline, view.name, f"{end} <= {limit}", source.key))
-        return View(self.add(name, f"SELECT *\nFROM {view.name}\nWHERE {end} > {limit}"), view.columns)
+        late = passed.where(f"{end} <= {limit}")
+        self.late[source.spec.name].append(Late(pipeline, passed.query, late, source.key))
+        return self._selected(name, passed, [passed.where(f"{end} > {limit}")])
 
-    def bursts(self, name: str, view: View, key: str, burst: Burst) -> View:
+    def _selected(self, name: str, passed: Passed, conditions: Sequence[str]) -> View:
+        shown = ", ".join(map(name_of, [*passed.columns, *passed.beside]))
+        return View(self.add(name, f"SELECT {shown}\nFROM {_filtered(passed.query, conditions)}"), passed.columns)
+
+    def bursts(self, name: str, view: View, burst: Burst) -> View:
         """The records that complete a burst."""
-        keyed = f"PARTITION BY {name_of(PARTITION)}, {name_of(key)} ORDER BY {name_of(ARRIVED)}"
-        time = name_of(TIME_MS)
-        full = f"COUNT(*) OVER `last` = {burst.count} AND MAX({time}) OVER `last` - MIN({time}) OVER `last` <= {burst.within_ms}"
-        last = f"{keyed} ROWS BETWEEN {burst.count - 1} PRECEDING AND CURRENT ROW"
-        query = f"""SELECT *
-FROM (
-  SELECT *, LAG(`$full`) OVER ({keyed}) AS `$was_full`
-  FROM (
-    SELECT *, {full} AS `$full`
-    FROM {view.name}
-    WINDOW `last` AS ({last})
-  )
-)
-WHERE `$full` AND `$was_full` IS NOT TRUE"""
-        return View(self.add(name, query), view.columns)
+        arguments = {"size": _long(burst.count), "within_ms": _long(burst.within_ms)}
+        return self._passing(name, "burst", view, arguments)
 
-    def first_of_slices(self, name: str, view: View, key: str, per_ms: int) -> View:
-        """The records whose slice lies behind every one before it. (Divided, since two OVERs without anything computed between
-        them are one name twice to Flink 2.3.)"""
-        keyed = f"PARTITION BY {name_of(PARTITION)}, {name_of(key)} ORDER BY {name_of(ARRIVED)}"
-        time = name_of(TIME_MS)
-        query = f"""SELECT *
-FROM (
-  SELECT *, LAG(`$latest` / {per_ms}) OVER ({keyed}) AS `$before`
-  FROM (
-    SELECT *, MAX(`$slice`) OVER ({keyed} ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS `$latest`
-    FROM (SELECT *, {time} - MOD({time}, {per_ms}) AS `$slice` FROM {view.name})
-  )
-)
-WHERE `$before` IS NULL OR `$slice` / {per_ms} > `$before`"""
-        return View(self.add(name, query), view.columns)
+    def first_of_slices(self, name: str, view: View, per_ms: int) -> View:
+        """The records whose slice lies behind every one before it."""
+        return self._passing(name, "first_of_slices", view, {"per_ms": _long(per_ms)})
+
+    def _passing(self, name: str, function: str, view: View, arguments: Mapping[str, str]) -> View:
+        """The records that a function of flink_jobs/java lets pass, those of a partition and key in their order."""
+        said = {
+            "records": f"TABLE {view.name} PARTITION BY {name_of(ENTITY)}",
+            **arguments,
+            "on_time": f"DESCRIPTOR({name_of(STAMP)})",
+            "uid": text_of(re.sub(r"[^A-Za-z0-9_]", "-", f"of {name}")),
+        }
+        shown = ",\n  ".join(f"{argument} => {value}" for argument, value in said.items())
+        # In Flink's own order: in any other it copies every text once more.
+        columns = ", ".join(map(name_of, [ENTITY, *view.columns, *PLACE, REACHED]))
+        stamp = f"{name_of(ROW_TIME)} AS {name_of(STAMP)}"
+        return View(self.add(name, f"SELECT {columns}, {stamp}\nFROM {function}(\n  {shown}\n)"), view.columns)
 
     def pairs(self, name: str, join: Join, left: View, right: View) -> View:
         """Pairs of records on time, or left records without a partner; `$right …` is of the right record."""
@@ -174,10 +182,8 @@ WHERE `$before` IS NULL OR `$slice` / {per_ms} > `$before`"""
         """What passes the steps behind a join."""
         if not steps:
             return view
-        columns, query = dict(view.columns), view.name
-        for step in steps:
-            query = _stepped(step, query, columns)
-        return View(self.add(name, f"SELECT *\nFROM {query}"), columns)
+        query, conditions, columns = _through(steps, view.name, view.columns)
+        return View(self.add(name, f"SELECT *\nFROM {_filtered(query, conditions)}"), columns)
 
     def add(self, name: str, query: str) -> str:
         """A new view, or the one that is there; its name in backticks."""
@@ -187,6 +193,11 @@ WHERE `$before` IS NULL OR `$slice` / {per_ms} > `$before`"""
 
     def _fields(self, source: Source) -> list[Judged]:
         return judged_fields(source.spec.type, self._read[source.spec.name])
+
+    def _columns(self, source: Source) -> dict[str, Typed]:
+        """The fields of a topic that some pipeline reads."""
+        fields = [field for field in self._fields(source) if field.name in self._read[source.spec.name]]
+        return {field.name: field.value._replace(text=name_of(field.name)) for field in fields}
 
     def _records(self, source: Source, clock: bool) -> str:
         """Valid records without the heartbeats; clock: with `$reached`, which those move."""
@@ -199,17 +210,17 @@ WHERE `$before` IS NULL OR `$slice` / {per_ms} > `$before`"""
         over = f"PARTITION BY {name_of(PARTITION)} ORDER BY {name_of(ARRIVED)}"
         over += " ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW"
         timed = f"SELECT *, MAX({name_of(TIME_MS)}) OVER ({over}) AS {name_of(REACHED)} FROM {valid}"
-        return self.add(f"{topic} timed", f"SELECT *\nFROM ({timed})\n{only}")
+        shown = list(map(name_of, [*self._columns(source), *PLACE, REACHED, *([STAMP] if row_time else [])]))
+        entity = f"CAST({name_of(PARTITION)} AS STRING) || ' ' || {name_of(source.key)}"
+        shown += [f"{entity} AS {name_of(ENTITY)}"] if topic in self._by_entity else []
+        return self.add(f"{topic} timed", f"SELECT {', '.join(shown)}\nFROM ({timed})\n{only}")
 
-    def _once(self, source: Source, rule: Once, clock: bool) -> str:
+    def _once(self, source: Source, rule: Once) -> str:
         """The first record of each id; one memory for all pipelines with that rule."""
-        below = self._records(source, clock or (source.spec.name, rule) in self._clock)
-        ids = ", ".join(map(name_of, (PARTITION, source.key, rule.field)))
-        numbered = (
-            f"SELECT *, ROW_NUMBER() OVER (PARTITION BY {ids} ORDER BY {name_of(ARRIVED)}) AS `$sighting` FROM {below}"
-        )
+        view = View(self._records(source, clock=True), self._columns(source))
         name = f"{source.spec.name} once {rule.field} {format_duration(rule.within_ms)}"
-        return self.add(name, f"SELECT *\nFROM ({numbered})\nWHERE `$sighting` = 1")
+        arguments = {"id": f"DESCRIPTOR({name_of(rule.field)})", "within_ms": _long(rule.within_ms)}
+        return self._passing(name, "once", view, arguments).name
 
 
 def needs_clock(pipeline: Pipeline) -> bool:
@@ -229,16 +240,29 @@ def slice_of(pipeline: Pipeline) -> int | None:
 
 
 def _by_row_time(pipeline: Pipeline) -> bool:
-    return isinstance(pipeline, FinalPipeline | JoinPipeline)
+    return needs_clock(pipeline) and not isinstance(pipeline, LivePipeline)
 
 
-def _stepped(step: Where | Derive, query: str, columns: dict[str, Typed]) -> str:
-    """The query behind one more step; adds what it derives to the columns."""
-    if isinstance(step, Where):
-        return f"(SELECT * FROM {query} WHERE {sql_of(step.condition, columns).text})"
-    value = sql_of(step.value, columns)
-    columns[step.name] = value._replace(text=name_of(step.name))
-    return f"(SELECT *, CAST({value.text} AS {value.type}) AS {name_of(step.name)} FROM {query})"
+def _through(steps: Steps, query: str, known: Columns) -> tuple[str, tuple[str, ...], dict[str, Typed]]:
+    """What is behind some steps: the query, what its rows must still fulfil, and its columns."""
+    conditions, columns = list[str](), dict(known)
+    for step in steps:
+        if isinstance(step, Where):
+            conditions.append(sql_of(step.condition, columns).text)
+            continue
+        value = sql_of(step.value, columns)
+        columns[step.name] = value._replace(text=name_of(step.name))
+        new = f"CAST({value.text} AS {value.type}) AS {name_of(step.name)}"
+        query, conditions = f"(SELECT *, {new} FROM {_filtered(query, conditions)})", []
+    return query, tuple(conditions), columns
+
+
+def _filtered(query: str, conditions: Sequence[str]) -> str:
+    return f"{query}\nWHERE {' AND '.join(conditions)}" if conditions else query
+
+
+def _long(value: int) -> str:
+    return f"CAST({value} AS BIGINT)"
 
 
 def _shifted(bound_ms: int) -> str:

@@ -230,10 +230,10 @@ async def test_submitter_says_in_one_line_what_flink_does_not_take(flink_address
     job = Job(
         name="wrong",
         configuration={},
+        functions=(),
         tables=("CREATE TEMPORARY TABLE `t` (`a` STRING) WITH ('connector' = 'no-such-thing')",),
         views=(),
         inserts=("INSERT INTO `t` SELECT 'x'",),
-        once_ttl_ms=None,
     )
     async with submitter() as pyflink:
         await refused(pyflink, job)

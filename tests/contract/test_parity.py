@@ -1,12 +1,19 @@
 """Both engines and the reference on generated logs: a small part of `make parity`."""
 
+import msgspec
 import pytest
 
 from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
+from app.core.codec import encode
+from app.streams.graph import Alert, Topic
+from app.streams.pipelines import Pipeline
+from features.records import Id, Instant
+from tests.generated import START_MS
 from tests.parity.__main__ import compare
 from tests.parity.batches import batch_of, count_of, differing, of_log, records_of
 from tests.parity.flink_engine import flink_on
+from tests.parity.meaning import SourceRecord
 from tests.parity.reference import Outputs, read_all
 
 LOGS = 40
@@ -23,7 +30,7 @@ async def test_engines_write_what_the_reference_says(kafka_address: str, flink_a
     try:
         async with flink_on(broker, flink_address) as flink:
             for parallelism in (1, 2):
-                batch = batch_of(100 + parallelism, LOGS, f"{unique('parity')}.", parallelism)
+                batch = batch_of(100 + parallelism, LOGS, f"{unique('parity')}.")
                 difference, rows = await compare(batch, flink, parallelism)
                 assert difference is None
                 assert rows > 5 * LOGS
@@ -31,9 +38,59 @@ async def test_engines_write_what_the_reference_says(kafka_address: str, flink_a
         await broker.close()
 
 
+class Dated(msgspec.Struct):
+    event_id: Id
+    shop: Id
+    at: Instant
+
+
+class DatedSeen(Alert, frozen=True, tag="dated"):
+    shop: str
+
+
+MOMENTS = (
+    (
+        "2026-11-30T10:00:00Z 2026-11-30t10:00:00z 2026-11-30T10:00:00.1Z 2026-11-30T10:00:00.123456Z 2026-11-30T23:59:59+05:30 "
+        "2026-11-30T10:00:00-0800 2026-11-30T10:00:00.5+01:00 0001-01-01T00:00:00Z 2026-11-30T10:00:00 2026-11-30 10:00:00Z "
+        "2026-11-30T10:00:00. 2026-11-30T10:00:00.Z 2026-11-30T10:00:60Z 2026-11-30T10:60:00Z 2026-11-40T10:00:00Z "
+        "2026-1-30T10:00:00Z 26-11-30T10:00:00Z 2026-11-30T10:00Z 2026-11-30T10:00:00ZZ 2026-11-30T10:00:00+ 2026-11-30T10:00:00+05 "
+        "2026-11-30T10:00:00+5:30 2026/11/30T10:00:00Z 2026-11-30T1o:00:00Z x 1764496800 T Z + 2026-11-30T10:00:00,5Z"
+    )
+    .replace("2026-11-30 10", "2026-11-30_10")
+    .split(" ")
+)
+"""Moments and what is none, of the forms that docs/validity.md calls alike."""
+
+
+@pytest.mark.flink
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_moments_in_values_are_judged_alike(kafka_address: str, flink_address: str, unique: object) -> None:
+    """A time that no pipeline reads makes a record bad on both engines, by its form."""
+    assert callable(unique)
+    topic = Topic(unique("dated"), Dated, key="shop", out_of_orderness="1s", partitions=2)
+    pipelines: dict[str, Pipeline] = {"dated": topic.alert(DatedSeen, id="event_id")}
+    records = [
+        SourceRecord(
+            topic.source.spec.name, 0, number, START_MS, b"s", encode({"event_id": str(number), "shop": "s", "at": at})
+        )
+        for number, at in enumerate([*(moment.replace("_", " ") for moment in MOMENTS), "2026-11-30T10:00:00Z\n", ""])
+    ]
+    expected = read_all(pipelines, records)
+    broker = KafkaBroker(kafka_address, SystemClock(), replication=1)
+    try:
+        async with flink_on(broker, flink_address) as flink:
+            found = await flink.run(pipelines, records, prefix="run.")
+    finally:
+        await broker.close()
+    assert 9 == len(expected.alerts)
+    assert expected.alerts == found.alerts
+
+
 def test_difference_in_one_row_is_found() -> None:
     """Of any kind, and of its log alone."""
-    batch = batch_of(7, 3, "x.", 1)
+    batch = batch_of(7, 3, "x.")
     expected = read_all(batch.pipelines, records_of(batch.topics, dict(enumerate(batch.plans))))
     assert count_of(expected) > 0
     assert [] == differing(expected, expected, [0, 1, 2])

@@ -65,7 +65,7 @@ async def compared(logs: int, seed: int) -> tuple[Difference | None, int]:
                 count = min(LOGS_A_JOB, logs - done)
                 parallelism = 1 + done // LOGS_A_JOB % 2
                 run_id = secrets.token_hex(4)
-                batch = batch_of(seed * 1_000_003 + done, count, f"parity.{run_id}.", parallelism)
+                batch = batch_of(seed * 1_000_003 + done, count, f"parity.{run_id}.")
                 found, compared = await compare(batch, flink, parallelism)
                 rows, done = rows + compared, done + count
                 output.note(f"{done:,} of {logs:,} logs, {rows:,} rows: {'DIFFERENT' if found else 'the same'}")

@@ -22,9 +22,6 @@ T = TypeVar("T")
 
 PIPELINES, LEAST_RECORDS = 12, 12
 
-ONCES = [("sale_id", "1d"), ("note", "1d")]
-"""Repeats that are farther apart than `within` are outside the promise, and the engines differ about them (ADR 65)."""
-
 BAD_VALUES = (
     b"{",
     b"",
@@ -47,12 +44,12 @@ class Batch(NamedTuple):
     plans: list[list[Planned]]
 
 
-def batch_of(number: int, count: int, prefix: str, parallelism: int) -> Batch:
+def batch_of(number: int, count: int, prefix: str) -> Batch:
     """The batch of that number: the same for the same arguments. count: of its logs."""
     names = (f"{prefix}sales", f"{prefix}others")
-    topics, pipelines = generated(joined_graphs(2 * count, names, PIPELINES, ONCES), 20, number)[-1]
+    topics, pipelines = generated(joined_graphs(2 * count, names, PIPELINES), 20, number)[-1]
     plans = generated(logs(2, LEAST_RECORDS), count, number)
-    return Batch(topics, {n: p for n, p in pipelines.items() if runs_on_flink(p, parallelism)}, plans)
+    return Batch(topics, {n: p for n, p in pipelines.items() if runs_on_flink(p)}, plans)
 
 
 def generated(strategy: st.SearchStrategy[T], count: int, number: int) -> list[T]:
@@ -69,13 +66,12 @@ def generated(strategy: st.SearchStrategy[T], count: int, number: int) -> list[T
     return drawn[-count:]
 
 
-def runs_on_flink(pipeline: Pipeline, parallelism: int) -> bool:
-    """Whether it is not one of the two kinds that Flink refuses (ADR 65): what goes by order behind `once`, with more than one task,
-    and numbers that may grow without end."""
+def runs_on_flink(pipeline: Pipeline) -> bool:
+    """Whether it is not what Flink refuses (ADR 65): numbers that may grow without end."""
     try:
-        compile_job("one", {"one": pipeline}, Settings(bootstrap_servers="", parallelism=parallelism))
+        compile_job("one", {"one": pipeline}, Settings(bootstrap_servers=""))
     except SetupError as error:
-        if "needs parallelism 1" in str(error) or "more than 38 digits" in str(error):
+        if "more than 38 digits" in str(error):
             return False
         raise
     return True

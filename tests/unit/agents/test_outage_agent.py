@@ -185,6 +185,40 @@ async def test_incident_is_triggered_acknowledged_and_resolved_under_one_key(cap
     assert (False, False) == (ROUTING_KEY.encode() in everything_written(world), ROUTING_KEY in caplog.text)
 
 
+async def test_incident_that_is_over_is_not_opened_again_by_a_window_behind_its_recovery() -> None:
+    """Final rows of windows and of sessions are written by different operators, in no order: nobody is called for what was
+    resolved, since no further recovery would end it."""
+    service = PagerDuty()
+    world, agent, service_health = await a_world(health(40, 100))
+    async with (
+        listening({PATH: service.receive}) as address,
+        HttpClient() as client,
+        world.running(agent, acting(world, client, address)),
+    ):
+        world.send(BURST, key="checkout")
+        await until(lambda: world.decided() == ["page"], 30)
+        service_health.now = health(4, 100)
+        world.send(RECOVERED, key="checkout")
+        world.send(RATE, key="checkout")
+        await until(lambda: len(world.decisions()) == 3 and len(service.events) == 3, 30)
+        await until(lambda: set(world.states().values()) == {"done"}, 30)
+    assert ["page", "resolve", "watch"] == world.decided()
+    assert (["outage:checkout"], {"outage:checkout": "resolved"}) == (service.called, service.incidents)
+
+
+@pytest.mark.parametrize(("failures", "is_asked"), [(5, True), (4, False)])
+async def test_judge_outage_asks_about_trouble_that_goes_on(failures: int, is_asked: bool) -> None:
+    """As many failures as make a recovery, or its alert is read behind the last one."""
+    world, agent, _ = await a_world(health(failures, 10))
+    async with world.running(agent):
+        world.send(RATE, key="checkout")
+        await until(lambda: len(world.decisions()) == 1, 30)
+    assert (["page"] if is_asked else ["watch"], int(is_asked)) == (
+        world.decided(),
+        len(world.decisions()[0].models),
+    )
+
+
 async def test_incident_that_is_refused_is_for_a_person() -> None:
     """A wrong routing key is no reason to try again: somebody is asked at once."""
     service = PagerDuty()
@@ -235,13 +269,15 @@ class _Away:
 async def test_failing_model_calls_somebody_and_a_recovery_needs_none() -> None:
     """Whatever is wrong with the model, an outage is not slept through, and an incident still ends."""
     service = PagerDuty()
-    world, agent, _ = await a_world(health(1, 1_000), _Away())
+    world, agent, service_health = await a_world(health(40, 1_000), _Away())
     async with (
         listening({PATH: service.receive}) as address,
         HttpClient() as client,
         world.running(agent, acting(world, client, address)),
     ):
         world.send(BURST, key="checkout")
+        await until(lambda: world.decided() == ["page"], 30)
+        service_health.now = health(1, 1_000)
         world.send(RECOVERED, key="checkout")
         await until(lambda: service.incidents == {"outage:checkout": "resolved"}, 30)
     assert ["page", "resolve"] == world.decided()

@@ -15,7 +15,7 @@ from app.streams.graph import Alert, Topic, count, maximum, mean, total
 from app.streams.pipelines import Pipeline, fingerprint, pipelines_in
 from app.streams.sql import Job, Settings, compile_job, jobs_of
 from app.streams.sql_expressions import LONG, Typed, interval, name_of, sql_of, text_of
-from app.streams.sql_job import PARTITIONER
+from app.streams.sql_job import FUNCTIONS, PARTITIONER
 from features import fraud
 from features.records import Id, order_events, payment_events, service_events
 
@@ -39,6 +39,7 @@ class Seen(Alert, frozen=True):
 
 odd = Topic("raw.odd", Odd, key="key", out_of_orderness="250ms")
 seen = order_events.once("order_id", within="1m").burst(count=3, within="1m").alert(Seen, id="order_id")
+seen_once_a_minute = order_events.alert(Seen, at_most_once_per="1m", rule="storm", order_id=col.user_id)
 
 
 def job(settings: Settings = HERE, **pipelines: Pipeline) -> Job:
@@ -72,8 +73,8 @@ def test_compile_job_two_pipelines_share_table_clock_and_once() -> None:
 
 def test_compile_job_views_carry_only_the_columns_that_are_read() -> None:
     """Every column of a view is copied for every record, and kept in the state of an OVER."""
-    valid = compile_job("fraud", pipelines_in(fraud), HERE).views[0]
-    assert {"order_id", "user_id", "amount_usd"} == set(re.findall(r"`(\w+)`", valid.split("FROM `raw.orders`")[0]))
+    valid = job(n=order_events.tumbling("1m").aggregate(a=total(col.amount_usd)).to("n")).views[0]
+    assert {"user_id", "amount_usd"} == set(re.findall(r"`(\w+)`", valid.split("FROM `raw.orders`")[0]))
 
 
 def test_compile_job_every_declared_field_is_judged() -> None:
@@ -91,7 +92,7 @@ def test_compile_job_bad_records_do_not_move_the_watermark() -> None:
     compiled = job(n=odd.tumbling("1m").aggregate(n=count()).to("n"))
     condition = compiled.views[0].split("WHERE ")[1]
     assert f"WATERMARK FOR `$stamp` AS CASE WHEN {condition} THEN" in table_of(compiled, "raw.odd")
-    assert "`$stamp` - INTERVAL '0.251' SECOND(2, 3)" in table_of(compiled, "raw.odd")
+    assert "`$stamp` - INTERVAL '0 00:00:00.251' DAY(2) TO SECOND(3)" in table_of(compiled, "raw.odd")
 
 
 def test_compile_job_default_of_a_field_is_quoted() -> None:
@@ -129,10 +130,33 @@ def test_compile_job_bounded_ends_at_what_is_there() -> None:
     assert "scan.bounded" not in compile_job("fraud", pipelines_in(fraud), HERE).text()
 
 
-def test_compile_job_once_is_kept_for_its_time_and_an_outage() -> None:
-    """Longer would be memory for nothing, for ever; shorter would let repeats through after an outage."""
-    assert 60_000 + 3_600_000 == compile_job("fraud", pipelines_in(fraud), HERE).once_ttl_ms
-    assert job(n=odd.tumbling("1m").aggregate(n=count()).to("n")).once_ttl_ms is None
+def test_compile_job_functions_are_classes_beside_it() -> None:
+    """Those are declared that the text calls; the cluster finds them by these names."""
+    assert "epoch_ms" in "".join(job(n=odd.tumbling("1m").aggregate(n=count()).to("n")).functions)
+    assert "once" not in "".join(job(n=odd.tumbling("1m").aggregate(n=count()).to("n")).functions)
+    compiled = compile_job("fraud", pipelines_in(fraud) | {"storm": seen_once_a_minute, "seen": seen}, HERE)
+    assert [f"CREATE TEMPORARY SYSTEM FUNCTION {name} AS '{of}'" for name, of in FUNCTIONS.items()] == list(
+        compiled.functions
+    )
+    for package, name in (of.split(".") for of in FUNCTIONS.values()):
+        source = (ROOT / "flink_jobs" / "java" / package / f"{name}.java").read_text()
+        assert f"package {package};" in source
+        assert re.search(rf"public final class {name} extends (Passing|ScalarFunction) ", source)
+
+
+def test_compile_job_state_is_kept_by_partition_and_key() -> None:
+    """So all that follows `once` sees the records of a key in their order, with as many tasks as there are."""
+    text = job(Settings("broker:9092", parallelism=2), seen=seen).text()
+    assert 2 == text.count("PARTITION BY `$entity`")
+    assert "CAST(`$partition` AS STRING) || ' ' || `user_id` AS `$entity`" in text
+
+
+def test_compile_job_state_of_functions_has_names_of_its_own() -> None:
+    """Flink finds it again by them."""
+    names = re.findall(
+        r"uid => '([^']*)'", job(a=seen, b=order_events.alert(Seen, at_most_once_per="1m", rule="b")).text()
+    )
+    assert ["of-raw-orders-once-order_id-1m", "of-a-bursts", "of-b-first-of-slices"] == names
 
 
 def test_compile_job_never_expires_state_everywhere() -> None:
@@ -154,13 +178,6 @@ def test_compile_job_partitioner_is_the_class_beside_it() -> None:
     source = (ROOT / "flink_jobs" / "java" / package / f"{name}.java").read_text()
     assert f"package {package};" in source
     assert f"class {name} implements Partitioner" in source
-
-
-def test_compile_job_order_behind_once_is_refused_in_parallel() -> None:
-    """The ids of a key are remembered in different tasks, so their order is lost."""
-    assert job(seen=seen).inserts
-    with pytest.raises(SetupError, match="seen: once before burst or at_most_once_per needs parallelism 1"):
-        job(Settings("broker:9092", parallelism=2), seen=seen)
 
 
 def test_compile_job_total_of_64_bits_is_summed_in_38_digits() -> None:
@@ -188,6 +205,13 @@ def test_compile_job_field_named_heartbeat_is_refused() -> None:
     record = msgspec.defstruct("Beat", [("key", str), ("heartbeat", bool)])
     with pytest.raises(SetupError, match="rename it"):
         job(n=Topic("raw.beat", record, key="key", out_of_orderness="1s").tumbling("1m").aggregate(n=count()).to("n"))
+
+
+def test_compile_job_field_named_rowtime_is_refused() -> None:
+    """Behind a function Flink gives that name to the record's time."""
+    record = msgspec.defstruct("Row", [("key", str), ("rowtime", str)])
+    with pytest.raises(SetupError, match="a field named rowtime cannot be told from the record's time on Flink"):
+        job(n=Topic("raw.row", record, key="key", out_of_orderness="1s").tumbling("1m").aggregate(n=count()).to("n"))
 
 
 def test_jobs_of_joined_topics_come_into_one_job() -> None:
@@ -248,11 +272,19 @@ def test_text_of_half_a_surrogate_pair_is_refused() -> None:
 @pytest.mark.parametrize(
     ("duration_ms", "expected"),
     [
-        (5_001, "INTERVAL '5.001' SECOND(2, 3)"),
-        (0, "INTERVAL '0.000' SECOND(2, 3)"),
-        (3_600_000, "INTERVAL '3600.000' SECOND(4, 3)"),
+        (5_001, "INTERVAL '0 00:00:05.001' DAY(2) TO SECOND(3)"),
+        (0, "INTERVAL '0 00:00:00.000' DAY(2) TO SECOND(3)"),
+        (1_800_000, "INTERVAL '0 00:30:00.000' DAY(2) TO SECOND(3)"),
+        (90_061_001, "INTERVAL '1 01:01:01.001' DAY(2) TO SECOND(3)"),
+        (999 * 86_400_000, "INTERVAL '999 00:00:00.000' DAY(3) TO SECOND(3)"),
     ],
 )
 def test_interval_milliseconds_are_kept(duration_ms: int, expected: str) -> None:
-    """Whole seconds would let windows close early."""
+    """Whole seconds would let windows close early; of seconds alone a join takes three digits."""
     assert expected == interval(duration_ms)
+
+
+def test_interval_longer_than_flink_takes_is_refused() -> None:
+    """It has three digits for days."""
+    with pytest.raises(SetupError, match="1000d: Flink takes no time of more than 999 days"):
+        interval(1_000 * 86_400_000)
