@@ -19,7 +19,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from app.broker.base import Right, TopicDescription
+from app.broker.base import CommittedOffset, Right, TopicDescription
 from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster, require_visible, result_of
 from app.broker.kafka.errors import UNKNOWN_TOPIC_CODES, translate
 from app.broker.replication import copies_on
@@ -94,15 +94,30 @@ class KafkaAdmin:
 
         await self._cluster.ask(call)
 
-    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        def call(admin: AdminClient) -> dict[TopicPartition, int]:
+    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, CommittedOffset]:
+        def call(admin: AdminClient) -> dict[TopicPartition, CommittedOffset]:
             request = [ConsumerGroupTopicPartitions(group)]
             (answer,) = admin.list_consumer_group_offsets(request, request_timeout=ANSWER_SECONDS).values()
-            found = result_of(answer, group, "Read").topic_partitions
-            return {TopicPartition(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+            found = [one for one in result_of(answer, group, "Read").topic_partitions if one.offset >= 0]
+            return {
+                TopicPartition(one.topic, one.partition): CommittedOffset(one.offset, one.metadata or "")
+                for one in found
+            }
 
         committed = await self._cluster.ask(call)
         return {place: offset for place, offset in committed.items() if place.topic in topics}
+
+    async def has_members(self, group: str) -> bool:
+        def call(admin: AdminClient) -> bool:
+            (answer,) = admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS).values()
+            try:
+                return bool(answer.result().members)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return False
+                raise translate(error, group, "Describe") from None
+
+        return await self._cluster.ask(call)
 
     async def grant(self, user: str, rights: Iterable[Right]) -> None:
         """Gives rights to a user, besides those that he has. May be repeated.
