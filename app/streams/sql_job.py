@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from app.streams.sql_expressions import text_of
+from app.streams.takeover import Takeover
 
 CONFIGURATION = {
     "table.local-time-zone": "UTC",
@@ -21,7 +22,8 @@ PARTITIONER = "headrace.KeyPartitioner"
 class Settings:
     """How a job meets its broker.
 
-    properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins.
+    properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins, unless it
+    takes over from another.
     bounded: ends at what is there at its start, and closes everything. prefix, suffix: around the names of its outputs.
     outage_ms: how long a job may be down or behind before `once` forgets too early.
     """
@@ -35,6 +37,7 @@ class Settings:
     suffix: str = ""
     parallelism: int = 1
     outage_ms: int = 3_600_000
+    takeover: Takeover | None = None
 
     def client(self) -> dict[str, str]:
         """Options of every table."""
@@ -56,6 +59,9 @@ class Settings:
             "value.json.ignore-parse-errors": "true",
             "scan.startup.mode": self.startup,
         }
+        if self.takeover:
+            read = ";".join(f"partition:{at},offset:{offset}" for at, offset in enumerate(self.takeover.read[topic]))
+            options |= {"scan.startup.mode": "specific-offsets", "scan.startup.specific-offsets": read}
         return options | ({"scan.bounded.mode": "latest-offset"} if self.bounded else {})
 
     def output(self, topic: str) -> str:

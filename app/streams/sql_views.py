@@ -179,6 +179,12 @@ WHERE `$before` IS NULL OR `$slice` / {per_ms} > `$before`"""
             query = _stepped(step, query, columns)
         return View(self.add(name, f"SELECT *\nFROM {query}"), columns)
 
+    def kept(self, name: str, view: View, condition: str) -> View:
+        """What of it meets the condition; all where that is empty."""
+        return (
+            View(self.add(name, f"SELECT *\nFROM {view.name}\nWHERE {condition}"), view.columns) if condition else view
+        )
+
     def add(self, name: str, query: str) -> str:
         """A new view, or the one that is there; its name in backticks."""
         quoted = name_of(name)
