@@ -28,6 +28,7 @@ from app.serving.base import View, view_of
 from app.streams.generations import TOPIC as GENERATIONS
 from app.streams.generations import Known, numbered
 from app.streams.graph import Topic
+from app.streams.kept_jobs import TOPIC as FLINK_JOBS
 from app.streams.outputs import ALERT_PARTITIONS, topics_of
 from app.streams.pipelines import (
     AlertPipeline,
@@ -44,7 +45,7 @@ from app.streams.pipelines import (
 
 STREAMS_GROUP = "headrace.streams"
 FLINK_GROUP = "headrace.flink"
-"""Of the source offsets that Flink's jobs commit with each checkpoint."""
+"""What the groups begin with in which Flink's jobs commit their source offsets, each generation in its own."""
 
 Rule = Callable[..., Decision]
 
@@ -111,6 +112,8 @@ class App:
                 registry.add(spec)
         if any(table_of(name, pipeline) for name, pipeline in self.pipelines.items()):
             registry.add(GENERATIONS)
+        if self.pipelines:
+            registry.add(FLINK_JOBS)
         return registry
 
     @property

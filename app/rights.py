@@ -7,7 +7,7 @@ several parts needs the rights of all of them. Right to read or write is right t
 from collections.abc import Iterable
 from shlex import quote
 
-from app.application import STREAMS_GROUP, App
+from app.application import FLINK_GROUP, STREAMS_GROUP, App
 from app.broker.base import Right
 from app.core.errors import SetupError
 from app.core.settings import MODES
@@ -15,17 +15,21 @@ from app.decisions.actions import GROUP as ACTIONS_GROUP
 from app.decisions.record import DECISIONS, EFFECTS, REVIEWS, SWITCHES
 from app.serving.materializer import GROUP as FEATURES_GROUP
 from app.streams.generations import TOPIC as GENERATIONS
+from app.streams.kept_jobs import TOPIC as FLINK_JOBS
 from app.streams.pipelines import LivePipeline, table_of
 
 ROLES = {
     "publisher": "publishes events: applications, `send`, `replay`",
     "streams": "`worker --only streams`",
+    "flink": "the jobs on Flink and whoever submits them, `python -m flink_jobs`",
     "features": "`worker --only features`",
     "agents": "`worker --only agents`",
     "actions": "`worker --only actions`",
     "operator": "a person at the command line: `topics`, `dead`, `switch`, `decisions`, `streams reset|prune`",
 }
 
+OF_JOBS = f"{FLINK_GROUP}.*"
+"""The groups of all generations of all jobs."""
 
 STORE_COMMANDS = {
     "features": ("info", "select", "hgetall", "hmget", "hset", "hdel", "pexpire", "eval", "evalsha"),
@@ -98,7 +102,8 @@ def _publisher(app: App) -> list[Right]:
 
 
 def _streams(app: App) -> list[Right]:
-    rights = [Right("group", STREAMS_GROUP, "Read")]
+    rights = [Right("group", STREAMS_GROUP, "Read"), Right("group", OF_JOBS, "Describe")]
+    rights += _topic(FLINK_JOBS.name, "Read")
     for source in app.sources:
         rights += _topic(source, "Read") + _topic(f"{source}.dead", "Write") + _topic(f"{source}.late", "Write")
     for name, pipeline in app.pipelines.items():
@@ -107,6 +112,16 @@ def _streams(app: App) -> list[Right]:
             rights += _topic(f"{table}*", "Read", "Write")
         if table != pipeline.topic:
             rights += _topic(pipeline.topic, "Write")
+    return rights
+
+
+def _flink(app: App) -> list[Right]:
+    rights = [Right("group", OF_JOBS, "Read"), Right("group", STREAMS_GROUP, "Describe")]
+    rights += _topic(FLINK_JOBS.name, "Read", "Write")
+    for source in app.sources:
+        rights += _topic(source, "Read") + _topic(f"{source}.late", "Write")
+    for pipeline in app.pipelines.values():
+        rights += _topic(f"{pipeline.topic}*" if isinstance(pipeline, LivePipeline) else pipeline.topic, "Write")
     return rights
 
 
@@ -145,6 +160,7 @@ def _operator(app: App) -> list[Right]:
 _USES = {
     "publisher": _publisher,
     "streams": _streams,
+    "flink": _flink,
     "features": _features,
     "agents": _agents,
     "actions": _actions,

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import anyio
 
-from app.application import FLINK_GROUP, STREAMS_GROUP, App
+from app.application import STREAMS_GROUP, App
 from app.broker.base import Broker, Producer
 from app.broker.publisher import Publisher
 from app.core.clock import Clock
@@ -287,7 +287,7 @@ class Worker:
     def _make_streams(self) -> Run:
         sources, pipelines = list(self._app.sources.values()), self._app.pipelines
         if self._settings.engine == "flink":
-            elsewhere = Elsewhere(self._broker, sources, pipelines, self._clock, STREAMS_GROUP, FLINK_GROUP)
+            elsewhere = Elsewhere(self._broker, sources, pipelines, self._clock, STREAMS_GROUP)
             self.engine = elsewhere.gates
             return elsewhere.run
         self.engine = Engine(self._broker, sources, pipelines, self._clock, STREAMS_GROUP)

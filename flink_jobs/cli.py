@@ -14,7 +14,8 @@ from app.core.errors import HeadraceError
 
 if TYPE_CHECKING:
     from flink_jobs.child import Submitter
-    from flink_jobs.operations import Jobs
+    from flink_jobs.keeping import Keeper
+    from flink_jobs.operations import Jobs, Listed
 
 cli = typer.Typer(
     name="flink_jobs",
@@ -31,7 +32,10 @@ FlinkOption = Annotated[
     str | None,
     typer.Option("--flink", metavar="ADDRESS", help="Job manager. [default: HEADRACE_FLINK, or port 8081 here]"),
 ]
-ParallelismOption = Annotated[int, typer.Option("--parallelism", min=1, help="Tasks of each kind, side by side.")]
+ParallelismOption = Annotated[
+    int | None,
+    typer.Option("--parallelism", min=1, help="Tasks of each kind, side by side. [default: as it was, at first 1]"),
+]
 
 
 @cli.callback()
@@ -55,7 +59,6 @@ def sql(
     names: NamesArgument = None,
     app: AppOption = DEFAULT_APP,
     broker: BrokerOption = None,
-    parallelism: ParallelismOption = 1,
 ) -> None:
     """Print what jobs are made of, as Flink's SQL client takes it. Needs no PyFlink and no cluster.
 
@@ -63,9 +66,9 @@ def sql(
     """
     from flink_jobs.compiled import compile_jobs
 
-    compiled = compile_jobs(load_app(app), settings(broker=broker), parallelism, shown=True)
+    compiled = compile_jobs(load_app(app), settings(broker=broker), shown=True)
     for name in compiled.named(names or []):
-        for line in compiled.job(name).text().splitlines():
+        for line in compiled.shown(name).text().splitlines():
             output.line(line)
 
 
@@ -81,21 +84,27 @@ def submit(
     app: AppOption = DEFAULT_APP,
     broker: BrokerOption = None,
     flink: FlinkOption = None,
-    parallelism: ParallelismOption = 1,
+    parallelism: ParallelismOption = None,
 ) -> None:
     """Give jobs to the cluster, each from its last checkpoint or savepoint, and wait until they run. One that runs is left alone.
+
+    A job whose declaration has changed fills itself beside the one before it, and takes over from it; so does the first one where
+    workers ran the streams before.
 
     Examples: `python -m flink_jobs submit`; as a service: `python -m flink_jobs submit --keep`
     """
     from flink_jobs.child import submitter
 
     async def work() -> None:
-        async with opened(app, broker, flink, parallelism) as jobs, submitter() as pyflink:
+        async with opened(app, broker, flink) as (jobs, keeper), submitter() as pyflink:
             chosen = jobs.named(names or [])
             for name in chosen:
                 output.note(f"{name}: submitting")
                 try:
-                    status = await (jobs.begin_anew if anew else jobs.submit)(name, pyflink)
+                    if anew:
+                        status = await jobs.begin_anew(name, pyflink, parallelism)
+                    else:
+                        status = await jobs.submit(name, pyflink, parallelism, output.note)
                 except HeadraceError as error:
                     if not keep:
                         raise
@@ -103,18 +112,18 @@ def submit(
                 else:
                     output.note(f"{name}: runs as {status.job_id}")
             if keep:
-                await kept_running(jobs, chosen, pyflink)
+                await kept_running(keeper, chosen, pyflink)
 
     asyncio.run(work())
 
 
-async def kept_running(jobs: "Jobs", names: list[str], pyflink: "Submitter") -> None:
+async def kept_running(keeper: "Keeper", names: list[str], pyflink: "Submitter") -> None:
     """Until SIGTERM or Ctrl-C; the jobs go on."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     output.note("keeping them; Ctrl-C ends this, and not the jobs")
-    await jobs.keep(names, pyflink, stopping)
+    await keeper.keep(names, pyflink, stopping)
 
 
 @cli.command("list")
@@ -124,47 +133,53 @@ def list_jobs(
     flink: FlinkOption = None,
     json: output.JsonOption = False,
 ) -> None:
-    """List the jobs: state, checkpoints, restarts and their cause. Exit code 1 unless all run.
+    """List the jobs: state, checkpoints, restarts and their cause. Exit code 1 unless all that are declared run, and no others.
 
     Example: `python -m flink_jobs list --json`
     """
 
     async def work() -> bool:
-        async with opened(app, broker, flink, 1) as jobs:
-            rows: list[tuple[object, ...]] = []
+        async with opened(app, broker, flink) as (jobs, _):
             found = await jobs.list()
-            for name, status in found.items():
-                if json:
-                    output.json_line({"name": name, "status": status})
-                elif status is None:
-                    rows.append((name, "not submitted", "", "", "", "", ""))
-                else:
-                    age_s = (jobs.now_ms() - status.checkpoint_at_ms) / 1_000
-                    checkpoint = (
-                        f"{age_s:,.0f} s ago, {status.checkpoint_took_ms:,} ms" if status.checkpoint_at_ms else ""
+            if json:
+                for one in found:
+                    output.json_line(
+                        {"name": one.name, "declared": one.is_declared, "job": one.job, "status": one.status}
                     )
-                    shown = (status.parallelism, checkpoint, status.restarts, status.job_id, status.cause)
-                    rows.append((name, status.state, *shown))
-            if not json:
-                output.table(("job", "state", "parallelism", "checkpoint", "restarts", "id", "cause"), rows)
-            return all(status is not None and status.state == "RUNNING" for status in found.values())
+            else:
+                columns = ("job", "state", "declared", "parallelism", "checkpoint", "restarts", "id", "cause")
+                output.table(columns, [_row(one, jobs.now_ms()) for one in found])
+            return all(one.is_declared and one.status and one.status.state == "RUNNING" for one in found)
 
     if not asyncio.run(work()):
         raise typer.Exit(1)
+
+
+def _row(one: "Listed", now_ms: int) -> tuple[object, ...]:
+    if one.job is None:
+        return (one.name, "not submitted", "yes", "", "", "", "", "")
+    state = "fills itself" if one.job.holds else ""
+    declared = "yes" if one.is_declared else "no more"
+    if one.status is None:
+        return (one.job.label, state or "unknown to the cluster", declared, one.job.parallelism, "", "", "", "")
+    age_s = (now_ms - one.status.checkpoint_at_ms) / 1_000
+    checkpoint = f"{age_s:,.0f} s ago, {one.status.checkpoint_took_ms:,} ms" if one.status.checkpoint_at_ms else ""
+    shown = (one.status.parallelism, checkpoint, one.status.restarts, one.status.job_id, one.status.cause)
+    return (one.job.label, f"{one.status.state}, {state}" if state else one.status.state, declared, *shown)
 
 
 @cli.command()
 def stop(
     names: NamesArgument = None, app: AppOption = DEFAULT_APP, broker: BrokerOption = None, flink: FlinkOption = None
 ) -> None:
-    """Stop jobs with a savepoint each; `submit` goes on from there.
+    """Stop jobs with a savepoint each; `submit` goes on from there. Also those that are no more declared.
 
     Example: `python -m flink_jobs stop raw.orders`
     """
 
     async def work() -> None:
-        async with opened(app, broker, flink, 1) as jobs:
-            for name in jobs.named(names or []):
+        async with opened(app, broker, flink) as (jobs, _):
+            for name in names or jobs.named([]):
                 output.line(f"{name}: stopped, {await jobs.stop(name)}")
 
     asyncio.run(work())
@@ -180,8 +195,8 @@ def savepoint(
     """
 
     async def work() -> None:
-        async with opened(app, broker, flink, 1) as jobs:
-            for name in jobs.named(names or []):
+        async with opened(app, broker, flink) as (jobs, _):
+            for name in names or jobs.named([]):
                 output.line(f"{name}: {await jobs.savepoint(name)}")
 
     asyncio.run(work())
@@ -193,41 +208,46 @@ def upgrade(
     app: AppOption = DEFAULT_APP,
     broker: BrokerOption = None,
     flink: FlinkOption = None,
-    parallelism: ParallelismOption = 1,
+    parallelism: ParallelismOption = None,
 ) -> None:
-    """Stop a job with a savepoint and start it from there: with another parallelism, or on another release of Flink.
+    """Stop a job with a savepoint and start it from there: with another parallelism, or on another release of Flink. Where its
+    declaration has changed it is submitted beside the one before it, and takes over.
 
     Example: `python -m flink_jobs upgrade raw.orders --parallelism 2`
     """
     from flink_jobs.child import submitter
 
     async def work() -> None:
-        async with opened(app, broker, flink, parallelism) as jobs, submitter() as pyflink:
+        async with opened(app, broker, flink) as (jobs, _), submitter() as pyflink:
             (chosen,) = jobs.named([name])
-            status = await jobs.upgrade(chosen, pyflink)
+            status = await jobs.upgrade(chosen, pyflink, parallelism)
             output.line(f"{name}: runs as {status.job_id}, parallelism {status.parallelism}")
 
     asyncio.run(work())
 
 
 @asynccontextmanager
-async def opened(app: str, broker: str | None, flink: str | None, parallelism: int) -> AsyncIterator["Jobs"]:
-    """The jobs of an application on its cluster. Raises: SetupError when one of both servers does not answer."""
+async def opened(app: str, broker: str | None, flink: str | None) -> AsyncIterator[tuple["Jobs", "Keeper"]]:
+    """The jobs of an application on its cluster. Raises: SetupError when one of both servers does not answer, or a changed
+    declaration has no topics."""
     from app.core.clock import SystemClock
     from app.http.client import HttpClient
+    from app.streams.generations import known_generations
     from flink_jobs.cluster import FlinkCluster
     from flink_jobs.compiled import compile_jobs
-    from flink_jobs.kept import KeptJobs
+    from flink_jobs.generations import Generations
+    from flink_jobs.keeping import Keeper
     from flink_jobs.operations import Jobs
 
-    values = settings(broker=broker, flink=flink)
-    compiled = compile_jobs(load_app(app), values, parallelism)
+    values, loaded = settings(broker=broker, flink=flink), load_app(app)
     cluster_of_kafka = open_cluster(values)
     try:
         async with HttpClient() as http:
-            cluster, kept = FlinkCluster(values.flink, http), KeptJobs(cluster_of_kafka)
+            cluster = FlinkCluster(values.flink, http)
             await cluster.require()
-            await kept.start()
-            yield Jobs(cluster, kept, SystemClock(), compiled)
+            loaded.number(await known_generations(cluster_of_kafka))
+            compiled = compile_jobs(loaded, values)
+            generations = Generations(cluster, cluster_of_kafka, SystemClock(), compiled)
+            yield Jobs(generations), Keeper(generations)
     finally:
         await cluster_of_kafka.close()

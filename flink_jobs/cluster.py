@@ -3,17 +3,20 @@
 import asyncio
 import re
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
 from app.core.errors import Rejected, SetupError, Unavailable
 from app.core.text import one_line
 from app.http.client import HttpClient
+from app.local.java import find_java
 
 ANSWER_MS = 10_000
 SAVEPOINT_SECONDS = 300.0
 POLL_SECONDS = 0.25
+CHECKPOINT_MS = 1_000
+KEPT_CHECKPOINTS = 20
 
 ENDED = frozenset({"FINISHED", "CANCELED", "FAILED"})
 
@@ -82,6 +85,33 @@ class FlinkCluster:
             checkpoint_took_ms=completed.get("end_to_end_duration", 0),
             cause=await self._cause(job_id) if restarts or job["state"] in ("FAILED", "FAILING", "RESTARTING") else "",
         )
+
+    async def running(self, name: str, since_ms: int) -> list[str]:
+        """The ids of the jobs of this name that were submitted since then, in ms, and have not ended. Raises: Unavailable."""
+        jobs = [job for job in (await self._get("/jobs/overview"))["jobs"] if job["name"] == name]
+        return [str(job["jid"]) for job in jobs if job["state"] not in ENDED and job["start-time"] >= since_ms]
+
+    def configuration(self, checkpoint: str) -> dict[str, str]:
+        """What a job is submitted with, to go on from a checkpoint unless that is empty. The cluster's own settings say where
+        checkpoints go and how state is kept."""
+        url = urlsplit(self.address)
+        values = {
+            "execution.target": "remote",
+            "execution.attached": "false",
+            "rest.address": str(url.hostname),
+            "rest.port": str(url.port or {"http": 80, "https": 443}[url.scheme]),
+            "execution.checkpointing.interval": f"{CHECKPOINT_MS} ms",
+            "execution.checkpointing.num-retained": str(KEPT_CHECKPOINTS),
+            "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        }
+        if url.scheme == "https":
+            trusted = find_java().resolve().parent.parent / "lib" / "security" / "cacerts"
+            values |= {
+                "security.ssl.rest.enabled": "true",
+                "security.ssl.rest.truststore": str(trusted),
+                "security.ssl.rest.truststore-password": "changeit",  # what Java comes with
+            }
+        return values | ({"execution.state-recovery.path": checkpoint} if checkpoint else {})
 
     async def _restarts(self, job_id: str) -> int:
         metrics = await self._get(f"/jobs/{quote(job_id)}/metrics?get=numRestarts")

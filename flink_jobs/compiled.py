@@ -1,8 +1,7 @@
 """The jobs of an application, as text, and what their state belongs to."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -11,16 +10,15 @@ from app.core.errors import SetupError
 from app.core.security import BrokerSecurity
 from app.core.settings import Settings
 from app.streams import sql
+from app.streams.kept_jobs import KeptJob
 from app.streams.pipelines import Pipeline, fingerprint
 
 
 @dataclass(frozen=True)
 class CompiledJobs:
-    """By name, compiled when they are asked for. fingerprints: of the declarations in each; state made by one is never read by
-    another."""
+    """The jobs that are declared, by name, compiled when they are asked for."""
 
     pipelines: Mapping[str, Mapping[str, Pipeline]]
-    fingerprints: Mapping[str, str]
     given: sql.Settings
 
     def named(self, wanted: Sequence[str]) -> list[str]:
@@ -30,12 +28,23 @@ class CompiledJobs:
                 raise SetupError(name, f"no job is called that; there are {', '.join(self.pipelines)}")
         return list(wanted) or list(self.pipelines)
 
-    def job(self, name: str) -> sql.Job:
-        """Raises: SetupError for what Flink cannot run, naming the operator and the way out."""
+    def fingerprints(self, name: str) -> dict[str, str]:
+        """Of the pipelines of a job; state made by one is never read by another."""
+        return {pipeline: fingerprint(declared) for pipeline, declared in sorted(self.pipelines[name].items())}
+
+    def shown(self, name: str) -> sql.Job:
+        """As it would begin where nobody was before. Raises: SetupError for what Flink cannot run, naming the operator and the
+        way out."""
         return sql.compile_job(name, self.pipelines[name], self.given)
 
+    def job(self, kept: KeptJob) -> sql.Job:
+        """The text of a generation, the same whenever it is started again. Raises: as `shown`."""
+        assert kept.pipelines == self.fingerprints(kept.name)
+        settings = replace(self.given, group=kept.group, parallelism=kept.parallelism, takeover=kept.takeover)
+        return sql.compile_job(kept.label, self.pipelines[kept.name], settings)
 
-def compile_jobs(app: App, settings: Settings, parallelism: int, *, shown: bool = False) -> CompiledJobs:
+
+def compile_jobs(app: App, settings: Settings, *, shown: bool = False) -> CompiledJobs:
     """shown: to a person, without passwords."""
     security = settings.broker_security
     given = sql.Settings(
@@ -43,13 +52,8 @@ def compile_jobs(app: App, settings: Settings, parallelism: int, *, shown: bool 
         properties=java_properties(msgspec.structs.replace(security, password="***") if shown else security),
         group=FLINK_GROUP,
         startup="earliest-offset",  # without state; a job that is restored goes on where its checkpoint was
-        parallelism=parallelism,
     )
-    pipelines, fingerprints = sql.jobs_of(app.pipelines), {}
-    for name, members in pipelines.items():
-        said = "; ".join(f"{pipeline} {fingerprint(declared)}" for pipeline, declared in sorted(members.items()))
-        fingerprints[name] = hashlib.sha256(said.encode()).hexdigest()[:16]
-    return CompiledJobs(pipelines, fingerprints, given)
+    return CompiledJobs(sql.jobs_of(app.pipelines), given)
 
 
 def java_properties(security: BrokerSecurity) -> dict[str, str]:

@@ -299,11 +299,15 @@ class Admin(Protocol):
 
     async def delete(self, names: Sequence[str]) -> None: ...
 
-    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, CommittedOffset]:
         """What a group, anybody's, has committed for these topics; partitions without a commit are left out.
 
         Raises: Unavailable, Rejected.
         """
+        ...
+
+    async def has_members(self, group: str) -> bool:
+        """Whether anybody is a member of a group now. Raises: Unavailable, Rejected."""
         ...
 
     async def close(self) -> None: ...

@@ -475,10 +475,14 @@ class MemoryAdmin:
             for partition in range(spec.partitions if spec else 0):
                 del self._broker.logs[TopicPartition(name, partition)]
 
-    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, CommittedOffset]:
         found = self._broker.groups.get(group)
         committed = found.committed if found is not None else {}
-        return {place: one.offset for place, one in committed.items() if place.topic in topics}
+        return {place: one for place, one in committed.items() if place.topic in topics}
+
+    async def has_members(self, group: str) -> bool:
+        found = self._broker.groups.get(group)
+        return found is not None and bool(found.members)
 
     async def close(self) -> None:
         """Nothing to end."""

@@ -2,7 +2,8 @@
 
 Flink drops what the gate refuses, so somebody must put it into the dead letters: an engine without pipelines. And Flink cannot
 say up to when its tiles hold everything. It commits offsets when a checkpoint is complete, and then every tile of what lies before
-them is acknowledged; so whoever owns a partition's gate follows these offsets, and writes the view's progress.
+them is acknowledged; so whoever owns a partition's gate follows these offsets, and writes the view's progress. A view that no
+job computes as it is declared has none.
 """
 
 import asyncio
@@ -10,14 +11,15 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from app.broker.base import Broker
+from app.broker.base import Admin, Broker
 from app.core.clock import Clock
 from app.core.errors import Unavailable
 from app.core.notices import Notices
 from app.core.record import TopicPartition
 from app.streams.as_of import AsOf
 from app.streams.engine import Engine
-from app.streams.pipelines import LivePipeline, Pipeline, Source, fingerprint
+from app.streams.kept_jobs import KeptJob, KeptJobs, computing
+from app.streams.pipelines import LivePipeline, Pipeline, Source, fingerprint, streams_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,35 +27,50 @@ PROGRESS_S = 1.0
 
 
 class Elsewhere:
-    """The streams' part of a worker whose pipelines run on Flink, under `flink_group`. group: of the gates."""
+    """The streams' part of a worker whose pipelines run on Flink. group: of the gates."""
 
     def __init__(
-        self,
-        broker: Broker,
-        sources: Sequence[Source],
-        pipelines: Mapping[str, Pipeline],
-        clock: Clock,
-        group: str,
-        flink_group: str,
+        self, broker: Broker, sources: Sequence[Source], pipelines: Mapping[str, Pipeline], clock: Clock, group: str
     ) -> None:
         self.gates = Engine(broker, sources, {}, clock, group)
         self._broker = broker
         self._clock = clock
-        self._flink_group = flink_group
-        self._views = defaultdict[str, list[LivePipeline]](list)
-        for pipeline in pipelines.values():
-            if isinstance(pipeline, LivePipeline):
-                self._views[pipeline.stream.source.spec.name].append(pipeline)
-        self._as_of = defaultdict[TopicPartition, AsOf](AsOf)
-        self._told: dict[TopicPartition, int] = {}
+        self._jobs = KeptJobs(broker)
+        self._topics = {stream.source.spec.name for one in pipelines.values() for stream in streams_of(one)}
+        self._views = {name: one for name, one in pipelines.items() if isinstance(one, LivePipeline)}
+        self._as_of = defaultdict[tuple[str, TopicPartition], AsOf](AsOf)
+        self._told: dict[tuple[str, TopicPartition], int] = {}
         self._notices = Notices(logger, logging.WARNING)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """As `Engine.run`."""
+        """As `Engine.run`. It begins when jobs are noted for all topics: before that what lies in the group is for them to take over."""
         async with asyncio.TaskGroup() as tasks:
             telling = tasks.create_task(self._tell_progress())
-            await self.gates.run(stopping)
+            if await self._until_noted(stopping):
+                await self.gates.run(stopping)
             telling.cancel()
+
+    async def _until_noted(self, stopping: asyncio.Event) -> bool:
+        """False where it is to stop before."""
+        while not stopping.is_set():
+            if self._topics <= {topic for job in await self._noted() for topic in job.topics}:
+                return True
+            self._notices.tell(
+                "jobs", "the streams have no jobs on Flink yet; submit them: python -m flink_jobs submit"
+            )
+            try:
+                await asyncio.wait_for(stopping.wait(), PROGRESS_S)
+            except TimeoutError:
+                continue
+        return False
+
+    async def _noted(self) -> list[KeptJob]:
+        """None where nobody answers."""
+        try:
+            return await self._jobs.read()
+        except Unavailable as error:
+            self._notices.tell("progress", f"the progress of features is not known: {error}")
+            return []
 
     async def _tell_progress(self) -> None:
         """Without an answer the progress stands still, and the features say their age."""
@@ -62,24 +79,42 @@ class Elsewhere:
         try:
             while True:
                 await asyncio.sleep(PROGRESS_S)
-                places = [place for place in self.gates.places if place.topic in self._views]
-                try:
-                    asked_ms = self._clock.now_ms()
-                    ends = await reader.end_offsets(places)
-                    read = await admin.group_offsets(self._flink_group, sorted(self._views))
-                except Unavailable as error:
-                    self._notices.tell("progress", f"the progress of features is not known: {error}")
-                    continue
-                for place in places:
-                    self._as_of[place].learn_end(asked_ms, ends[place])
-                    as_of_ms = self._as_of[place].at(read.get(place, 0))
-                    if as_of_ms > self._told.get(place, 0):
-                        self._told[place] = as_of_ms
-                        for view in self._views[place.topic]:
-                            value = b'{"as_of":%d,"offset":%d}' % (as_of_ms, read.get(place, 0))
+                noted = await self._noted()
+                for name, view in self._views.items():
+                    topic = view.stream.source.spec.name
+                    jobs = computing(noted, name, fingerprint(view))
+                    places = [place for place in self.gates.places if place.topic == topic] if jobs else []
+                    try:
+                        asked_ms = self._clock.now_ms()
+                        ends = await reader.end_offsets(places)
+                        done = await _done(admin, jobs, topic)
+                    except Unavailable as error:
+                        self._notices.tell("progress", f"the progress of features is not known: {error}")
+                        continue
+                    for place in places:
+                        self._as_of[name, place].learn_end(asked_ms, ends[place])
+                        as_of_ms = self._as_of[name, place].at(done.get(place, 0))
+                        if as_of_ms > max(self._told.get((name, place), 0), _whole_ms(jobs, view, place)):
+                            self._told[name, place] = as_of_ms
+                            value = b'{"as_of":%d,"offset":%d}' % (as_of_ms, done.get(place, 0))
                             key, made_by = b'{"progress":%d}' % place.partition, fingerprint(view).encode()
                             headers = (("fingerprint", made_by),)
                             await producer.send(view.topic, value, key, partition=place.partition, headers=headers)
         finally:
             for close in (producer.close, reader.close, admin.close):
                 await close()
+
+
+async def _done(admin: Admin, jobs: Sequence[KeptJob], topic: str) -> dict[TopicPartition, int]:
+    """Where the foremost of these jobs is in each partition: tiles of one declaration are the same, whoever made them."""
+    found: dict[TopicPartition, int] = {}
+    for job in jobs:
+        for place, committed in (await admin.group_offsets(job.group, [topic])).items():
+            found[place] = max(committed.offset, found.get(place, 0))
+    return found
+
+
+def _whole_ms(jobs: Sequence[KeptJob], view: LivePipeline, place: TopicPartition) -> int:
+    """From when on all tiles of a window are there: what a topic held no more could not be read back."""
+    begun = [job.takeover.whole_ms[place.topic][place.partition] if job.takeover else 0 for job in jobs]
+    return min(begun) + view.size_ms + view.tile_ms if min(begun) else 0

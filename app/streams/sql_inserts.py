@@ -40,6 +40,7 @@ from app.streams.sql_expressions import (
 )
 from app.streams.sql_job import PARTITIONER, Settings
 from app.streams.sql_sources import OFFSET, PARTITION, STAMP, TIME_MS, ddl
+from app.streams.sql_takeover import of_pair, of_record, of_tile, of_window, passes
 from app.streams.sql_views import View, Views, needs_clock, slice_of
 
 TILE_TTL = "1d"
@@ -77,7 +78,7 @@ def late_insert(source: Source, views: Views, settings: Settings) -> Insert:
     place = [name_of(PARTITION), name_of(OFFSET), name_of(TIME_MS)]
     selects = [
         f"SELECT {text_of(late.pipeline)}, {text_of(source.spec.name)}, {', '.join(place)}, {name_of(late.key)}\n"
-        f"FROM {late.query}\nWHERE {late.condition}"
+        f"FROM {late.query}{passes(late.condition, of_record(settings, source.spec.name))}"
         for late in views.late[source.spec.name]
     ]
     columns = ["`pipeline` STRING", "`topic` STRING", "`partition` INT", "`offset` BIGINT", "`event_time_ms` BIGINT"]
@@ -118,6 +119,7 @@ def _record_alerts(name: str, pipeline: AlertPipeline, views: Views, settings: S
     if raised.per_ms is not None:
         view = views.first_of_slices(f"{name} first of slices", view, raised.per_ms)
         natural = [f"CAST({_start(raised.per_ms)} AS STRING)"]
+    view = views.kept(f"{name} raised", view, of_record(settings, source.spec.name))
     at = _Origin(text_of(source.spec.name), name_of(OFFSET), name_of(TIME_MS), name_of(TIME_MS))
     return _alerts(name, raised, settings, view, key, natural, at)
 
@@ -139,6 +141,7 @@ def _pair_alerts(name: str, pipeline: JoinPipeline, views: Views, settings: Sett
         passed = views.passed(pipeline, stream)
         sides.append(views.on_time(f"{name} {side}", passed, stream.source, name, None))
     view = views.stepped(f"{name} passed", views.pairs(f"{name} pairs", join, *sides), pipeline.steps)
+    view = views.kept(f"{name} raised", view, of_pair(settings, join))
     natural = [name_of(field) for field in pipeline.raised.id_fields]
     return _alerts(name, pipeline.raised, settings, view, join.left.source.key, natural, _later(join))
 
@@ -189,7 +192,16 @@ def _alerts(
     shown = ",\n    ".join(f"{text_of(header)}, CAST({value} AS BYTES)" for header, value in headers.items())
     values += [key, f"MAP[\n    {shown}\n  ]"]
     query = f"SELECT\n  {_lines(values)}\nFROM {view.name}"
+    if settings.takeover and settings.takeover.holds:  # the one before raises them
+        return _nowhere(name, raised.topic, columns, settings, query)
     return _insert(name, raised.topic, columns, settings, query, _TEXT_KEY)
+
+
+def _nowhere(name: str, topic: str, columns: list[str], settings: Settings, query: str) -> Insert:
+    """What would be inserted, computed and dropped."""
+    table = f"{name} to {settings.output(topic)}"
+    plain = [column.partition(" METADATA ")[0] for column in columns]
+    return Insert(ddl(table, plain, {"connector": "blackhole"}), f"INSERT INTO {name_of(table)}\n{query}")
 
 
 def _tiles(name: str, pipeline: LivePipeline, views: Views, settings: Settings) -> Insert:
@@ -208,7 +220,7 @@ def _tiles(name: str, pipeline: LivePipeline, views: Views, settings: Settings) 
         values.append(shown)
     columns += [HEADERS, f"PRIMARY KEY ({key}, `tile`, `partition`) NOT ENFORCED"]
     values.append(f"MAP['fingerprint', CAST({text_of(fingerprint(pipeline))} AS BYTES)]")
-    query = f"SELECT /*+ STATE_TTL('records' = '{TILE_TTL}') */\n  {_lines(values)}\nFROM {view.name} AS `records`\nGROUP BY {', '.join(place)}"
+    query = f"SELECT /*+ STATE_TTL('records' = '{TILE_TTL}') */\n  {_lines(values)}\nFROM {view.name} AS `records`{passes(of_tile(settings, source, pipeline.tile_ms))}\nGROUP BY {', '.join(place)}"
     options = {"connector": "upsert-kafka", "key.format": "json", "value.fields-include": "EXCEPT_KEY"}
     return _insert(name, pipeline.topic, columns, settings, query, options | _PLACED)
 
@@ -222,7 +234,9 @@ def _finals(name: str, pipeline: FinalPipeline, views: Views, settings: Settings
     view = views.on_time(f"{name} on time", passed, source, name, slice_of(pipeline))
     seen = [named(output_value(output), output.name) for output in aggregates.outputs]
     shown = [name_of(PARTITION), name_of(source.key), "`$start_ms`", "`$end_ms`", name_of(OFFSET), *seen]
-    query = f"SELECT\n  {_lines(shown)}\nFROM (\n{_windows(pipeline, view)}\n)"
+    query = (
+        f"SELECT\n  {_lines(shown)}\nFROM (\n{_windows(pipeline, view)}\n){passes(of_window(settings, name, pipeline))}"
+    )
     columns = _row_columns(pipeline, view)
     if pipeline.having is not None:
         query = f"SELECT *\nFROM (\n{query}\n)\nWHERE {sql_of(pipeline.having, columns).text}"

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from app.streams.sql_expressions import text_of
+from app.streams.takeover import Takeover
 
 CONFIGURATION = {
     "table.local-time-zone": "UTC",
@@ -43,7 +44,8 @@ def declared(statements: Iterable[str]) -> tuple[str, ...]:
 class Settings:
     """How a job meets its broker.
 
-    properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins.
+    properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins, unless it
+    takes over from another.
     bounded: ends at what is there at its start, and closes everything. prefix, suffix: around the names of its outputs.
     """
 
@@ -55,6 +57,7 @@ class Settings:
     prefix: str = ""
     suffix: str = ""
     parallelism: int = 1
+    takeover: Takeover | None = None
 
     def client(self) -> dict[str, str]:
         """Options of every table."""
@@ -76,6 +79,9 @@ class Settings:
             "value.json.ignore-parse-errors": "true",
             "scan.startup.mode": self.startup,
         }
+        if self.takeover:
+            read = ";".join(f"partition:{at},offset:{offset}" for at, offset in enumerate(self.takeover.read[topic]))
+            options |= {"scan.startup.mode": "specific-offsets", "scan.startup.specific-offsets": read}
         return options | ({"scan.bounded.mode": "latest-offset"} if self.bounded else {})
 
     def output(self, topic: str) -> str:

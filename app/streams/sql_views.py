@@ -185,6 +185,12 @@ class Views:
         query, conditions, columns = _through(steps, view.name, view.columns)
         return View(self.add(name, f"SELECT *\nFROM {_filtered(query, conditions)}"), columns)
 
+    def kept(self, name: str, view: View, condition: str) -> View:
+        """What of it meets the condition; all where that is empty."""
+        return (
+            View(self.add(name, f"SELECT *\nFROM {view.name}\nWHERE {condition}"), view.columns) if condition else view
+        )
+
     def add(self, name: str, query: str) -> str:
         """A new view, or the one that is there; its name in backticks."""
         quoted = name_of(name)

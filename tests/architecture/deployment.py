@@ -54,7 +54,7 @@ FLINK_USER = 9999
 
 @cache
 def names_of_jobs() -> frozenset[str]:
-    return frozenset(compile_jobs(app, Settings(), 1).pipelines)
+    return frozenset(compile_jobs(app, Settings()).pipelines)
 
 
 def check_commands(texts: Files) -> Iterator[str]:
@@ -335,11 +335,11 @@ def check_scaling(texts: Files) -> Iterator[str]:
     for (place, values), name in zip(
         flink_settings(texts), ("submitter", "submitter", "headrace-submitter"), strict=True
     ):
-        parallelism = parsed(jobs_cli, ours(texts)[name]["command"][3:])["parallelism"]
+        parallelism = parsed(jobs_cli, ours(texts)[name]["command"][3:])["parallelism"] or 1
         slots = int(values["taskmanager.numberOfTaskSlots"]) * (
             1 if place in CLUSTER else cluster(texts)["taskManager"]["replicas"]
         )
-        if jobs * parallelism > slots:
+        if (jobs + 1) * parallelism > slots:  # one more while it takes over
             yield f"{place}: {jobs} jobs of parallelism {parallelism}, {slots} slots"
     if cluster(texts)["mode"] != "standalone":
         yield "a native session has no task manager before its first job, which the submitter asks for"

@@ -336,9 +336,22 @@ async def test_group_offsets_are_what_anybody_has_committed(cluster: Cluster) ->
     await member.poll_until(lambda: len(member.places()) == 2)
     await member.consumer.commit({member.held(TopicPartition(topic, 1)): CommittedOffset(7, "mark")})
     admin = cluster.broker.admin()
-    assert {TopicPartition(topic, 1): 7} == await admin.group_offsets(group, [topic, other])
+    assert {TopicPartition(topic, 1): CommittedOffset(7, "mark")} == await admin.group_offsets(group, [topic, other])
     assert {} == await admin.group_offsets(group, [other])
     assert {} == await admin.group_offsets(cluster.unique("nobody"), [topic])
+    await admin.close()
+
+
+async def test_has_members_is_true_while_somebody_is_one(cluster: Cluster) -> None:
+    """Not of a group that nobody knows, nor of one that all have left."""
+    topic, group = await cluster.topic(), cluster.unique("group")
+    admin = cluster.broker.admin()
+    assert not await admin.has_members(group)
+    member = await cluster.join(group, topic)
+    await member.poll_until(lambda: len(member.places()) == 1)
+    assert await admin.has_members(group)
+    await member.consumer.close()
+    assert not await admin.has_members(group)
     await admin.close()
 
 

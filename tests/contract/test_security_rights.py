@@ -29,7 +29,11 @@ from app.local.secure import ADMIN
 from app.rights import ROLES, STORE_COMMANDS, rights_of, store_rights_of
 from app.serving.base import Progress, TileChange, View
 from app.serving.redis import OLD_NOPERM_IN_SCRIPT, RedisStore
+from app.streams.kept_jobs import KeptJob, KeptJobs
+from app.streams.pipelines import fingerprint
+from app.streams.sql import jobs_of
 from app.streams.windows import Tile
+from flink_jobs.predecessors import Predecessors
 from tests.secure import LIMIT_SECONDS, PATIENCE_SECONDS, ROOT, Ended, Running, Secured
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis]
@@ -267,6 +271,42 @@ def test_operator_does_what_he_is_for_and_is_told_of_the_right_that_is_missing(
     done = ended(tmp_path / "with")
     assert [0] * len(OPERATOR) == [result.code for result in done.values()], done
     assert "1 record: replayed" in done[OPERATOR["dead", "replay", "raw.orders", "--yes"]].out
+
+
+def test_flink_role_submits_and_its_jobs_read_and_workers_follow_them(granted: Secured, app: App) -> None:
+    """Notes, offsets of both engines, and a group of a generation; whoever runs the gates sees those offsets."""
+    asyncio.run(submit_and_follow(app, *(load_settings(granted.as_user(role)) for role in ("flink", "streams"))))
+
+
+async def submit_and_follow(app: App, of_flink: Settings, of_streams: Settings) -> None:
+    (name, pipelines), *_ = jobs_of(app.pipelines).items()
+    of = {one: fingerprint(pipeline) for one, pipeline in pipelines.items()}
+    job = KeptJob(name=name, generation=1, pipelines=of, group=f"headrace.flink.{name}.1", parallelism=1)
+    flink = open_broker(of_flink, SystemClock())
+    before = Predecessors(flink)
+    await KeptJobs(flink).write(job)
+    assert await before.takeover(pipelines, [job], holds=True) is not None
+    assert not await before.asyncio_runs()
+    member = Nobody()
+    consumer = flink.consumer(job.group, sorted(job.topics), member)
+    await consumer.start()
+    await consumer.poll(timeout_ms=100)
+    await consumer.close()
+    await flink.close()
+    streams = open_broker(of_streams, SystemClock())
+    assert [job] == await KeptJobs(streams).read()
+    assert {} == await streams.admin().group_offsets(job.group, sorted(job.topics))
+    await streams.close()
+
+
+class Nobody:
+    """Does nothing with what it is told."""
+
+    async def on_assigned(self, assignments: object) -> None: ...
+
+    async def on_revoked(self, assignments: object) -> None: ...
+
+    async def on_lost(self, assignments: object) -> None: ...
 
 
 async def write_what_he_needs(settings: Settings) -> None:

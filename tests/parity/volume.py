@@ -33,7 +33,8 @@ from features import fraud, fraud_patterns, records
 from flink_jobs.child import Submitter, submitter
 from flink_jobs.cluster import FlinkCluster
 from flink_jobs.compiled import compile_jobs
-from flink_jobs.kept import KeptJobs
+from flink_jobs.generations import Generations
+from flink_jobs.keeping import Keeper
 from flink_jobs.operations import Jobs
 from tests.parity.meaning import SourceRecord
 from tests.parity.reference import Outputs, read_all
@@ -124,8 +125,8 @@ async def wait_until_read(broker: Broker, made: list[SourceRecord]) -> float:
     admin, began = broker.admin(), time.monotonic()
     async with asyncio.timeout(WITHIN_S):
         while True:
-            committed = await admin.group_offsets(FLINK_GROUP, [TOPIC])
-            if all(committed.get(place, 0) >= end for place, end in ends.items()):
+            committed = await admin.group_offsets(f"{FLINK_GROUP}.{TOPIC}.1", [TOPIC])
+            if all(place in committed and committed[place].offset >= end for place, end in ends.items()):
                 await admin.close()
                 return time.monotonic() - began
             await asyncio.sleep(0.5)
@@ -149,7 +150,7 @@ async def disturb(directory: Path, jobs: Jobs, pyflink: Submitter, kills: int, e
     await asyncio.sleep(every_s)
     output.note("upgrade by savepoint")
     for _ in range(60):
-        status = (await jobs.list())[TOPIC]
+        (status,) = (one.status for one in await jobs.list())
         if status is not None and status.state == "RUNNING":
             break
         await asyncio.sleep(1)
@@ -162,12 +163,11 @@ def _is_down(directory: Path) -> bool:
 
 
 @asynccontextmanager
-async def opened(app: App, broker: KafkaBroker, kafka: str, flink: str, parallelism: int) -> AsyncIterator[Jobs]:
+async def opened(app: App, broker: KafkaBroker, kafka: str, flink: str) -> AsyncIterator[tuple[Jobs, Keeper]]:
     async with HttpClient() as http:
-        kept = KeptJobs(broker)
-        await kept.start()
-        compiled = compile_jobs(app, Settings(broker=kafka, flink=flink), parallelism)
-        yield Jobs(FlinkCluster(flink, http), kept, SystemClock(), compiled)
+        compiled = compile_jobs(app, Settings(broker=kafka, flink=flink))
+        generations = Generations(FlinkCluster(flink, http), broker, SystemClock(), compiled)
+        yield Jobs(generations), Keeper(generations)
 
 
 async def one_run(events: int, seed: int, parallelism: int, kills: int) -> dict[str, Any]:
@@ -179,11 +179,14 @@ async def one_run(events: int, seed: int, parallelism: int, kills: int) -> dict[
         admin = broker.admin()
         await admin.create(app.topics.all())
         made = list(orders(events, seed, SystemClock().now_ms() - 3 * events - 1_000_000))
-        async with submitter() as pyflink, opened(app, broker, addresses.kafka, addresses.flink, parallelism) as jobs:
-            await jobs.submit(TOPIC, pyflink)
+        async with (
+            submitter() as pyflink,
+            opened(app, broker, addresses.kafka, addresses.flink) as (jobs, keeper),
+        ):
+            await jobs.submit(TOPIC, pyflink, parallelism)
             stopping, disturbances, began = asyncio.Event(), 0, time.monotonic()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(jobs.keep([TOPIC], pyflink, stopping))
+                tasks.create_task(keeper.keep([TOPIC], pyflink, stopping))
                 publishing = tasks.create_task(publish(broker, made, 25.0 * (kills + 2) if kills else 0.0))
                 if kills:
                     disturbances = await disturb(directory, jobs, pyflink, kills, every_s=12.0)

@@ -9,9 +9,10 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
 from app.broker.aiokafka.cluster import ANSWER_SECONDS, Cluster
+from app.broker.aiokafka.coordinator import committed_of
 from app.broker.aiokafka.errors import translate_code
 from app.broker.aiokafka.set_configs import SetConfigs
-from app.broker.base import TopicDescription
+from app.broker.base import CommittedOffset, TopicDescription
 from app.broker.replication import copies_on
 from app.broker.topics import TopicSpec
 from app.core.errors import Unavailable
@@ -19,6 +20,8 @@ from app.core.record import TopicPartition
 
 AGAIN_SECONDS = 0.02
 TIMEOUT_MS = int(ANSWER_SECONDS * 1000)
+_MEMBERS = 5
+"""Their place in what is said of a group: error, name, state, and the protocol's type and data before them."""
 
 
 class AioKafkaAdmin:
@@ -82,13 +85,18 @@ class AioKafkaAdmin:
                 raise error
         await self._wait_until_known(set(names), known=False)
 
-    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, CommittedOffset]:
         found = await self._cluster.ask(lambda admin: admin.list_consumer_group_offsets(group))
         return {
-            TopicPartition(place.topic, place.partition): committed.offset
+            TopicPartition(place.topic, place.partition): committed_of(committed)
             for place, committed in found.items()
             if committed.offset >= 0 and place.topic in topics
         }
+
+    async def has_members(self, group: str) -> bool:
+        """Members of the classic protocol; those of the newer one are not shown to a client of the older."""
+        (answer,) = await self._cluster.ask(lambda admin: admin.describe_consumer_groups([group]))
+        return any(described[_MEMBERS] for described in answer.groups)
 
     async def close(self) -> None:
         """Nothing to end: the admin client is the cluster's."""

@@ -93,12 +93,12 @@ class Coordinator:
         wanted = list(places)
         try:
             async with asyncio.timeout(GROUP_SECONDS):
-                found = await self._library.fetch_committed_offsets(client_places(wanted))
+                found = await self._library.fetchcommitted_offsets(client_places(wanted))
         except TimeoutError:
             raise Unavailable(f"group {self._group} had no answer for {GROUP_SECONDS:.0f} s") from None
         except (KafkaError, OSError) as error:
             raise translate(error, f"group {self._group}") from None
-        return {place: _committed_of(found[place]) if place in found else None for place in wanted}
+        return {place: committed_of(found[place]) if place in found else None for place in wanted}
 
     async def abandon(self, client: AIOKafkaConsumer) -> None:
         """Ends what the library left running when its own end was given up."""
@@ -121,5 +121,5 @@ def _ended(metadata: str) -> str:
     return metadata + "\0" if metadata else ""
 
 
-def _committed_of(found: OffsetAndMetadata) -> CommittedOffset:
+def committed_of(found: OffsetAndMetadata) -> CommittedOffset:
     return CommittedOffset(found.offset, (found.metadata or "").removesuffix("\0"))

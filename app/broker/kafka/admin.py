@@ -21,7 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from app.broker.base import Right, TopicDescription
+from app.broker.base import CommittedOffset, Right, TopicDescription
 from app.broker.kafka.cluster import ANSWER_SECONDS, Cluster, require_visible, result_of
 from app.broker.kafka.errors import UNKNOWN_TOPIC_CODES, translate
 from app.broker.replication import copies_on
@@ -96,11 +96,11 @@ class KafkaAdmin:
 
         await self._cluster.ask(call)
 
-    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, int]:
+    async def group_offsets(self, group: str, topics: Sequence[str]) -> dict[TopicPartition, CommittedOffset]:
         """By a client of that group which joins nothing. The admin client's own call ends the process where the coordinator that it asks is
         none any more, or not yet (librdkafka, issue 5040)."""
 
-        def call(admin: AdminClient) -> dict[TopicPartition, int]:
+        def call(admin: AdminClient) -> dict[TopicPartition, CommittedOffset]:
             known = admin.list_topics(timeout=ANSWER_SECONDS).topics
             places = [
                 ClientPartition(name, number) for name in topics if name in known for number in known[name].partitions
@@ -115,9 +115,25 @@ class KafkaAdmin:
             for one in found:
                 if one.error is not None:
                     raise KafkaException(one.error)
-            return {TopicPartition(one.topic, one.partition): one.offset for one in found if one.offset >= 0}
+            return {
+                TopicPartition(one.topic, one.partition): CommittedOffset(one.offset, one.metadata or "")
+                for one in found
+                if one.offset >= 0
+            }
 
         return await self._cluster.ask_until(time.monotonic() + ANSWER_SECONDS, call)
+
+    async def has_members(self, group: str) -> bool:
+        def call(admin: AdminClient) -> bool:
+            (answer,) = admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS).values()
+            try:
+                return bool(answer.result().members)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return False
+                raise translate(error, group, "Describe") from None
+
+        return await self._cluster.ask(call)
 
     async def grant(self, user: str, rights: Iterable[Right]) -> None:
         """Gives rights to a user, besides those that he has. May be repeated.

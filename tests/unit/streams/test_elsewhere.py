@@ -2,14 +2,20 @@
 
 import asyncio
 import json
+from typing import Any
+
+import msgspec
+import pytest
 
 from app.broker.base import Assignment, CommittedOffset
 from app.broker.memory import MemoryBroker
 from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.record import TopicPartition
 from app.streams.elsewhere import Elsewhere
+from app.streams.kept_jobs import TOPIC, KeptJob, KeptJobs
 from app.streams.outputs import topics_of
 from app.streams.pipelines import fingerprint, pipelines_in
+from app.streams.takeover import Takeover
 from features import fraud
 
 START_MS = 1_800_000_000_000
@@ -47,17 +53,32 @@ def progress_in(broker: MemoryBroker) -> list[dict[str, int]]:
     return [json.loads(record.value or b"") for record in records]
 
 
+async def beside_flink(clock: Clock, *jobs: KeptJob) -> tuple[MemoryBroker, Flink, Elsewhere]:
+    """A broker with one good and one bad order, jobs as they are noted, and what a worker does beside them."""
+    broker = MemoryBroker(ManualClock(START_MS + 10**9))
+    await broker.admin().create([*topics_of([fraud.orders.source], PIPELINES), TOPIC])
+    flink, kept = Flink(broker), KeptJobs(broker)
+    await flink.start()
+    broker.append("raw.orders", ORDER, b"u1", 0, START_MS, ())
+    broker.append("raw.orders", b"{", b"u1", 0, START_MS, ())
+    for job in jobs:
+        await kept.write(job)
+    return broker, flink, Elsewhere(broker, [fraud.orders.source], PIPELINES, clock, GROUP)
+
+
+def noted(**changes: Any) -> KeptJob:
+    """A job of the orders, as they are declared."""
+    of = {name: fingerprint(one) for name, one in PIPELINES.items()}
+    job = KeptJob(name="raw.orders", generation=1, pipelines=of, group=FLINK, parallelism=1)
+    return msgspec.structs.replace(job, **changes)
+
+
 def test_elsewhere_progress_is_what_flink_has_committed() -> None:
     """Not what the gates have read: until Flink has committed beyond an end that was seen, nobody claims anything."""
 
     async def main(clock: Clock) -> None:
-        broker = MemoryBroker(ManualClock(START_MS + 10**9))
-        await broker.admin().create(topics_of([fraud.orders.source], PIPELINES))
-        flink, stopping = Flink(broker), asyncio.Event()
-        await flink.start()
-        broker.append("raw.orders", ORDER, b"u1", 0, START_MS, ())
-        broker.append("raw.orders", b"{", b"u1", 0, START_MS, ())
-        elsewhere = Elsewhere(broker, [fraud.orders.source], PIPELINES, clock, GROUP, FLINK)
+        broker, flink, elsewhere = await beside_flink(clock, noted())
+        stopping = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(elsewhere.run(stopping))
             await asyncio.sleep(3.5)
@@ -75,5 +96,63 @@ def test_elsewhere_progress_is_what_flink_has_committed() -> None:
         assert 1 == len(broker.logs[TopicPartition("raw.orders.dead", 0)])
         assert [] == broker.logs[TopicPartition("state.order_rate", 0)]
         assert not any(log for place, log in broker.logs.items() if place.topic == "processed.alerts")
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize("job", [noted(over=True), noted(pipelines={"user_features": "of before"})])
+def test_elsewhere_progress_of_a_view_that_no_job_computes_stands_still(job: KeptJob) -> None:
+    """An old job would speak for features that it has never made."""
+
+    async def main(clock: Clock) -> None:
+        broker, flink, elsewhere = await beside_flink(clock, job)
+        stopping = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(elsewhere.run(stopping))
+            await flink.commit(2)
+            await asyncio.sleep(5)
+            stopping.set()
+        assert [] == progress_in(broker)
+
+    run_virtual(main, START_MS)
+
+
+def test_elsewhere_progress_waits_for_a_whole_window_behind_what_is_gone() -> None:
+    """A job that could not read back its topic counts what came since, and its view says nothing until that is all that counts."""
+
+    async def main(clock: Clock) -> None:
+        begun = {"raw.orders": [START_MS] * 12}
+        takeover = Takeover(
+            read=begun, whole_ms=begun, offsets=begun, reached_ms=begun, closed_ms=begun, changed=[], holds=False
+        )
+        broker, flink, elsewhere = await beside_flink(clock, noted(takeover=takeover))
+        stopping = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(elsewhere.run(stopping))
+            await flink.commit(2)
+            await asyncio.sleep(320)
+            assert [] == progress_in(broker)
+            await asyncio.sleep(20)
+            stopping.set()
+        assert START_MS + 330_000 < progress_in(broker)[0]["as_of"]
+
+    run_virtual(main, START_MS)
+
+
+def test_elsewhere_gates_wait_until_a_job_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    """Their commits would hide from the first job where the asyncio engine has ended."""
+
+    async def main(clock: Clock) -> None:
+        broker, _, elsewhere = await beside_flink(clock)
+        stopping = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(elsewhere.run(stopping))
+            await asyncio.sleep(5)
+            assert GROUP not in broker.groups
+            await KeptJobs(broker).write(noted())
+            await asyncio.sleep(5)
+            stopping.set()
+        assert 2 == broker.groups[GROUP].committed[PLACE].offset
+        assert "submit them: python -m flink_jobs submit" in caplog.text
 
     run_virtual(main, START_MS)

@@ -1,0 +1,159 @@
+"""Shops whose sales are computed on a real Flink: a topic of its own, and everything that was published and written."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from itertools import count as numbers
+from types import ModuleType
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from app.application import App
+from app.broker.base import Broker
+from app.core.clock import SystemClock
+from app.core.codec import Usd, encode
+from app.core.record import TopicPartition
+from app.core.settings import Settings
+from app.http.client import HttpClient
+from app.streams.expressions import col
+from app.streams.generations import add_generations
+from app.streams.graph import Alert, Topic, count, total
+from app.streams.pipelines import Pipeline
+from flink_jobs.cluster import FlinkCluster
+from flink_jobs.compiled import compile_jobs
+from flink_jobs.generations import Generations, is_alive
+from flink_jobs.keeping import Keeper
+from flink_jobs.operations import Jobs
+from tests.parity.meaning import SourceRecord
+from tests.parity.reference import read_all
+from tests.parity.written import Written, outputs_of
+
+PARTITIONS = 3
+WITHIN_S = 60.0
+
+Declare = Callable[[str, Topic], dict[str, Pipeline]]
+
+
+class Sale(msgspec.Struct):
+    sale_id: Annotated[str, msgspec.Meta(max_length=100)]
+    shop: Annotated[str, msgspec.Meta(max_length=100)]
+    price: Usd
+
+
+class Large(Alert, frozen=True):
+    shop: str
+    price: Usd
+
+
+def small(name: str, topic: Topic, window: str = "5m", within: str = "1h") -> dict[str, Pipeline]:
+    """A pipeline of each kind that has a topic."""
+    sales = topic.once("sale_id", within=within)
+    return {
+        "large": sales.where(col.price > 50).alert(Large, id="sale_id", to=f"{name}.alerts"),
+        "per_shop": sales.live(window, tile="30s").aggregate(n=count(), spent=total(col.price)).serve(f"{name}.view"),
+        "rate": sales.tumbling("10s").aggregate(n=count(), spent=total(col.price)).to(f"{name}.rate"),
+    }
+
+
+class Shops:
+    """A topic of its own, its pipelines, and what was published."""
+
+    def __init__(self, broker: Broker, name: str, declare: Declare) -> None:
+        self.broker, self.name = broker, name
+        self.topic = Topic(name, Sale, key="shop", out_of_orderness="5s", partitions=PARTITIONS, retention="forever")
+        self.pipelines = declare(name, self.topic)
+        self.app = self.declared(declare)
+        self.records: list[SourceRecord] = []
+        self._number = numbers()
+        self._start_ms = SystemClock().now_ms() - 1_800_000
+
+    def declared(self, declare: Declare) -> App:
+        """An application of its topic."""
+        module = ModuleType("declared")
+        vars(module).update(declare(self.name, self.topic))
+        return App([module], alert_partitions=PARTITIONS)
+
+    async def declare(self, app: App) -> App:
+        """The application with its topics, and as the generations that its pipelines are."""
+        app.number(await add_generations(self.broker, app.pipelines))
+        admin = self.broker.admin()
+        await admin.create(app.topics.all())
+        await admin.close()
+        return app
+
+    async def publish(self, sales: int, ahead_ms: int = 20_000) -> None:
+        """So many sales, one a second of event time, every fifth twice; then heartbeats that close what is over."""
+        producer, name = self.broker.producer(), self.name
+        await producer.start()
+        for number in (next(self._number) for _ in range(sales)):
+            shop, at_ms = f"shop-{number % 7}", self._start_ms + number * 1_000
+            value = encode({"sale_id": f"s-{number}", "shop": shop, "price": number % 100})
+            for _ in range(1 + (number % 5 == 0)):
+                await self._send(producer, name, number % 7 % PARTITIONS, at_ms, shop.encode(), value)
+        for partition in range(PARTITIONS):
+            await self._send(producer, name, partition, at_ms + ahead_ms, None, b'{"heartbeat":true}')
+        assert [] == await producer.flush()
+        await producer.close()
+
+    async def _send(
+        self, producer: Any, topic: str, partition: int, at_ms: int, key: bytes | None, value: bytes
+    ) -> None:
+        await producer.send(topic, value, key, partition=partition, timestamp_ms=at_ms)
+        offset = sum((one.topic, one.partition) == (topic, partition) for one in self.records)
+        self.records.append(SourceRecord(topic, partition, offset, at_ms, key, value))
+
+    async def read(self, pipelines: Mapping[str, Pipeline] | None = None) -> dict[str, list[Written]]:
+        """Everything that was written by some pipelines; the first ones unless given."""
+        reader, found = self.broker.reader(), dict[str, list[Written]]()
+        for name in {pipeline.topic for pipeline in (pipelines or self.pipelines).values()} | {f"{self.name}.late"}:
+            places = [TopicPartition(name, partition) for partition in range(PARTITIONS)]
+            found[name] = []
+            for place, end in (await reader.end_offsets(places)).items():
+                async for batch in reader.read(place, 0, end):
+                    found[name] += [Written(one.partition, one.key, one.value, dict(one.headers)) for one in batch]
+        await reader.close()
+        return found
+
+    async def wait_until_complete(self) -> None:
+        """Until the engine has written what the reference says; an AssertionError says what is missing."""
+        expected = read_all(self.pipelines, self.records, bounded=False)
+        deadline = asyncio.get_running_loop().time() + WITHIN_S
+        while True:
+            written = await self.read()
+            found = outputs_of(self.pipelines, written.__getitem__)
+            rows = {place[:3]: row for place, row in expected.rows.items()}
+            same = (expected.alerts, expected.tiles) == (found.alerts, found.tiles)
+            if same and rows == {place[:3]: row for place, row in found.rows.items()}:
+                return
+            if asyncio.get_running_loop().time() > deadline:
+                assert expected.alerts == found.alerts
+                assert expected.tiles == found.tiles
+                assert rows == {place[:3]: row for place, row in found.rows.items()}
+            await asyncio.sleep(0.3)
+
+    async def alerts_written(self) -> int:
+        return len((await self.read())[f"{self.name}.alerts"])
+
+
+class OnFlink(NamedTuple):
+    """The jobs of an application on a cluster."""
+
+    jobs: Jobs
+    keeper: Keeper
+    generations: Generations
+
+
+@asynccontextmanager
+async def opened(app: App, broker: Broker, kafka: str, flink: str) -> AsyncIterator[OnFlink]:
+    async with HttpClient() as http:
+        compiled = compile_jobs(app, Settings(broker=kafka, flink=flink))
+        generations = Generations(FlinkCluster(flink, http), broker, SystemClock(), compiled)
+        yield OnFlink(Jobs(generations), Keeper(generations), generations)
+
+
+async def end_all(flink: OnFlink, name: str) -> None:
+    """Gives their slots back."""
+    for job in await flink.generations.kept.read():
+        if job.name == name and is_alive(await flink.generations.status(job)):
+            await flink.generations.cluster.cancel(job.job_id)
