@@ -6,6 +6,7 @@ heartbeats move the time on, and it is said what is left: all that was kept is t
 """
 
 import asyncio
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
