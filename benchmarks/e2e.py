@@ -37,11 +37,11 @@ from app.core.settings import Settings
 from app.decisions.record import DECISIONS, HOPS, DecisionRecord
 from app.local.services import FLINK_SERVICES, Addresses
 from app.models.rules import RulesModel, lognormal_seconds
+from app.streams.kept_jobs import TOPIC as KEPT_JOBS
 from app.streams.outputs import derived_id
 from app.worker import Worker
 from benchmarks import common
 from features import fraud
-from flink_jobs.kept import TOPIC as KEPT_JOBS
 
 WARM_UP_S = 15.0
 """A new broker's Java compiles for ten seconds, and takes both cores of a small machine for it."""

@@ -20,7 +20,6 @@ from app.core.clock import SystemClock
 from app.core.codec import encode
 from app.core.record import TopicPartition
 from app.http.client import HttpClient
-from app.local import flink
 from app.local.java import find_java
 from app.local.services import FLINK_SERVICES, own_directory, running, status
 from app.streams.expressions import col
@@ -34,7 +33,7 @@ from flink_jobs.cluster import FlinkCluster
 
 PARTITIONS = 12
 GROUP = "flink-state"
-HEAP = ["-Xms4g", "-Xmx4g"]
+HEAP_MB = "4096"
 """A million keys are more than the local cluster is made for."""
 
 WITHIN_S = 600.0
@@ -106,7 +105,7 @@ class Case:
         async with asyncio.timeout(WITHIN_S):
             while True:
                 reached = await admin.group_offsets(GROUP, [self._topic])
-                if all(reached.get(place, 0) >= end for place, end in ends.items()):
+                if all(place in reached and reached[place].offset >= end for place, end in ends.items()):
                     break
                 await asyncio.sleep(LOOK_S)
             last = await self._checkpoint()
@@ -164,7 +163,7 @@ async def measured(
 
 async def compared(keys: int) -> dict[str, Any]:
     """All cases, one after the other, on servers of their own."""
-    flink.TASK_MANAGER_MEMORY[:2] = HEAP
+    os.environ.setdefault("FLINK_HEAP_MB", HEAP_MB)
     directory = own_directory("bench")
     with running(directory, ("kafka", *FLINK_SERVICES)) as started:
         broker = common.broker_at(started.kafka)

@@ -70,7 +70,7 @@ class Form(StrEnum):
     @property
     def group(self) -> str:
         """Under which it commits."""
-        return {Form.ASYNCIO: STREAMS_GROUP, Form.FLINK: FLINK_GROUP}.get(self, "tutorial")
+        return {Form.ASYNCIO: STREAMS_GROUP, Form.FLINK: f"{FLINK_GROUP}.{FRAUD_JOB}.1"}.get(self, "tutorial")
 
     @property
     def is_tutorial(self) -> bool:
@@ -144,7 +144,7 @@ async def drained(broker: Broker, group: str, ends: Mapping[TopicPartition, int]
                 f"{samples[-1].done:,} of {total:,} records are committed, none more for {STUCK_S:.0f} s"
             )
         committed = await admin.group_offsets(group, topics)
-        done = sum(min(committed.get(place, 0), end) for place, end in ends.items())
+        done = sum(min(committed[place].offset, end) for place, end in ends.items() if place in committed)
         if done > samples[-1].done:
             samples.append(Sample(time.monotonic(), done, cpu_seconds(pid)))
         await asyncio.sleep(LOOK_S)
