@@ -49,6 +49,7 @@ from app.serving.materializer import Materializer
 from app.streams.elsewhere import Elsewhere
 from app.streams.engine import Engine
 from app.streams.generations import known_generations
+from app.streams.kept_jobs import require_no_job
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +183,8 @@ class Worker:
         try:
             self._app.number(await known_generations(self._broker))
             await self._require_topics()
+            if "streams" in self._parts and self._settings.engine == "asyncio":
+                await require_no_job(self._broker, self._app.sources)
             if set(self._parts) != {"features"}:  # which only reads: a producer needs the right to write somewhere
                 await self._producer.start()
             if {"features", "agents"} & set(self._parts):

@@ -5,7 +5,7 @@
 A job is named by the topics that it reads. Its generations are told apart by what they compute, or where they began.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -72,6 +72,16 @@ def topics_of_job(name: str) -> frozenset[str]:
 def computing(jobs: Iterable[KeptJob], name: str, fingerprint: str) -> list[KeptJob]:
     """The jobs that compute a pipeline as it is declared."""
     return [job for job in jobs if not job.over and job.pipelines.get(name) == fingerprint]
+
+
+async def require_no_job(broker: Broker, topics: Collection[str]) -> None:
+    """Streams run in one place. Raises: SetupError where a job on Flink reads one of these topics; Unavailable, Rejected."""
+    for job in await KeptJobs(broker).read():
+        if job.job_id and not (job.stopped or job.over) and job.topics & set(topics):
+            raise SetupError(
+                "engine",
+                f"these streams run on Flink, as job {job.name}; say --engine flink, or stop it: python -m flink_jobs stop {job.name}",
+            )
 
 
 class _Key(msgspec.Struct):

@@ -21,6 +21,7 @@ from app.core.settings import Settings
 from app.decisions.handling import AgentWork
 from app.models.rules import RulesModel
 from app.serving.memory import MemoryStore
+from app.streams.kept_jobs import KeptJob, KeptJobs
 from app.worker import PARTS, Worker
 from features import fraud
 from features.records import OrderEvent
@@ -214,6 +215,39 @@ def test_worker_missing_or_other_topics_are_refused_at_start() -> None:
         others = [msgspec.structs.replace(spec, partitions=spec.partitions * 2) for spec in specs]
         with pytest.raises(SetupError, match="24 partitions, 12 are declared"):
             await (await process(clock, specs=others)).worker.run(asyncio.Event())
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize(
+    ("job", "refused"),
+    [
+        ({}, True),
+        ({"stopped": True}, False),
+        ({"over": True}, False),
+        ({"job_id": ""}, False),
+        ({"name": "raw.others"}, False),
+    ],
+)
+def test_worker_does_not_run_streams_that_run_on_flink(job: dict[str, Any], refused: bool) -> None:
+    """Each would raise the alerts of the other again, and both would write the same tables."""
+    running: dict[str, Any] = {
+        "name": "raw.orders+raw.payments",
+        "job_id": "1",
+        "generation": 1,
+        "group": "g",
+        "parallelism": 1,
+    }
+
+    async def main(clock: Clock) -> None:
+        made, stopping = await process(clock, parts=["streams"]), asyncio.Event()
+        await KeptJobs(made.broker).write(KeptJob(pipelines={}, **(running | job)))
+        stopping.set()
+        if refused:
+            with pytest.raises(SetupError, match=r"python -m flink_jobs stop raw\.orders\+raw\.payments"):
+                await made.worker.run(stopping)
+        else:
+            await made.worker.run(stopping)
 
     run_virtual(main, START_MS)
 
