@@ -93,7 +93,7 @@ class Coordinator:
         wanted = list(places)
         try:
             async with asyncio.timeout(GROUP_SECONDS):
-                found = await self._library.fetchcommitted_offsets(client_places(wanted))
+                found = await self._library.fetch_committed_offsets(client_places(wanted))
         except TimeoutError:
             raise Unavailable(f"group {self._group} had no answer for {GROUP_SECONDS:.0f} s") from None
         except (KafkaError, OSError) as error:
@@ -122,4 +122,5 @@ def _ended(metadata: str) -> str:
 
 
 def committed_of(found: OffsetAndMetadata) -> CommittedOffset:
+    """What was committed, by whichever client."""
     return CommittedOffset(found.offset, (found.metadata or "").removesuffix("\0"))
