@@ -102,11 +102,12 @@ def variables(addresses: Addresses) -> dict[str, str]:
     return {**os.environ, **{name: address for name, address in named.items() if address}}
 
 
-def submit(job: str, addresses: Addresses) -> None:
-    """Gives a job of the application to the cluster, and waits until it runs; ends the benchmark when it does not."""
-    done = subprocess.run([sys.executable, "-m", "flink_jobs", "submit", job], env=variables(addresses), check=False)
-    if done.returncode:
-        raise SystemExit(f"error: {job}: was not taken; the line above says why")
+def submit(addresses: Addresses, *jobs: str) -> None:
+    """Gives jobs of the application to the cluster, all unless some are named, and waits until they run; ends the benchmark when
+    one does not."""
+    command = [sys.executable, "-m", "flink_jobs", "submit", *jobs]
+    if subprocess.run(command, env=variables(addresses), check=False).returncode:
+        raise SystemExit("error: a job was not taken; the line above says why")
 
 
 def broker_at(address: str) -> KafkaBroker:

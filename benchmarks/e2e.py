@@ -37,7 +37,6 @@ from app.core.settings import Settings
 from app.decisions.record import DECISIONS, HOPS, DecisionRecord
 from app.local.services import FLINK_SERVICES, Addresses
 from app.models.rules import RulesModel, lognormal_seconds
-from app.streams.kept_jobs import TOPIC as KEPT_JOBS
 from app.streams.outputs import derived_id
 from app.worker import Worker
 from benchmarks import common
@@ -48,9 +47,6 @@ WARM_UP_S = 15.0
 
 PROBES_PER_S = 20
 PROBE_LIMIT_S = 2.0
-
-FRAUD_JOB = "raw.orders+raw.payments"
-"""The topics that the fraud streams read: the name of their job on Flink."""
 
 FAILED = 1
 """Exit code of a run that lost or doubled a decision."""
@@ -245,14 +241,11 @@ async def measure(addresses: Addresses, load: Load, engine: Engine) -> dict[str,
     store_address, model_ms = addresses.redis_socket, load.model_ms
     broker = common.broker_at(addresses.kafka)
     admin = broker.admin()
-    specs = app.topics.all()
-    if engine is Engine.FLINK:
-        specs.append(KEPT_JOBS)  # at once: a broker that makes hundreds of logs is seconds late to know one more topic
-    await admin.create(specs)
+    await admin.create(app.topics.all())
     await admin.close()
     probe, run = Probe(store_address), f"e{SystemClock().now_ms() % 10**9}"
     if engine is Engine.FLINK:
-        await asyncio.to_thread(common.submit, FRAUD_JOB, addresses)
+        await asyncio.to_thread(common.submit, addresses)
     with worker_process(addresses.kafka, store_address, model_ms, engine):
         common.say("waiting until the worker serves features")
         await ready(broker, store_address)

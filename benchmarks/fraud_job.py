@@ -37,7 +37,6 @@ from app.local import services
 from app.local.flink import ask
 from app.local.services import FLINK_SERVICES, Addresses
 from benchmarks import common
-from benchmarks.e2e import FRAUD_JOB
 from benchmarks.fraud_load import ALERTS, VIEWS, WINDOW_MS, Load, counted, publish, written
 from flink_jobs.child import LOG, prepare
 from flink_jobs.cluster import root_cause
@@ -48,6 +47,9 @@ PREFIX = "tutorial."
 
 BEGUN_MS = 3_600_000
 """So long before now the events begin, so that the heartbeats behind them are no future."""
+
+FRAUD_JOB = "raw.orders+raw.payments"
+"""The topics that the fraud streams read: the name of their job on Flink."""
 
 HEAP_MB = "3072"
 
@@ -92,7 +94,7 @@ def started(form: Form, addresses: Addresses) -> Iterator[int]:
             raise RuntimeError(f"the worker ended with {code}")
         return
     if form is Form.FLINK:
-        common.submit(FRAUD_JOB, addresses)
+        common.submit(addresses, FRAUD_JOB)
     else:
         submit_tutorial(addresses, "thread" if form is Form.TUTORIAL_THREAD else "process")
     (pid,) = (each.pid for each in services.status(common.directory()) if each.name == FLINK_SERVICES[1])

@@ -21,9 +21,9 @@ from app.streams.outputs import topics_of
 from app.streams.sql import jobs_of
 from benchmarks import fraud_load
 from benchmarks.common import percentiles
-from benchmarks.e2e import FRAUD_JOB, DecisionLog
+from benchmarks.e2e import DecisionLog
 from benchmarks.engine import Load, counted, declared, record_of, written
-from benchmarks.fraud_job import Sample, cpu_seconds, figures
+from benchmarks.fraud_job import FRAUD_JOB, Sample, cpu_seconds, figures
 
 START_MS = 1_800_000_000_000
 NOTHING = msgspec.Raw(b"{}")
