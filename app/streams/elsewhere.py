@@ -11,7 +11,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from app.broker.base import Admin, Broker
+from app.broker.base import Broker, CommittedOffset
 from app.core.clock import Clock
 from app.core.errors import Unavailable
 from app.core.notices import Notices
@@ -80,18 +80,21 @@ class Elsewhere:
             while True:
                 await asyncio.sleep(PROGRESS_S)
                 noted = await self._noted()
+                computed = {name: computing(noted, name, fingerprint(view)) for name, view in self._views.items()}
+                asked = {job.label: job for jobs in computed.values() for job in jobs}
+                try:
+                    asked_ms = self._clock.now_ms()
+                    ends = await reader.end_offsets(self.gates.places)
+                    read = {
+                        label: await admin.group_offsets(job.group, list(job.topics)) for label, job in asked.items()
+                    }
+                except Unavailable as error:
+                    self._notices.tell("progress", f"the progress of features is not known: {error}")
+                    continue
                 for name, view in self._views.items():
-                    topic = view.stream.source.spec.name
-                    jobs = computing(noted, name, fingerprint(view))
-                    places = [place for place in self.gates.places if place.topic == topic] if jobs else []
-                    try:
-                        asked_ms = self._clock.now_ms()
-                        ends = await reader.end_offsets(places)
-                        done = await _done(admin, jobs, topic)
-                    except Unavailable as error:
-                        self._notices.tell("progress", f"the progress of features is not known: {error}")
-                        continue
-                    for place in places:
+                    jobs, topic = computed[name], view.stream.source.spec.name
+                    done = _foremost([read[job.label] for job in jobs])
+                    for place in [place for place in ends if place.topic == topic] if jobs else []:
                         self._as_of[name, place].learn_end(asked_ms, ends[place])
                         as_of_ms = self._as_of[name, place].at(done.get(place, 0))
                         if as_of_ms > max(self._told.get((name, place), 0), _whole_ms(jobs, view, place)):
@@ -105,12 +108,12 @@ class Elsewhere:
                 await close()
 
 
-async def _done(admin: Admin, jobs: Sequence[KeptJob], topic: str) -> dict[TopicPartition, int]:
-    """Where the foremost of these jobs is in each partition: tiles of one declaration are the same, whoever made them."""
+def _foremost(read: Sequence[Mapping[TopicPartition, CommittedOffset]]) -> dict[TopicPartition, int]:
+    """Where the foremost of some jobs is in each partition: tiles of one declaration are the same, whoever made them."""
     found: dict[TopicPartition, int] = {}
-    for job in jobs:
-        for place, committed in (await admin.group_offsets(job.group, [topic])).items():
-            found[place] = max(committed.offset, found.get(place, 0))
+    for committed in read:
+        for place, one in committed.items():
+            found[place] = max(one.offset, found.get(place, 0))
     return found
 
 

@@ -337,6 +337,8 @@ async def test_group_offsets_are_what_anybody_has_committed(cluster: Cluster) ->
     await member.consumer.commit({member.held(TopicPartition(topic, 1)): CommittedOffset(7, "mark")})
     admin = cluster.broker.admin()
     assert {TopicPartition(topic, 1): CommittedOffset(7, "mark")} == await admin.group_offsets(group, [topic, other])
+    await member.consumer.commit({member.held(TopicPartition(topic, 1)): CommittedOffset(9, "")})
+    assert {TopicPartition(topic, 1): CommittedOffset(9, "")} == await admin.group_offsets(group, [topic])
     assert {} == await admin.group_offsets(group, [other])
     assert {} == await admin.group_offsets(cluster.unique("nobody"), [topic])
     await admin.close()

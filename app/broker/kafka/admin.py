@@ -1,5 +1,6 @@
 """Topics on a Kafka cluster: create, describe, list, delete; and who may use them."""
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,8 @@ class KafkaAdmin:
     def __init__(self, cluster: Cluster, replication: int) -> None:
         self._cluster = cluster
         self._replication = replication
+        self._members: dict[str, Client] = {}
+        """Of the groups that were asked about; each has joined nothing."""
 
     async def brokers(self) -> int:
         return await self._cluster.ask(_brokers)
@@ -107,14 +110,18 @@ class KafkaAdmin:
             ]
             if not places:
                 return {}
-            client = Client(self._cluster.settings(group_id=group, enable_auto_commit=False))
+            client = self._members.pop(group, None)
+            if client is None:
+                client = Client(self._cluster.settings(group_id=group, enable_auto_commit=False))
             try:
                 found = client.committed(places, timeout=ANSWER_SECONDS)
-            finally:
+                for one in found:
+                    if one.error is not None:
+                        raise KafkaException(one.error)
+            except KafkaException:
                 client.close()
-            for one in found:
-                if one.error is not None:
-                    raise KafkaException(one.error)
+                raise
+            self._members[group] = client
             return {
                 TopicPartition(one.topic, one.partition): CommittedOffset(one.offset, one.metadata or "")
                 for one in found
@@ -150,7 +157,9 @@ class KafkaAdmin:
         await self._cluster.ask(call)
 
     async def close(self) -> None:
-        """Nothing to end: the admin client is the cluster's."""
+        """The admin client is the cluster's, and goes on."""
+        while self._members:
+            await asyncio.to_thread(self._members.popitem()[1].close)
 
 
 def _binding(user: str, right: Right) -> AclBinding:
