@@ -290,9 +290,7 @@ class Worker:
     def _make_streams(self) -> Run:
         sources, pipelines = list(self._app.sources.values()), self._app.pipelines
         if self._settings.engine == "flink":
-            elsewhere = Elsewhere(self._broker, sources, pipelines, self._clock, STREAMS_GROUP)
-            self.engine = elsewhere.gates
-            return elsewhere.run
+            return Elsewhere(self._broker, sources, pipelines, self._clock, STREAMS_GROUP).run
         self.engine = Engine(self._broker, sources, pipelines, self._clock, STREAMS_GROUP)
         return self.engine.run
 

@@ -11,9 +11,11 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import anyio
+
 from app.broker.base import Broker, CommittedOffset
 from app.core.clock import Clock
-from app.core.errors import Unavailable
+from app.core.errors import Unavailable, cause_of
 from app.core.notices import Notices
 from app.core.record import TopicPartition
 from app.streams.as_of import AsOf
@@ -32,40 +34,62 @@ class Elsewhere:
     def __init__(
         self, broker: Broker, sources: Sequence[Source], pipelines: Mapping[str, Pipeline], clock: Clock, group: str
     ) -> None:
-        self.gates = Engine(broker, sources, {}, clock, group)
         self._broker = broker
         self._clock = clock
+        self._group = group
+        self._sources = {source.spec.name: source for source in sources}
+        self._gates: Engine | None = None
         self._jobs = KeptJobs(broker)
-        self._topics = {stream.source.spec.name for one in pipelines.values() for stream in streams_of(one)}
+        self._streamed = {stream.source.spec.name for one in pipelines.values() for stream in streams_of(one)}
         self._views = {name: one for name, one in pipelines.items() if isinstance(one, LivePipeline)}
         self._as_of = defaultdict[tuple[str, TopicPartition], AsOf](AsOf)
         self._told: dict[tuple[str, TopicPartition], int] = {}
         self._notices = Notices(logger, logging.WARNING)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """As `Engine.run`. It begins when jobs are noted for all topics: before that what lies in the group is for them to take over."""
-        async with asyncio.TaskGroup() as tasks:
-            telling = tasks.create_task(self._tell_progress())
-            if await self._until_noted(stopping):
-                await self.gates.run(stopping)
-            telling.cancel()
+        """As `Engine.run`. The gate of a topic begins when a job is noted that reads it: before that what lies in the group is for
+        that job to take over."""
+        judged: frozenset[str] = frozenset()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                telling = tasks.create_task(self._tell_progress())
+                while not stopping.is_set():
+                    others = asyncio.Event()
+                    looking = tasks.create_task(self._until_others(judged, stopping, others))
+                    if judged:
+                        sources = [self._sources[topic] for topic in sorted(judged)]
+                        self._gates = Engine(self._broker, sources, {}, self._clock, self._group)
+                        await self._gates.run(others)
+                    judged = await looking
+                telling.cancel()
+        except BaseExceptionGroup as group:
+            raise cause_of(group) from None
 
-    async def _until_noted(self, stopping: asyncio.Event) -> bool:
-        """False where it is to stop before."""
-        while not stopping.is_set():
-            if self._topics <= {topic for job in await self._noted() for topic in job.topics}:
-                return True
-            self._notices.tell(
-                "jobs", "the streams have no jobs on Flink yet; submit them: python -m flink_jobs submit"
+    async def _until_others(
+        self, judged: frozenset[str], stopping: asyncio.Event, others: asyncio.Event
+    ) -> frozenset[str]:
+        """Sets `others` when the topics to judge are not these any more, or it is to stop; returns them."""
+        found = judged
+        while found == judged and not stopping.is_set():
+            noted = {topic for job in await self._noted() for topic in job.topics}
+            found = judged | frozenset(
+                topic for topic in self._sources if topic in noted or topic not in self._streamed
             )
-            try:
-                await asyncio.wait_for(stopping.wait(), PROGRESS_S)
-            except TimeoutError:
-                continue
-        return False
+            missing = sorted(self._streamed - found)
+            if missing:
+                self._notices.tell(
+                    "jobs",
+                    f"{', '.join(missing)}: no job on Flink reads it yet, and nobody judges its records; submit it: "
+                    "python -m flink_jobs submit",
+                )
+            if found == judged:
+                with anyio.move_on_after(PROGRESS_S):
+                    await stopping.wait()
+        others.set()
+        return found
 
     async def _noted(self) -> list[KeptJob]:
-        """None where nobody answers."""
+        """All of them; none where nobody answers."""
         try:
             return await self._jobs.read()
         except Unavailable as error:
@@ -84,7 +108,7 @@ class Elsewhere:
                 asked = {job.label: job for jobs in computed.values() for job in jobs}
                 try:
                     asked_ms = self._clock.now_ms()
-                    ends = await reader.end_offsets(self.gates.places)
+                    ends = await reader.end_offsets(self._gates.places if self._gates else [])
                     read = {
                         label: await admin.group_offsets(job.group, list(job.topics)) for label, job in asked.items()
                     }

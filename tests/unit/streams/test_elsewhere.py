@@ -2,21 +2,23 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
 from app.broker.base import Assignment, CommittedOffset
-from app.broker.memory import MemoryBroker
+from app.broker.memory import Fault, MemoryBroker
 from app.core.clock import Clock, ManualClock, run_virtual
+from app.core.errors import Unavailable
 from app.core.record import TopicPartition
 from app.streams.elsewhere import Elsewhere
 from app.streams.kept_jobs import TOPIC, KeptJob, KeptJobs
 from app.streams.outputs import topics_of
-from app.streams.pipelines import fingerprint, pipelines_in
+from app.streams.pipelines import Pipeline, Source, fingerprint, pipelines_in
 from app.streams.takeover import Takeover
-from features import fraud
+from features import fraud, fraud_patterns
 
 START_MS = 1_800_000_000_000
 GROUP, FLINK = "test.streams", "test.flink"
@@ -53,17 +55,19 @@ def progress_in(broker: MemoryBroker) -> list[dict[str, int]]:
     return [json.loads(record.value or b"") for record in records]
 
 
-async def beside_flink(clock: Clock, *jobs: KeptJob) -> tuple[MemoryBroker, Flink, Elsewhere]:
+async def beside_flink(
+    clock: Clock, *jobs: KeptJob, sources: Sequence[Source] = (fraud.orders.source,), **others: Pipeline
+) -> tuple[MemoryBroker, Flink, Elsewhere]:
     """A broker with one good and one bad order, jobs as they are noted, and what a worker does beside them."""
     broker = MemoryBroker(ManualClock(START_MS + 10**9))
-    await broker.admin().create([*topics_of([fraud.orders.source], PIPELINES), TOPIC])
+    await broker.admin().create([*topics_of(sources, PIPELINES | others), TOPIC])
     flink, kept = Flink(broker), KeptJobs(broker)
     await flink.start()
     broker.append("raw.orders", ORDER, b"u1", 0, START_MS, ())
     broker.append("raw.orders", b"{", b"u1", 0, START_MS, ())
     for job in jobs:
         await kept.write(job)
-    return broker, flink, Elsewhere(broker, [fraud.orders.source], PIPELINES, clock, GROUP)
+    return broker, flink, Elsewhere(broker, sources, PIPELINES | others, clock, GROUP)
 
 
 def noted(**changes: Any) -> KeptJob:
@@ -153,6 +157,51 @@ def test_elsewhere_gates_wait_until_a_job_is_noted(caplog: pytest.LogCaptureFixt
             await asyncio.sleep(5)
             stopping.set()
         assert 2 == broker.groups[GROUP].committed[PLACE].offset
-        assert "submit them: python -m flink_jobs submit" in caplog.text
+        assert "raw.orders: no job on Flink reads it yet" in caplog.text
+
+    run_virtual(main, START_MS)
+
+
+def test_elsewhere_a_topic_without_a_job_keeps_no_other_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    """The features of the orders stay fresh while nobody has submitted the job of the payments yet; its gate begins when somebody has."""
+
+    async def main(clock: Clock) -> None:
+        sources = fraud.orders.source, fraud_patterns.payments.source
+        failed = pipelines_in(fraud_patterns)["failed_payments"]
+        broker, flink, elsewhere = await beside_flink(clock, noted(), sources=sources, failed_payments=failed)
+        payments = TopicPartition("raw.payments", 0)
+        broker.append("raw.payments", b"{", b"u1", 0, START_MS, ())
+        stopping = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(elsewhere.run(stopping))
+            await asyncio.sleep(5)
+            await flink.commit(2)
+            await asyncio.sleep(5)
+            assert 2 == broker.groups[GROUP].committed[PLACE].offset
+            assert payments not in broker.groups[GROUP].committed
+            assert progress_in(broker)
+            assert "raw.payments: no job on Flink reads it yet" in caplog.text
+            told = len(progress_in(broker))
+            await KeptJobs(broker).write(noted(name="raw.payments", pipelines={}))
+            await asyncio.sleep(5)
+            stopping.set()
+        assert 1 == broker.groups[GROUP].committed[payments].offset
+        assert 1 == len(broker.logs[TopicPartition("raw.payments.dead", 0)])
+        assert told < len(progress_in(broker)), "the orders go on"
+
+    run_virtual(main, START_MS)
+
+
+def test_elsewhere_says_an_outage_as_the_engine_does() -> None:
+    """A worker begins a part anew that raises `Unavailable`, and ends with everything else."""
+
+    async def main(clock: Clock) -> None:
+        broker, _, elsewhere = await beside_flink(clock, noted())
+        running = asyncio.create_task(elsewhere.run(asyncio.Event()))
+        await asyncio.sleep(3)
+        broker.plan(Fault("commit", "fail", Unavailable("memory://: away")))
+        broker.append("raw.orders", ORDER, b"u1", 0, START_MS, ())
+        with pytest.raises(Unavailable, match="away"):
+            await running
 
     run_virtual(main, START_MS)
