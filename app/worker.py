@@ -23,10 +23,11 @@ from typing import Any, cast
 import anyio
 
 from app.application import STREAMS_GROUP, App
-from app.broker.base import Broker, Producer
+from app.broker.base import Broker, CommittedOffset, Producer
 from app.broker.publisher import Publisher
 from app.core.clock import Clock
 from app.core.errors import HeadraceError, SetupError, Unavailable, cause_of
+from app.core.record import TopicPartition
 from app.core.settings import ACTION_URL_PREFIX, Settings
 from app.decisions.actions import HANDLER_SECONDS, RETRY, ActionsWork
 from app.decisions.agent import Agent
@@ -50,6 +51,7 @@ from app.streams.elsewhere import Elsewhere
 from app.streams.engine import Engine
 from app.streams.generations import known_generations
 from app.streams.kept_jobs import require_no_job
+from app.streams.left_by_jobs import left_by_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +120,7 @@ class Worker:
         self._dispatchers: dict[str, Dispatcher] = {}
         """The last one of each group."""
         self._abandoned_before = 0
+        self._left: dict[TopicPartition, CommittedOffset] = {}
         if ("features" in parts) != ("agents" in parts) and store.address.startswith("memory://"):
             raise SetupError("store", "memory:// is seen by one process only; features and agents must both run in it")
         self._require_fitting_times()
@@ -185,6 +188,7 @@ class Worker:
             await self._require_topics()
             if "streams" in self._parts and self._settings.engine == "asyncio":
                 await require_no_job(self._broker, self._app.sources)
+                self._left = await left_by_jobs(self._broker, self._app.sources)
             if set(self._parts) != {"features"}:  # which only reads: a producer needs the right to write somewhere
                 await self._producer.start()
             if {"features", "agents"} & set(self._parts):
@@ -291,7 +295,7 @@ class Worker:
         sources, pipelines = list(self._app.sources.values()), self._app.pipelines
         if self._settings.engine == "flink":
             return Elsewhere(self._broker, sources, pipelines, self._clock, STREAMS_GROUP).run
-        self.engine = Engine(self._broker, sources, pipelines, self._clock, STREAMS_GROUP)
+        self.engine = Engine(self._broker, sources, pipelines, self._clock, STREAMS_GROUP, self._left)
         return self.engine.run
 
     def _make_features(self) -> Run:

@@ -172,7 +172,7 @@ def _row(one: "Listed", now_ms: int) -> tuple[object, ...]:
 def stop(
     names: NamesArgument = None, app: AppOption = DEFAULT_APP, broker: BrokerOption = None, flink: FlinkOption = None
 ) -> None:
-    """Stop jobs with a savepoint each; `submit` goes on from there. Also those that are no more declared.
+    """Stop jobs with a savepoint each; `submit` goes on from there. Also those that are no more declared, or have ended by themselves.
 
     Example: `python -m flink_jobs stop raw.orders`
     """
@@ -180,7 +180,7 @@ def stop(
     async def work() -> None:
         async with opened(app, broker, flink) as (jobs, _):
             for name in names or jobs.named([]):
-                output.line(f"{name}: stopped, {await jobs.stop(name)}")
+                output.line(f"{name}: stopped, {await jobs.stop(name) or 'and no checkpoint of it is known'}")
 
     asyncio.run(work())
 

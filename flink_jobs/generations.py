@@ -216,9 +216,13 @@ class Generations:
         return ""
 
     async def stop(self, job: KeptJob) -> KeptJob:
-        """Stops a job with a savepoint, and notes so. Raises: Rejected where no savepoint can be taken; Unavailable."""
-        path = await self.cluster.stop(job.job_id)
-        await self._until_ended(job.job_id)
+        """Stops a job with a savepoint, and notes so; of one that has ended its last checkpoint. Raises: Rejected where no savepoint
+        can be taken; Unavailable."""
+        if is_alive(await self.status(job)):
+            path = await self.cluster.stop(job.job_id)
+            await self._until_ended(job.job_id)
+        else:
+            path = await asyncio.to_thread(newest_checkpoint, job)
         ends = await self._predecessors.ends(job.topics)
         return await self._change(job, checkpoint=path, stopped=True, ends=ends)
 

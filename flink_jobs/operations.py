@@ -81,14 +81,17 @@ class Jobs:
         return await self.submit(name, submitter)
 
     async def stop(self, name: str) -> str:
-        """Stops a job with a savepoint, from which `submit` goes on; returns its path. One that is about to take over is ended.
+        """Stops a job with a savepoint, from which `submit` goes on; returns its path. One that is about to take over is ended, and one
+        that has ended is noted as stopped: its last checkpoint counts, empty where none is known.
 
-        Raises: SetupError when it does not run.
+        Raises: SetupError when none of the name is noted that somebody has not stopped.
         """
-        for job in await self._all.kept.read():
-            if job.name == name and job.holds and not job.over:
+        jobs = [job for job in await self._all.kept.read() if job.name == name and not job.over]
+        for job in jobs:
+            if job.holds:
                 await self._all.retire(job)
-        return _the_last(name, [(await self._all.stop(job)).checkpoint for job in await self._alive(name)])
+        standing = [job for job in jobs if job.job_id and not (job.holds or job.stopped)]
+        return _the_last(name, [(await self._all.stop(job)).checkpoint for job in standing])
 
     async def savepoint(self, name: str) -> str:
         """Takes a savepoint of a job that goes on; returns its path. Raises: SetupError when it does not run."""

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from app.application import STREAMS_GROUP
-from app.broker.base import Broker, CommittedOffset, Reader
+from app.broker.base import Broker, CommittedOffset
 from app.core.record import TopicPartition
-from app.streams.gate import LATEST_MS
 from app.streams.kept_jobs import KeptJob
+from app.streams.left_by_jobs import largest_times, offsets_of
 from app.streams.pipelines import Pipeline, Source, fingerprint, streams_of
 from app.streams.restore import CommitMark, parse_mark
 from app.streams.takeover import ByPartition, Takeover, goes_by_all_partitions, read_back_ms, remembered_ms
@@ -46,7 +46,7 @@ class Predecessors:
     async def asyncio_was_last(self, topics: Collection[str], jobs: Sequence[KeptJob]) -> bool:
         """Whether the asyncio engine has gone on behind where these jobs have ended, in any partition. Gates alone commit too,
         but nothing of pipelines. Raises: Unavailable, Rejected."""
-        return bool(await self._by_asyncio(topics, await self._by_flink(topics, jobs)))
+        return bool(await self._by_asyncio(topics, await offsets_of(self._broker, topics, jobs)))
 
     async def position(self, pipelines: Mapping[str, Pipeline], job: KeptJob) -> ByPartition:
         """Where a job is in the topics of these pipelines, as of its last checkpoint. Raises: Unavailable, Rejected."""
@@ -55,7 +55,9 @@ class Predecessors:
             begun = await reader.beginning_offsets(_places(sources))
         finally:
             await reader.close()
-        return _by_topic(sources, begun | await self._by_flink([source.spec.name for source in sources], [job]))
+        return _by_topic(
+            sources, begun | await offsets_of(self._broker, [source.spec.name for source in sources], [job])
+        )
 
     async def ends(self, topics: Collection[str]) -> ByPartition:
         """Where topics end now; nothing of those that are gone. Raises: Unavailable, Rejected."""
@@ -124,7 +126,7 @@ class Predecessors:
         self, sources: Sequence[Source], jobs: Sequence[KeptJob]
     ) -> tuple[dict[TopicPartition, Ended], list[CommitMark]]:
         topics = [source.spec.name for source in sources]
-        flink = await self._by_flink(topics, jobs)
+        flink = await offsets_of(self._broker, topics, jobs)
         asyncio = await self._by_asyncio(topics, flink if jobs else None)
         marks = {place: parse_mark(committed) or UNKNOWN for place, committed in asyncio.items()}
         reader = self._broker.reader()
@@ -154,21 +156,6 @@ class Predecessors:
         }
         return ended, list(marks.values())
 
-    async def _by_flink(self, topics: Collection[str], jobs: Sequence[KeptJob]) -> dict[TopicPartition, int]:
-        found: dict[TopicPartition, int] = {}
-        admin = self._broker.admin()
-        try:
-            for job in jobs:
-                for place, committed in (await admin.group_offsets(job.group, list(topics))).items():
-                    found[place] = max(committed.offset, found.get(place, 0))
-                for topic, offsets in job.takeover.offsets.items() if job.takeover and not job.holds else ():
-                    for place, offset in ((TopicPartition(topic, at), offset) for at, offset in enumerate(offsets)):
-                        if topic in topics:  # before that it says nothing, however far it has come
-                            found[place] = max(offset, found.get(place, 0))
-        finally:
-            await admin.close()
-        return found
-
     async def _by_asyncio(
         self, topics: Collection[str], flink: Mapping[TopicPartition, int] | None
     ) -> dict[TopicPartition, CommittedOffset]:
@@ -183,19 +170,8 @@ class Predecessors:
         return {
             place: committed
             for place, committed in found.items()
-            if committed.offset > flink.get(place, 0) and (mark := parse_mark(committed)) and mark.tables
+            if committed.offset > flink.get(place, 0) and (mark := parse_mark(committed)) and not mark.is_gate
         }
-
-
-async def largest_times(reader: Reader, bounds: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-    """The largest record time before an offset of each partition, in ms; -1 where there is none. By halves: a time is reached
-    before the offset when the first record of that time or a later one lies there. Raises: Unavailable."""
-    low, high = dict.fromkeys(bounds, -1), dict.fromkeys(bounds, LATEST_MS + 1)
-    while asked := {place: (low[place] + high[place]) // 2 for place in bounds if high[place] - low[place] > 1}:
-        for place, offset in (await reader.offsets_for_times(asked)).items():
-            side = low if offset < bounds[place] else high
-            side[place] = asked[place]
-    return low
 
 
 def _sources(pipelines: Mapping[str, Pipeline]) -> list[Source]:

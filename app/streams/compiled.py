@@ -32,6 +32,7 @@ from app.streams.pipelines import (
     fingerprint,
     kept_of,
     raised_by,
+    streams_of,
     table_of,
 )
 from app.streams.python import compile_topic, memories_of, once_name, once_rules, streams_on
@@ -296,3 +297,14 @@ def _parsers(pipeline: WindowedPipeline) -> tuple[Callable[[bytes], Place], Call
 def _json_type(accumulator: Accumulator) -> Any:
     exact = Decimal if accumulator.kind is Kind.MONEY else int
     return exact if accumulator.how == "sum" else exact | None
+
+
+def joined_topics(topics: Mapping[str, CompiledTopic]) -> dict[str, tuple[str, ...]]:
+    """For each topic those that are joined with it, at first or second hand, and itself: they are read together."""
+    groups = {topic: {topic} for topic in topics}
+    for compiled in topics.values():
+        for pipeline in compiled.pipelines.values():
+            together = set().union(*(groups[stream.source.spec.name] for stream in streams_of(pipeline)))
+            for topic in together:
+                groups[topic] = together
+    return {topic: tuple(sorted(group)) for topic, group in groups.items()}

@@ -21,7 +21,8 @@ from app.core.durations import format_duration
 from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, Unavailable, cause_of
 from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
-from app.streams.compiled import CompiledTopic, TableCodec, load_topic
+from app.streams.compiled import CompiledTopic, TableCodec, joined_topics, load_topic
+from app.streams.left_by_jobs import go_on_at
 from app.streams.mending import Tail, gone, mend_tail, read_tails
 from app.streams.outputs import late_reference
 from app.streams.pipelines import Pipeline, Source, reads, streams_of
@@ -65,15 +66,22 @@ class _Commit(NamedTuple):
 
 
 class Engine:
-    """Runs pipelines as one member of a consumer group. One `run` an object."""
+    """Runs pipelines as one member of a consumer group. One `run` an object. left: by others who ran them before, see `left_by_jobs`."""
 
     def __init__(
-        self, broker: Broker, sources: Sequence[Source], pipelines: Mapping[str, Pipeline], clock: Clock, group: str
+        self,
+        broker: Broker,
+        sources: Sequence[Source],
+        pipelines: Mapping[str, Pipeline],
+        clock: Clock,
+        group: str,
+        left: Mapping[TopicPartition, CommittedOffset] = {},
     ) -> None:
         self.statistics = EngineStatistics()
         self._broker = broker
         self._clock = clock
         self._group = group
+        self._left = left
         self._topics = compile_all(sources, pipelines)
         self._joined = joined_topics(self._topics)
         self._states: dict[TopicPartition, PartitionState] = {}
@@ -394,12 +402,13 @@ class Engine:
         if waiting:
             logger.info("%s waits for what it is joined with, which another worker still has", waiting)
         places = [place for unit in whole for place in unit]
-        committed = await self._consumer.committed([*places, *waiting])
+        found = await self._consumer.committed([*places, *waiting])
+        committed = {place: go_on_at(one, self._left.get(place)) for place, one in found.items()}
         beginnings = await self._reader.beginning_offsets(places)
         for unit in whole:
             for state in await restore(self._topics, {place: committed[place] for place in unit}, self._reader):
                 self._begin(state, committed[state.place], beginnings[state.place])
-            if len(unit) > 1:  # some of them may have waited, or have been read before
+            if len(unit) > 1 or committed != found:  # some of them may have waited, or have been read before
                 for place in unit:
                     await self._consumer.seek(place, self._states[place].position)
                 self._consumer.resume(unit)
@@ -454,17 +463,6 @@ class Engine:
     def _units_of(self, assignments: Sequence[Assignment]) -> list[TopicPartition]:
         """The partitions, and those that are joined with them."""
         return list(dict.fromkeys(place for assignment in assignments for place in self._unit(assignment.place)))
-
-
-def joined_topics(topics: Mapping[str, CompiledTopic]) -> dict[str, tuple[str, ...]]:
-    """For each topic those that are joined with it, at first or second hand, and itself: they are read together."""
-    groups = {topic: {topic} for topic in topics}
-    for compiled in topics.values():
-        for pipeline in compiled.pipelines.values():
-            together = set().union(*(groups[stream.source.spec.name] for stream in streams_of(pipeline)))
-            for topic in together:
-                groups[topic] = together
-    return {topic: tuple(sorted(group)) for topic, group in groups.items()}
 
 
 def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) -> dict[str, CompiledTopic]:

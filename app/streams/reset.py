@@ -93,7 +93,7 @@ def _without(name: str, committed: CommittedOffset) -> str:
             ) from None
     assert mark is not None
     tables = {other: table for other, table in mark.tables.items() if other != name}
-    return encode_mark(CommitMark(mark.reached_ms, tables, mark.is_last))
+    return encode_mark(msgspec.structs.replace(mark, tables=tables))
 
 
 async def empty(broker: Broker, spec: TopicSpec) -> None:

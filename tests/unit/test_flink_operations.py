@@ -15,7 +15,7 @@ from app.core.errors import SetupError
 from app.core.record import TopicPartition
 from app.streams.aggregates import Aggregate
 from app.streams.graph import count
-from app.streams.kept_jobs import TOPIC, KeptJob
+from app.streams.kept_jobs import TOPIC, KeptJob, require_no_job
 from app.streams.pipelines import Pipeline, fingerprint, pipelines_in
 from app.streams.restore import CommitMark, TableMark, encode_mark
 from app.streams.sql import Settings, jobs_of
@@ -327,6 +327,20 @@ async def test_jobs_list_and_stop_know_what_is_declared_no_more(setting: Setting
     assert [(PAYMENTS, False, True), (ORDERS, True, False)] == listed
     assert "savepoint-1" == await jobs.stop(ORDERS)
     assert [] == setting.cluster.names()
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_stop_of_a_job_that_has_ended_notes_its_last_checkpoint(setting: Setting, known: bool) -> None:
+    """Or workers could never run its streams themselves again: they are refused while a job is noted that nobody has stopped."""
+    await setting.noted(job_id=setting.cluster.add(f"{ORDERS}/1", "FAILED") if known else "gone")
+    with pytest.raises(SetupError, match="these streams run on Flink"):
+        await require_no_job(setting.broker, [ORDERS])
+    assert "chk-7" == await Jobs(setting.of(ORDER_RATE)).stop(ORDERS)
+    await require_no_job(setting.broker, [ORDERS])
+    with pytest.raises(SetupError, match="does not run"):
+        await Jobs(setting.of(ORDER_RATE)).stop(ORDERS)
+    await setting.submit(ORDER_RATE)
+    assert [(f"{ORDERS}/1", "chk-7")] == setting.cluster.submitted
 
 
 async def test_submit_where_the_asyncio_engine_was_goes_on_at_its_offsets(setting: Setting) -> None:

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from agents import app
-from app.application import App
+from app.application import STREAMS_GROUP, App
 from app.broker.memory import Fault, MemoryBroker
 from app.broker.topics import TopicSpec
 from app.core.clock import Clock, run_virtual
+from app.core.codec import encode
 from app.core.errors import BadRecord, SetupError, Unavailable
 from app.core.instants import instant
 from app.core.record import Record, TopicPartition
@@ -248,6 +249,34 @@ def test_worker_does_not_run_streams_that_run_on_flink(job: dict[str, Any], refu
                 await made.worker.run(stopping)
         else:
             await made.worker.run(stopping)
+
+    run_virtual(main, START_MS)
+
+
+def test_worker_goes_on_where_a_job_was_stopped() -> None:
+    """Its own gates had come further, and nobody has raised the alerts of what lies between."""
+
+    async def main(clock: Clock) -> None:
+        on_flink = msgspec.structs.replace(SETTINGS, engine="flink")
+        made, stopping = await process(clock, parts=["streams"], settings=on_flink), asyncio.Event()
+        job = KeptJob(name="raw.orders+raw.payments", generation=1, pipelines={}, group="g", parallelism=1, job_id="1")
+        await KeptJobs(made.broker).write(job)
+        made.broker.append("raw.orders", encode(order(clock, "o-1", "12000.00")), b"u-1", 0, clock.now_ms(), ())
+        running = asyncio.create_task(made.worker.run(stopping))
+        await asyncio.sleep(5)
+        stopping.set()
+        await running
+        assert [1] == [c.offset for c in made.broker.groups[STREAMS_GROUP].committed.values() if c.offset]
+        await KeptJobs(made.broker).write(msgspec.structs.replace(job, stopped=True))
+        after = Worker(
+            app, SETTINGS, broker=made.broker, store=MemoryStore(clock), model=None, clock=clock, parts=["streams"]
+        )
+        stopping = asyncio.Event()
+        running = asyncio.create_task(after.run(stopping))
+        await asyncio.sleep(5)
+        stopping.set()
+        await running
+        assert 1 == sum(len(log) for place, log in made.broker.logs.items() if place.topic == "processed.alerts")
 
     run_virtual(main, START_MS)
 

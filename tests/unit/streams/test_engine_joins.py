@@ -13,7 +13,8 @@ from app.broker.base import Assignment
 from app.broker.memory import MemoryBroker
 from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.record import TopicPartition
-from app.streams.engine import Engine, compile_all, joined_topics
+from app.streams.compiled import joined_topics
+from app.streams.engine import Engine, compile_all
 from app.streams.graph import Alert, Topic
 from app.streams.outputs import topics_of
 from app.streams.pipelines import Pipeline

@@ -13,13 +13,13 @@ from app.core.record import TopicPartition
 from app.streams.expressions import col
 from app.streams.graph import count
 from app.streams.kept_jobs import TOPIC, KeptJob, KeptJobs, computing, topics_of_job
+from app.streams.left_by_jobs import largest_times
 from app.streams.pipelines import Pipeline, pipelines_in
 from app.streams.sql import Job, Settings, compile_job
 from app.streams.takeover import Takeover, goes_by_all_partitions, read_back_ms, remembered_ms
 from features import fraud
 from features.fraud import HighValueOrder
 from features.records import order_events, payment_events
-from flink_jobs.predecessors import largest_times
 
 NOW = 1_800_000_000_000
 ORDERS, PAYMENTS = order_events.source.spec, payment_events.source.spec
