@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, NamedTuple
+from typing import Literal as OneOf
 
 import msgspec
 from hypothesis import strategies as st
@@ -27,6 +28,11 @@ class Sale(msgspec.Struct):
     items: Annotated[int, msgspec.Meta(ge=-1_000, le=1_000)]
     note: str
     gift: bool
+    weight: Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+    state: OneOf["new", "old", "it's"]
+    at: Moment
+    due: Moment
+    place: str = "here"
 
 
 class Flag(Alert, frozen=True):
@@ -34,6 +40,8 @@ class Flag(Alert, frozen=True):
     items: int
     note: str
     gift: bool
+    weight: float
+    at: Moment
 
 
 class Crowd(Alert, frozen=True):
@@ -58,7 +66,18 @@ class Maybe(Alert, frozen=True):
 TEXTS = ("", "a", "b", "it's", 'say "x"', "back\\slash", "zażółć", "line\nend", "{x}%s")
 DOLLARS = (0, 1, 20, 0.1, 12.5, Decimal("0.50"), Decimal("99.99"), Decimal(10_000))
 
-KINDS = {"price": Kind.MONEY, "items": Kind.INTEGER, "note": Kind.TEXT, "gift": Kind.BOOLEAN}
+NUMBERS = (0, 1.5, -0.25, 1e-3, 12)
+MOMENTS = ("2026-11-30T10:00:00Z", "2026-11-30T10:00:00.5Z", "2026-11-30T10:00:00.500001Z", "1999-12-31T23:59:59Z")
+
+KINDS = {
+    "price": Kind.MONEY,
+    "items": Kind.INTEGER,
+    "note": Kind.TEXT,
+    "gift": Kind.BOOLEAN,
+    "weight": Kind.NUMBER,
+    "at": Kind.TIME,
+}
+"""Of what alerts show."""
 
 
 class Planned(NamedTuple):
@@ -71,13 +90,18 @@ class Planned(NamedTuple):
 
 shops, sale_ids = st.sampled_from(["s1", "s:2", 'ş"3']), st.sampled_from(["1", "2", "a:b", "%3A", "\u0007"])
 sales = st.builds(
-    lambda *fields: dict(zip(Sale.__struct_fields__, fields, strict=True)),
+    lambda *fields: {n: v for n, v in zip(Sale.__struct_fields__, fields, strict=True) if v is not None},
     sale_ids,
     shops,
     st.sampled_from(["0", "0.01", "1", "12.5", "20.00", "99.99", "10000", "250000.07"]).map(Decimal),
     st.integers(-3, 40),
     st.sampled_from(TEXTS),
     st.booleans(),
+    st.sampled_from([0, 1, -1, 0.1, 0.25, 1e-7, 123456.789, -1e6]),
+    st.sampled_from(["new", "old", "it's"]),
+    st.sampled_from(MOMENTS),
+    st.sampled_from(MOMENTS),
+    st.sampled_from([None, "here", "there", ""]),
 )
 steps_ms = st.one_of(st.integers(0, 4_000), st.integers(-20_000, 60_000))
 edges_ms = st.sampled_from([0, 5_000, 5_000, 5_000, 10_000, 15_000, -5_000, -10_000, -15_000, 60_000, -60_000, 1])
@@ -114,9 +138,20 @@ def expressions(draw: st.DrawFn, kind: Kind, fields: Mapping[str, Kind], depth: 
         case Kind.INTEGER:
             number = literal(draw(st.integers(-3, 9))) if draw(st.booleans()) else inner(Kind.INTEGER)
             return Binary(draw(st.sampled_from("+-*")), inner(Kind.INTEGER), number)
+        case Kind.NUMBER:
+            of = draw(st.sampled_from([Kind.NUMBER, Kind.NUMBER, Kind.INTEGER]))
+            if of is Kind.INTEGER:
+                return inner(Kind.NUMBER) * inner(of)
+            number = literal(float(draw(st.sampled_from(NUMBERS)))) if draw(st.booleans()) else inner(of)
+            return Binary(draw(st.sampled_from("+-*")), inner(of), number)
         case Kind.TEXT:
             return Literal(draw(st.sampled_from(TEXTS)))
+        case Kind.TIME:  # there are no constants, and nothing is computed of them
+            return inner(kind)
     return draw(conditions(fields, depth))
+
+
+COMPARISONS = ["<", "<=", ">", ">=", "==", "!="]
 
 
 @st.composite
@@ -134,12 +169,16 @@ def conditions(draw: st.DrawFn, fields: Mapping[str, Kind], depth: int) -> Expre
         return ~inner(Kind.BOOLEAN)
     if way == "same":
         return inner(Kind.BOOLEAN) == draw(st.one_of(st.booleans(), st.builds(inner, st.just(Kind.BOOLEAN))))
-    kind = draw(st.sampled_from([Kind.MONEY, Kind.INTEGER, Kind.TEXT]))
-    constants = st.sampled_from({Kind.MONEY: DOLLARS, Kind.INTEGER: (-2, 0, 3, 12), Kind.TEXT: TEXTS}[kind])
+    kind = draw(st.sampled_from([Kind.MONEY, Kind.INTEGER, Kind.TEXT, Kind.NUMBER, Kind.TIME]))
+    if kind is Kind.TIME:
+        return Binary(draw(st.sampled_from(COMPARISONS)), inner(kind), inner(kind))
+    numbers = tuple(map(float, NUMBERS))
+    choices = {Kind.MONEY: DOLLARS, Kind.INTEGER: (-2, 0, 3, 12), Kind.TEXT: TEXTS, Kind.NUMBER: numbers}[kind]
+    constants: st.SearchStrategy[Any] = st.sampled_from(choices)
     if way == "in":
         return inner(kind).is_in(*draw(st.lists(constants, min_size=1, max_size=3)))
     right = literal(draw(constants)) if draw(st.booleans()) else inner(kind)
-    return Binary(draw(st.sampled_from(["<", "<=", ">", ">=", "==", "!="])), inner(kind), right)
+    return Binary(draw(st.sampled_from(COMPARISONS)), inner(kind), right)
 
 
 @st.composite

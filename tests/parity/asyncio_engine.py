@@ -8,7 +8,7 @@ from app.streams.compiled import CompiledTopic
 from app.streams.engine import compile_all, run_batch
 from app.streams.joins import JoinTable
 from app.streams.outputs import late_reference
-from app.streams.pipelines import Pipeline
+from app.streams.pipelines import Pipeline, Source
 from app.streams.rows import closed_rows
 from app.streams.tables import FOREVER_MS, PartitionState
 from tests.parity.meaning import SourceRecord
@@ -28,6 +28,14 @@ def run_asyncio(pipelines: Mapping[str, Pipeline], records: Sequence[SourceRecor
     found = outputs_of(pipelines, lambda topic: run.written[topic])
     found.bad = run.bad
     return found
+
+
+def bad_by_gates(sources: Sequence[Source], records: Sequence[SourceRecord]) -> set[tuple[str, int, int]]:
+    """The records that a worker refuses which judges them alone, while the pipelines run on Flink."""
+    run = _Run(compile_all(sources, {}))
+    for record in records:
+        run.take(record)
+    return run.bad
 
 
 class _Run:

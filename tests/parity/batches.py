@@ -22,16 +22,27 @@ T = TypeVar("T")
 
 PIPELINES, LEAST_RECORDS = 12, 12
 
+GOOD = (
+    '{"sale_id":"1","shop":"%s","price":1,"items":1,"note":"","gift":true,"weight":1,"state":"new",'
+    '"at":"2026-11-30T10:00:00Z","due":"2026-11-30T10:00:00Z"}'
+)
+CHANGES = (
+    ('"sale_id":"1"', f'"sale_id":"{"x" * 101}"'),
+    ('"shop":"%s"', '"shop":"somebody else"'),
+    *(('"price":1', f'"price":{value}') for value in ("-1", "1.005", "10000000000.01", '"NaN"', "null", "[]")),
+    *(('"items":1', f'"items":{value}') for value in ("1.5", "1.0", "9223372036854775808", "1001", "true", "null")),
+    *(('"gift":true', f'"gift":{value}') for value in ("1", "null", '"yes"')),
+    *(('"weight":1', f'"weight":{value}') for value in ("1e7", '"heavy"', "null", "true")),
+    *(('"state":"new"', f'"state":{value}') for value in ('"New"', '""', "null")),
+    *(('"at":"2026-11-30T10:00:00Z"', f'"at":{value}') for value in ('"2026-11-30T10:00:00"', '"2026-11-30"', "null")),
+    *((f',"{name}":', f',"no_{name}":') for name in ("price", "items", "note", "gift", "weight", "state", "at", "due")),
+    ("{", "{{"),
+    ("}", ""),
+)
 BAD_VALUES = (
-    b"{",
-    b"",
-    b'{"sale_id":"1"}',
-    b'{"sale_id":"1","shop":"%s","price":-1,"items":1,"note":"","gift":true}',
-    b'{"sale_id":"1","shop":"%s","price":1.005,"items":1,"note":"","gift":true}',
-    b'{"sale_id":"1","shop":"%s","price":1,"items":1.5,"note":"","gift":true}',
-    b'{"sale_id":"1","shop":"%s","price":1,"items":9223372036854775808,"note":"","gift":true}',
-    b'{"sale_id":"1","shop":"%s","price":1,"items":1,"gift":true}',
-    b'{"sale_id":"1","shop":"somebody else","price":1,"items":1,"note":"","gift":true}',
+    *(GOOD.replace(valid, bad).encode() for valid, bad in CHANGES),
+    *(b"", b"null", b"[]", b"{}", b"7", b'"text"'),
+    GOOD.encode().replace(b'"note":""', b'"note":"\xff"'),
 )
 """Of those kinds that docs/validity.md calls alike on both engines."""
 
@@ -96,7 +107,7 @@ def records_of(topics: Sequence[str], plans: Mapping[int, Sequence[Planned]]) ->
             shop = f"{sale['shop']}@{log}"
             place = topics[topic], 2 * log + sum(sale["shop"].encode()) % 2
             if index % 7 == 6:
-                bad = BAD_VALUES[index // 7 % len(BAD_VALUES)].replace(b"%s", shop.replace('"', '\\"').encode())
+                bad = BAD_VALUES[(log + index // 7) % len(BAD_VALUES)].replace(b"%s", shop.replace('"', '\\"').encode())
                 add(*place, time_ms + 100_000, shop.encode(), bad)
             add(*place, time_ms, shop.encode(), encode({**sale, "shop": shop}))
     return records
@@ -110,6 +121,7 @@ def of_log(outputs: Outputs, log: int) -> dict[str, Any]:
         "tiles": {place: value for place, value in outputs.tiles.items() if place[1].endswith(suffix)},
         "rows": {place[:3]: value for place, value in outputs.rows.items() if place[1].endswith(suffix)},
         "late": {late for late in outputs.late if late[2] in mine},
+        "bad": {bad for bad in outputs.bad if bad[1] in mine},
     }
 
 

@@ -14,6 +14,7 @@ from app.streams.pipelines import Pipeline, raised_by, streams_of
 from app.streams.sql import Settings, compile_job, jobs_of
 from flink_jobs.child import Submitter, submitter
 from flink_jobs.cluster import ENDED, FlinkCluster
+from tests.parity.asyncio_engine import bad_by_gates
 from tests.parity.meaning import SourceRecord
 from tests.parity.reference import Outputs
 from tests.parity.written import Written, outputs_of
@@ -33,7 +34,7 @@ class Flink:
     async def run(
         self, pipelines: Mapping[str, Pipeline], records: Sequence[SourceRecord], *, prefix: str, parallelism: int = 1
     ) -> Outputs:
-        """What the pipelines write for records, each partition's in this order; everything closes at the end. prefix: before the
+        """What the pipelines write for records, each partition's in this order, and the gates of a worker beside them; everything closes at the end. prefix: before the
         names of the outputs, so that runs do not meet. The topics are gone afterwards."""
         host = self.broker.address.partition("://")[2].rstrip("/")
         given = Settings(
@@ -55,7 +56,9 @@ class Flink:
                 job = compile_job(name, members, given)
                 await self._finish(await self.pyflink.submit(job, self._configuration()))
             written = {name: await self._read(given.output(name), count) for name, count in outputs.items()}
-            return outputs_of(pipelines, lambda topic: written.get(topic, []))
+            found = outputs_of(pipelines, lambda topic: written.get(topic, []))
+            found.bad = bad_by_gates(list(sources), records)
+            return found
         finally:
             await admin.delete([spec.name for spec in specs])
             await admin.close()

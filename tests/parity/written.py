@@ -60,7 +60,15 @@ def _alerts(topic: str, records: Iterable[Written], pipelines: Mapping[str, Pipe
 
 
 def _plain(name: str, value: Any) -> Any:
-    return ms_of(value) if name in ("window_start", "window_end") else value
+    """As the reference has it: by the names of the generated alerts' fields."""
+    match name:
+        case "window_start" | "window_end":
+            return ms_of(value)
+        case "at":
+            return datetime.fromisoformat(value)
+        case "weight":
+            return float(value)
+    return value
 
 
 def _tiles(found: Outputs, pipeline: LivePipeline, records: Iterable[Written]) -> None:
