@@ -102,6 +102,29 @@ async def test_jobs_kept_come_back_after_their_managers_are_killed(shops: Shops,
         await asyncio.to_thread(down, directory)
 
 
+async def test_job_that_restarts_in_a_loop_is_listed_with_its_root_cause(
+    shops: Shops, kafka_address: str, flink_address: str
+) -> None:
+    """In one line and not as Java's trace; once the cause is gone the job goes on by itself, and nothing is missing."""
+    name, admin = shops.name, shops.broker.admin()
+    async with submitter() as pyflink, opened(shops.app, shops.broker, kafka_address, flink_address) as flink:
+        await flink.jobs.submit(name, pyflink)
+        await admin.configure(f"{name}.alerts", {"max.message.bytes": "100"})
+        await shops.publish(60)
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                (status,) = [one.status for one in await flink.jobs.list() if one.name == name]
+                if status is not None and status.restarts > 1:
+                    break
+                await asyncio.sleep(0.2)
+        assert status.cause.startswith("RecordTooLargeException: ")
+        assert 1 == len(status.cause.splitlines())
+        await admin.configure(f"{name}.alerts", {"max.message.bytes": "1000000"})
+        await shops.wait_until_complete()
+        await end_all(flink, name)
+    await admin.close()
+
+
 async def until_running(flink: OnFlink, name: str) -> None:
     """Tasks of a manager that is gone may still have written what was expected."""
     async with asyncio.timeout(WITHIN_S):

@@ -4,6 +4,7 @@ nothing missing, no key with two values."""
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -12,10 +13,12 @@ from app.application import FLINK_GROUP, STREAMS_GROUP, App
 from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
 from app.core.errors import SetupError
+from app.streams.elsewhere import Elsewhere
 from app.streams.engine import Engine
 from app.streams.expressions import col
 from app.streams.graph import Topic, count, total
 from app.streams.kept_jobs import KeptJob
+from app.streams.left_by_jobs import left_by_jobs
 from app.streams.pipelines import Pipeline
 from app.streams.takeover import Takeover
 from flink_jobs.child import submitter
@@ -218,6 +221,41 @@ async def test_first_job_takes_over_from_the_asyncio_engine(
     assert not job.takeover.holds
     assert [] == [changed for changed in job.takeover.changed if changed in ("per_shop", "rate", "steady")]
     assert [] == await written_twice(shops, job.takeover)
+
+
+async def test_asyncio_engine_goes_on_where_a_job_was_stopped(
+    shops: Shops, kafka_address: str, flink_address: str
+) -> None:
+    """Also where the gates beside the job had come further: no alert and no tile is missing, and no row has two values."""
+    name, broker, sources = shops.name, shops.broker, shops.app.sources
+    pipelines = shops.app.pipelines
+    async with submitter() as pyflink, opened(shops.app, broker, kafka_address, flink_address) as flink:
+        await flink.jobs.submit(name, pyflink)
+        async with running(Elsewhere(broker, list(sources.values()), pipelines, SystemClock(), STREAMS_GROUP)):
+            await shops.publish(100, ahead_ms=0)
+            await until_committed(shops, f"{FLINK_GROUP}.{name}.1")
+            await flink.jobs.stop(name)
+            await shops.publish(50, ahead_ms=0)
+            await until_committed(shops, STREAMS_GROUP)
+    left = await left_by_jobs(broker, sources)
+    assert 0 < sum(one.offset for one in left.values()) < len(shops.records)
+    async with running(Engine(broker, list(sources.values()), pipelines, SystemClock(), STREAMS_GROUP, left)):
+        await shops.publish(50)
+        expected = read_all(pipelines, shops.records, bounded=False)
+        found = await until_written(shops, pipelines, Outputs(expected.alerts, expected.tiles))
+    assert expected.alerts == found.alerts
+    of_reference = {(*place[:3], -1): row for place, row in expected.rows.items()}
+    assert {} == {place: row for place, row in found.rows.items() if of_reference.get(place) != row}
+
+
+@asynccontextmanager
+async def running(part: Engine | Elsewhere) -> AsyncIterator[None]:
+    """Until the block is left; then it ends in order."""
+    stopping = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(part.run(stopping))
+        yield
+        stopping.set()
 
 
 async def until_committed(shops: Shops, group: str) -> None:
