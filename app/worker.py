@@ -10,7 +10,6 @@ is over.
 """
 
 import asyncio
-import gc
 import logging
 import os
 import secrets
@@ -27,6 +26,7 @@ from app.broker.base import Broker, CommittedOffset, Producer
 from app.broker.publisher import Publisher
 from app.core.clock import Clock
 from app.core.errors import HeadraceError, SetupError, Unavailable, cause_of
+from app.core.garbage import exempt_what_lasts
 from app.core.record import TopicPartition
 from app.core.settings import ACTION_URL_PREFIX, Settings
 from app.decisions.actions import HANDLER_SECONDS, RETRY, ActionsWork
@@ -60,9 +60,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 CLOSE_S = 5.0
 MARGIN_S = 2.0
 """So long before the grace is over everything that still runs is cancelled."""
-
-GC_THRESHOLDS = (50_000, 20, 50)
-"""Tables hold millions of small lists, none of them garbage: the defaults would walk them all the time."""
 
 Run = Callable[[asyncio.Event], Awaitable[None]]
 
@@ -180,7 +177,7 @@ class Worker:
         On cancellation everything ends at once, uncommitted.
         Raises: SetupError for missing topics; Unavailable within 10 s when a server does not answer; Rejected.
         """
-        gc.set_threshold(*GC_THRESHOLDS)
+        exempt_what_lasts()
         logger.debug("settings %s", self._settings.redacted())
         parts = self._runs()
         try:

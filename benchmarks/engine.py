@@ -10,7 +10,6 @@ count of the same events.
 """
 
 import asyncio
-import gc
 import random
 import resource
 import subprocess
@@ -30,13 +29,13 @@ from app.broker.kafka import KafkaBroker
 from app.broker.topics import partition_of
 from app.core.clock import SystemClock
 from app.core.codec import cents_to_json, encode, to_cents
+from app.core.garbage import exempt_what_lasts
 from app.core.record import TopicPartition
 from app.streams.engine import Engine
 from app.streams.expressions import col
 from app.streams.graph import Topic, count, total
 from app.streams.outputs import topics_of
 from app.streams.pipelines import Pipeline
-from app.worker import GC_THRESHOLDS
 from benchmarks import common
 from features.fraud import HighValueOrder
 from features.records import OrderEvent
@@ -110,7 +109,7 @@ def record_of(order: Order) -> tuple[bytes, bytes, int]:
 
 async def consume(address: str, load: Load) -> dict[str, float]:
     """Runs the engine over the topic; CPU and wall seconds from its first event to its last commit."""
-    gc.set_threshold(*GC_THRESHOLDS)
+    exempt_what_lasts()
     broker = common.broker_at(address)
     topic, pipelines = declared(load.topic, load.once)
     engine = Engine(broker, [topic.source], pipelines, SystemClock(), f"bench-{load.topic}")

@@ -59,7 +59,8 @@ LIMIT_S = 300.0
 
 
 class Load(msgspec.Struct, frozen=True):
-    """Events and alerts a second, for so long, of so many shoppers; then so long without any. remember: bound of the
+    """Events and alerts a second, for so long, of so many shoppers; then so long without any. bursts: so many of the alerts are those
+    that orders of chance shoppers raise, the others are orders of high value. remember: bound of the
     memories of ids, so that they are full long before the end: what grows after that is a leak. past_minutes: so far the
     events' time is behind the clock, to which heartbeats move it at once: no window is waited for."""
 
@@ -70,9 +71,10 @@ class Load(msgspec.Struct, frozen=True):
     quiet_minutes: float
     remember: int = 100_000
     past_minutes: float = 0
+    bursts: int = 0
 
 
-FULL = Load(30, 5_000, 500, 1_000_000, 12)
+FULL = Load(30, 5_000, 500, 1_000_000, 12, bursts=156)
 SHORT = Load(0.75, 200, 100, 1_000, 0.25, remember=1_000, past_minutes=12)
 
 
@@ -158,7 +160,8 @@ async def offer(producer: Producer, load: Load, chance: random.Random) -> int:
 
 def order(number: int, load: Load, chance: random.Random, event_ms: int) -> tuple[bytes, bytes, int]:
     user = f"u-{chance.randrange(load.keys)}"
-    is_alert = number * load.alerts % load.events < load.alerts
+    high = max(load.alerts - load.bursts, 0)
+    is_alert = number * high % load.events < high
     amount = 12_000 if is_alert else 49.9
     value = (
         f'{{"order_id":"o-{number}","user_id":"{user}","amount_usd":{amount},"status":"placed",'
@@ -378,7 +381,9 @@ def main(
         _show_shortened(found, json=json)
         raise typer.Exit(not found.holds)
     with running(own_directory("soak")) as addresses:
-        load = Load(minutes, events, alerts, keys, quiet)
+        load = msgspec.structs.replace(
+            FULL, minutes=minutes, events=events, alerts=alerts, keys=keys, quiet_minutes=quiet
+        )
         result = uvloop.run(soak(addresses.kafka, addresses.redis, load, seed, FOLDER / "full"))
     keep(results.FOLDER, result)
     if json:
