@@ -44,6 +44,8 @@ from app.streams.pipelines import (
 )
 
 STREAMS_GROUP = "headrace.streams"
+GATES_GROUP = "headrace.gates"
+"""What the groups begin with in which workers judge the records of one topic each, while its streams run on Flink."""
 FLINK_GROUP = "headrace.flink"
 """What the groups begin with in which Flink's jobs commit their source offsets, each generation in its own."""
 

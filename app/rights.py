@@ -7,7 +7,7 @@ several parts needs the rights of all of them. Right to read or write is right t
 from collections.abc import Iterable
 from shlex import quote
 
-from app.application import FLINK_GROUP, STREAMS_GROUP, App
+from app.application import FLINK_GROUP, GATES_GROUP, STREAMS_GROUP, App
 from app.broker.base import Right
 from app.core.errors import SetupError
 from app.core.settings import MODES
@@ -28,7 +28,7 @@ ROLES = {
     "operator": "a person at the command line: `topics`, `dead`, `switch`, `decisions`, `streams reset|prune`",
 }
 
-OF_JOBS = f"{FLINK_GROUP}.*"
+OF_JOBS, OF_GATES = f"{FLINK_GROUP}.*", f"{GATES_GROUP}.*"
 """The groups of all generations of all jobs."""
 
 STORE_COMMANDS = {
@@ -102,7 +102,8 @@ def _publisher(app: App) -> list[Right]:
 
 
 def _streams(app: App) -> list[Right]:
-    rights = [Right("group", STREAMS_GROUP, "Read"), Right("group", OF_JOBS, "Describe")]
+    rights = [Right("group", group, "Read") for group in (STREAMS_GROUP, OF_GATES)]
+    rights += [Right("group", OF_JOBS, "Describe")]
     rights += _topic(FLINK_JOBS.name, "Read")
     for source in app.sources:
         rights += _topic(source, "Read") + _topic(f"{source}.dead", "Write") + _topic(f"{source}.late", "Write")

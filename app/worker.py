@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import anyio
 
-from app.application import STREAMS_GROUP, App
+from app.application import GATES_GROUP, STREAMS_GROUP, App
 from app.broker.base import Broker, CommittedOffset, Producer
 from app.broker.publisher import Publisher
 from app.core.clock import Clock
@@ -50,8 +50,8 @@ from app.serving.materializer import Materializer
 from app.streams.elsewhere import Elsewhere
 from app.streams.engine import Engine
 from app.streams.generations import known_generations
+from app.streams.handover import handed_to_engine
 from app.streams.kept_jobs import require_no_job
-from app.streams.left_by_jobs import left_by_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Worker:
         self._dispatchers: dict[str, Dispatcher] = {}
         """The last one of each group."""
         self._abandoned_before = 0
-        self._left: dict[TopicPartition, CommittedOffset] = {}
+        self._handed: dict[TopicPartition, CommittedOffset] = {}
         if ("features" in parts) != ("agents" in parts) and store.address.startswith("memory://"):
             raise SetupError("store", "memory:// is seen by one process only; features and agents must both run in it")
         self._require_fitting_times()
@@ -185,7 +185,9 @@ class Worker:
             await self._require_topics()
             if "streams" in self._parts and self._settings.engine == "asyncio":
                 await require_no_job(self._broker, self._app.sources)
-                self._left = await left_by_jobs(self._broker, self._app.sources)
+                self._handed = await handed_to_engine(
+                    self._broker, self._app.sources, self._app.pipelines, STREAMS_GROUP, GATES_GROUP
+                )
             if set(self._parts) != {"features"}:  # which only reads: a producer needs the right to write somewhere
                 await self._producer.start()
             if {"features", "agents"} & set(self._parts):
@@ -291,8 +293,8 @@ class Worker:
     def _make_streams(self) -> Run:
         sources, pipelines = list(self._app.sources.values()), self._app.pipelines
         if self._settings.engine == "flink":
-            return Elsewhere(self._broker, sources, pipelines, self._clock, STREAMS_GROUP).run
-        self.engine = Engine(self._broker, sources, pipelines, self._clock, STREAMS_GROUP, self._left)
+            return Elsewhere(self._broker, sources, pipelines, self._clock, GATES_GROUP, STREAMS_GROUP).run
+        self.engine = Engine(self._broker, sources, pipelines, self._clock, STREAMS_GROUP, self._handed)
         return self.engine.run
 
     def _make_features(self) -> Run:

@@ -170,17 +170,27 @@ def _row(one: "Listed", now_ms: int) -> tuple[object, ...]:
 
 @cli.command()
 def stop(
-    names: NamesArgument = None, app: AppOption = DEFAULT_APP, broker: BrokerOption = None, flink: FlinkOption = None
+    names: NamesArgument = None,
+    app: AppOption = DEFAULT_APP,
+    broker: BrokerOption = None,
+    flink: FlinkOption = None,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="The cluster is gone for good: note its jobs as stopped without asking it.")
+    ] = False,
 ) -> None:
-    """Stop jobs with a savepoint each; `submit` goes on from there. Also those that are no more declared, or have ended by themselves.
+    """Stop jobs with a savepoint each; `submit` goes on from there. All that run unless named, also those that are declared no more, or
+    have ended by themselves.
 
     Example: `python -m flink_jobs stop raw.orders`
     """
 
     async def work() -> None:
-        async with opened(app, broker, flink) as (jobs, _):
-            for name in names or jobs.named([]):
-                output.line(f"{name}: stopped, {await jobs.stop(name) or 'and no checkpoint of it is known'}")
+        async with opened(app, broker, flink, is_asked=not lost) as (jobs, _):
+            wanted = names or await jobs.standing()
+            for name in wanted:
+                output.line(f"{name}: stopped, {await jobs.stop(name, lost) or 'and no checkpoint of it is known'}")
+            if not wanted:
+                output.note("no job runs")
 
     asyncio.run(work())
 
@@ -227,9 +237,11 @@ def upgrade(
 
 
 @asynccontextmanager
-async def opened(app: str, broker: str | None, flink: str | None) -> AsyncIterator[tuple["Jobs", "Keeper"]]:
-    """The jobs of an application on its cluster. Raises: SetupError when one of both servers does not answer, or a changed
-    declaration has no topics."""
+async def opened(
+    app: str, broker: str | None, flink: str | None, *, is_asked: bool = True
+) -> AsyncIterator[tuple["Jobs", "Keeper"]]:
+    """The jobs of an application on its cluster. is_asked: the cluster. Raises: SetupError when one of both servers does not answer, or a
+    changed declaration has no topics."""
     from app.core.clock import SystemClock
     from app.http.client import HttpClient
     from app.streams.generations import known_generations
@@ -244,7 +256,8 @@ async def opened(app: str, broker: str | None, flink: str | None) -> AsyncIterat
     try:
         async with HttpClient() as http:
             cluster = FlinkCluster(values.flink, http)
-            await cluster.require()
+            if is_asked:
+                await cluster.require()
             loaded.number(await known_generations(cluster_of_kafka))
             compiled = compile_jobs(loaded, values)
             generations = Generations(cluster, cluster_of_kafka, SystemClock(), compiled)

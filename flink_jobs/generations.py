@@ -79,9 +79,10 @@ class Generations:
         jobs = await self.kept.read()
         current, before = self.current(name, jobs), self.before(name, jobs)
         status = await self.status(current) if current else None
-        if current is None or (current.job_id and not is_alive(status)):
+        if not is_alive(status):
             others = [*before, *([current] if current else [])]
-            if await self.asyncio_went_on(name, others, jobs):
+            went_on = await self.asyncio_went_on(name, others)
+            if went_on and (current is None or current.job_id or current.takeover):  # else it is to begin anew
                 current, before = None, others
         if current is None:
             await self._note(name, before, jobs, parallelism)
@@ -106,17 +107,15 @@ class Generations:
         needed = {topic for other in missing for topic in topics_of_job(other)}
         return [job for job in self.before(name, jobs) if not job.topics & needed]
 
-    async def asyncio_went_on(self, name: str, others: Sequence[KeptJob], jobs: Sequence[KeptJob]) -> bool:
-        """Whether the asyncio engine was here after these jobs. jobs: all that are noted. Raises: SetupError while it runs."""
+    async def asyncio_went_on(self, name: str, others: Sequence[KeptJob]) -> bool:
+        """Whether the asyncio engine was here after these jobs. Raises: SetupError while it runs."""
         if any([is_alive(await self.status(job)) for job in others]):
             return False
-        was_last = await self._predecessors.asyncio_was_last(topics_of_job(name), others)
-        # while no job is noted, no worker runs gates alone
-        if (was_last or not jobs) and await self._predecessors.asyncio_runs():
+        if await self._predecessors.asyncio_runs():
             raise SetupError(
                 name, "workers run these streams themselves; stop those, submit, and start them with --engine flink"
             )
-        return was_last
+        return await self._predecessors.asyncio_was_last(topics_of_job(name), others)
 
     async def _note(
         self, name: str, before: Sequence[KeptJob], jobs: Sequence[KeptJob], parallelism: int | None
@@ -152,7 +151,7 @@ class Generations:
         if job.holds and status is not None and status.state == "FINISHED":  # stopped to hand over, and not noted
             await self._note_filled(job, status.checkpoint)
             return ""
-        path = await asyncio.to_thread(newest_checkpoint, job)
+        path = await _newest(job, status)
         if not path and not job.takeover:
             raise SetupError(
                 job.name,
@@ -218,11 +217,18 @@ class Generations:
     async def stop(self, job: KeptJob) -> KeptJob:
         """Stops a job with a savepoint, and notes so; of one that has ended its last checkpoint. Raises: Rejected where no savepoint
         can be taken; Unavailable."""
-        if is_alive(await self.status(job)):
-            path = await self.cluster.stop(job.job_id)
-            await self._until_ended(job.job_id)
-        else:
-            path = await asyncio.to_thread(newest_checkpoint, job)
+        status = await self.status(job)
+        if not is_alive(status):
+            return await self.note_stopped(job, status)
+        path = await self.cluster.stop(job.job_id)
+        await self._until_ended(job.job_id)
+        return await self._note_stopped_at(job, path)
+
+    async def note_stopped(self, job: KeptJob, status: JobStatus | None = None) -> KeptJob:
+        """Of a job that has ended, or whose cluster is gone for good; its last checkpoint counts. Raises: Unavailable."""
+        return await self._note_stopped_at(job, await _newest(job, status))
+
+    async def _note_stopped_at(self, job: KeptJob, path: str) -> KeptJob:
         ends = await self._predecessors.ends(job.topics)
         return await self._change(job, checkpoint=path, stopped=True, ends=ends)
 
@@ -232,6 +238,10 @@ class Generations:
         for job_id in [job.job_id] if is_alive(await self.status(job)) else unnoted:
             await self.cluster.cancel(job_id)
             await self._until_ended(job_id)
+        await self.forget(job)
+
+    async def forget(self, job: KeptJob) -> None:
+        """Notes that it has ended for good, without asking the cluster. Raises: Unavailable."""
         await self._change(job, over=True)
         await asyncio.to_thread(remove, job.folders)
 
@@ -276,6 +286,13 @@ class Generations:
                     await asyncio.sleep(LOOK_SECONDS / 4)
         except TimeoutError:
             raise Unavailable(f"{job_id}: has not ended within {START_SECONDS:.0f} s") from None
+
+
+async def _newest(job: KeptJob, status: JobStatus | None) -> str:
+    """The path to go on from; empty where there is none. A job that has finished was stopped with a savepoint, and has no checkpoints any more."""
+    if status is not None and status.state == "FINISHED" and status.checkpoint:
+        return status.checkpoint
+    return await asyncio.to_thread(newest_checkpoint, job)
 
 
 def _is_behind(offsets: ByPartition, others: ByPartition, topics: Collection[str] | None = None) -> bool:

@@ -34,6 +34,10 @@ class Jobs:
         """The declared jobs that are wanted, all where none is named. Raises: SetupError for a job that is not declared."""
         return self._all.compiled.named(wanted)
 
+    async def standing(self) -> list[str]:
+        """The names of all jobs that nobody has stopped, also of those that are not declared. Raises: Unavailable."""
+        return list(dict.fromkeys(job.name for job in await self._all.kept.read() if job.stands))
+
     async def list(self) -> list[Listed]:
         """Every job that is declared, and those that are noted and not over. Raises: Unavailable."""
         found = []
@@ -74,24 +78,27 @@ class Jobs:
         jobs = await self._all.kept.read()
         current, before = self._all.current(name, jobs), self._all.before(name, jobs)
         others = [*before, *([current] if current else [])]
-        await self._all.asyncio_went_on(name, others, jobs)  # refused while it runs
+        await self._all.asyncio_went_on(name, others)  # refused while it runs
         for job in others:
             await self._all.retire(job)
         await self._all.note_anew(name, parallelism or (current.parallelism if current else 1))
         return await self.submit(name, submitter)
 
-    async def stop(self, name: str) -> str:
+    async def stop(self, name: str, is_lost: bool = False) -> str:
         """Stops a job with a savepoint, from which `submit` goes on; returns its path. One that is about to take over is ended, and one
-        that has ended is noted as stopped: its last checkpoint counts, empty where none is known.
+        that has ended is noted as stopped: its last checkpoint counts, empty where none is known. is_lost: the cluster is gone for good
+        and not asked.
 
         Raises: SetupError when none of the name is noted that somebody has not stopped.
         """
         jobs = [job for job in await self._all.kept.read() if job.name == name and not job.over]
         for job in jobs:
-            if job.holds:
+            if job.holds and is_lost:
+                await self._all.forget(job)
+            elif job.holds:
                 await self._all.retire(job)
-        standing = [job for job in jobs if job.job_id and not (job.holds or job.stopped)]
-        return _the_last(name, [(await self._all.stop(job)).checkpoint for job in standing])
+        stop = self._all.note_stopped if is_lost else self._all.stop
+        return _the_last(name, [(await stop(job)).checkpoint for job in jobs if job.stands and not job.holds])
 
     async def savepoint(self, name: str) -> str:
         """Takes a savepoint of a job that goes on; returns its path. Raises: SetupError when it does not run."""

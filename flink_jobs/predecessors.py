@@ -6,14 +6,11 @@ from typing import NamedTuple
 from app.application import STREAMS_GROUP
 from app.broker.base import Broker, CommittedOffset
 from app.core.record import TopicPartition
+from app.streams.handover import SETTLED_MS, largest_times, offsets_of
 from app.streams.kept_jobs import KeptJob
-from app.streams.left_by_jobs import largest_times, offsets_of
 from app.streams.pipelines import Pipeline, Source, fingerprint, streams_of
 from app.streams.restore import CommitMark, parse_mark
 from app.streams.takeover import ByPartition, Takeover, goes_by_all_partitions, read_back_ms, remembered_ms
-
-SETTLED_MS = 10_000
-"""Flink says its watermark five times a second, so a job that was stopped may not have closed what its last records allowed."""
 
 UNKNOWN = CommitMark(-1, {})
 """Of a commit that no streams have made."""
@@ -36,7 +33,7 @@ class Predecessors:
         self._broker = broker
 
     async def asyncio_runs(self) -> bool:
-        """Whether any worker is a member of the streams' group, gates alone among them. Raises: Unavailable, Rejected."""
+        """Whether any worker runs streams itself. Raises: Unavailable, Rejected."""
         admin = self._broker.admin()
         try:
             return await admin.has_members(STREAMS_GROUP)
@@ -44,8 +41,7 @@ class Predecessors:
             await admin.close()
 
     async def asyncio_was_last(self, topics: Collection[str], jobs: Sequence[KeptJob]) -> bool:
-        """Whether the asyncio engine has gone on behind where these jobs have ended, in any partition. Gates alone commit too,
-        but nothing of pipelines. Raises: Unavailable, Rejected."""
+        """Whether the asyncio engine has gone on behind where these jobs have ended, in any partition. Raises: Unavailable, Rejected."""
         return bool(await self._by_asyncio(topics, await offsets_of(self._broker, topics, jobs)))
 
     async def position(self, pipelines: Mapping[str, Pipeline], job: KeptJob) -> ByPartition:
@@ -159,7 +155,7 @@ class Predecessors:
     async def _by_asyncio(
         self, topics: Collection[str], flink: Mapping[TopicPartition, int] | None
     ) -> dict[TopicPartition, CommittedOffset]:
-        """Its commits where it was the last one. flink: None where no job was there, so that no gates were either."""
+        """Its commits where it was the last one. flink: None where no job was there."""
         admin = self._broker.admin()
         try:
             found = await admin.group_offsets(STREAMS_GROUP, list(topics))
@@ -167,11 +163,7 @@ class Predecessors:
             await admin.close()
         if flink is None:
             return found
-        return {
-            place: committed
-            for place, committed in found.items()
-            if committed.offset > flink.get(place, 0) and (mark := parse_mark(committed)) and not mark.is_gate
-        }
+        return {place: committed for place, committed in found.items() if committed.offset > flink.get(place, 0)}
 
 
 def _sources(pipelines: Mapping[str, Pipeline]) -> list[Source]:

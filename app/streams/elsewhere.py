@@ -1,15 +1,16 @@
 """What a worker does for streams that run on Flink: it judges the records, and says how far the features are.
 
-Flink drops what the gate refuses, so somebody must put it into the dead letters: an engine without pipelines. And Flink cannot
-say up to when its tiles hold everything. It commits offsets when a checkpoint is complete, and then every tile of what lies before
-them is acknowledged; so whoever owns a partition's gate follows these offsets, and writes the view's progress. A view that no
-job computes as it is declared has none.
+Flink drops what the gate refuses, so somebody must put it into the dead letters: an engine without pipelines for each topic, in a
+group of its own. And Flink cannot say up to when its tiles hold everything. It commits offsets when a checkpoint is complete, and
+then every tile of what lies before them is acknowledged; so whoever owns a partition's gate follows these offsets, and writes the
+view's progress. A view that no job computes as it is declared has none.
 """
 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import anyio
 
@@ -20,6 +21,7 @@ from app.core.notices import Notices
 from app.core.record import TopicPartition
 from app.streams.as_of import AsOf
 from app.streams.engine import Engine
+from app.streams.handover import gates_group, handed_to_gate
 from app.streams.kept_jobs import KeptJob, KeptJobs, computing
 from app.streams.pipelines import LivePipeline, Pipeline, Source, fingerprint, streams_of
 
@@ -28,18 +30,36 @@ logger = logging.getLogger(__name__)
 PROGRESS_S = 1.0
 
 
+class _Gate(NamedTuple):
+    """Of one topic, while it runs."""
+
+    engine: Engine
+    stopping: asyncio.Event
+    task: asyncio.Task[None]
+
+
 class Elsewhere:
-    """The streams' part of a worker whose pipelines run on Flink. group: of the gates."""
+    """The streams' part of a worker whose pipelines run on Flink. gates: what the groups of the gates begin with. group: in which
+    the asyncio engine commits where it runs these streams."""
 
     def __init__(
-        self, broker: Broker, sources: Sequence[Source], pipelines: Mapping[str, Pipeline], clock: Clock, group: str
+        self,
+        broker: Broker,
+        sources: Sequence[Source],
+        pipelines: Mapping[str, Pipeline],
+        clock: Clock,
+        gates: str,
+        group: str,
     ) -> None:
         self._broker = broker
         self._clock = clock
-        self._group = group
         self._sources = {source.spec.name: source for source in sources}
-        self._gates: Engine | None = None
+        self._gates_group = gates
+        self._engine_group = group
+        self._gates: dict[str, _Gate] = {}
         self._jobs = KeptJobs(broker)
+        self._noted: list[KeptJob] | None = None
+        """As of the last answer; None before the first."""
         self._streamed = {stream.source.spec.name for one in pipelines.values() for stream in streams_of(one)}
         self._views = {name: one for name, one in pipelines.items() if isinstance(one, LivePipeline)}
         self._as_of = defaultdict[tuple[str, TopicPartition], AsOf](AsOf)
@@ -47,54 +67,50 @@ class Elsewhere:
         self._notices = Notices(logger, logging.WARNING)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """As `Engine.run`. The gate of a topic begins when a job is noted that reads it: before that what lies in the group is for
-        that job to take over."""
-        judged: frozenset[str] = frozenset()
+        """As `Engine.run`. A topic is judged while a job stands that reads it, or where no pipeline does."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 telling = tasks.create_task(self._tell_progress())
                 while not stopping.is_set():
-                    others = asyncio.Event()
-                    looking = tasks.create_task(self._until_others(judged, stopping, others))
-                    if judged:
-                        sources = [self._sources[topic] for topic in sorted(judged)]
-                        self._gates = Engine(self._broker, sources, {}, self._clock, self._group)
-                        await self._gates.run(others)
-                    judged = await looking
+                    await self._read_notes()
+                    await self._judge(self._to_judge(), tasks)
+                    with anyio.move_on_after(PROGRESS_S):
+                        await stopping.wait()
                 telling.cancel()
+                await self._judge((), tasks)
         except BaseExceptionGroup as group:
             raise cause_of(group) from None
 
-    async def _until_others(
-        self, judged: frozenset[str], stopping: asyncio.Event, others: asyncio.Event
-    ) -> frozenset[str]:
-        """Sets `others` when the topics to judge are not these any more, or it is to stop; returns them."""
-        found = judged
-        while found == judged and not stopping.is_set():
-            noted = {topic for job in await self._noted() for topic in job.topics}
-            found = judged | frozenset(
-                topic for topic in self._sources if topic in noted or topic not in self._streamed
-            )
-            missing = sorted(self._streamed - found)
-            if missing:
-                self._notices.tell(
-                    "jobs",
-                    f"{', '.join(missing)}: no job on Flink reads it yet, and nobody judges its records; submit it: "
-                    "python -m flink_jobs submit",
-                )
-            if found == judged:
-                with anyio.move_on_after(PROGRESS_S):
-                    await stopping.wait()
-        others.set()
-        return found
-
-    async def _noted(self) -> list[KeptJob]:
-        """All of them; none where nobody answers."""
+    async def _read_notes(self) -> None:
+        """What is known already counts on where nobody answers."""
         try:
-            return await self._jobs.read()
+            self._noted = await self._jobs.read()
         except Unavailable as error:
-            self._notices.tell("progress", f"the progress of features is not known: {error}")
-            return []
+            self._notices.tell("jobs", f"which jobs there are on Flink is not known: {error}")
+
+    def _to_judge(self) -> set[str]:
+        standing = {topic for job in self._noted or () if job.stands for topic in job.topics}
+        missing = sorted(self._streamed - standing)
+        if missing and self._noted is not None:
+            self._notices.tell(
+                "topics",
+                f"{', '.join(missing)}: no job on Flink reads it, and nobody judges its records; submit it: "
+                "python -m flink_jobs submit",
+            )
+        return {topic for topic in self._sources if topic in standing or topic not in self._streamed}
+
+    async def _judge(self, topics: Collection[str], tasks: asyncio.TaskGroup) -> None:
+        """Begins and ends gates, so that they are those of these topics."""
+        ending = [self._gates.pop(topic) for topic in self._gates.keys() - set(topics)]
+        for gate in ending:
+            gate.stopping.set()
+        for gate in ending:
+            await gate.task
+        for topic in topics - self._gates.keys():
+            source, group, stopping = self._sources[topic], gates_group(self._gates_group, topic), asyncio.Event()
+            handed = await handed_to_gate(self._broker, source, self._engine_group)
+            engine = Engine(self._broker, [source], {}, self._clock, group, handed, said_by=self._engine_group)
+            self._gates[topic] = _Gate(engine, stopping, tasks.create_task(engine.run(stopping)))
 
     async def _tell_progress(self) -> None:
         """Without an answer the progress stands still, and the features say their age."""
@@ -103,12 +119,13 @@ class Elsewhere:
         try:
             while True:
                 await asyncio.sleep(PROGRESS_S)
-                noted = await self._noted()
+                noted = self._noted or []
                 computed = {name: computing(noted, name, fingerprint(view)) for name, view in self._views.items()}
                 asked = {job.label: job for jobs in computed.values() for job in jobs}
+                places = [place for gate in self._gates.values() for place in gate.engine.places]
                 try:
                     asked_ms = self._clock.now_ms()
-                    ends = await reader.end_offsets(self._gates.places if self._gates else [])
+                    ends = await reader.end_offsets(places)
                     read = {
                         label: await admin.group_offsets(job.group, list(job.topics)) for label, job in asked.items()
                     }

@@ -22,7 +22,7 @@ from app.core.errors import Fenced, HeadraceError, RecordTooLarge, SetupError, U
 from app.core.notices import Notices
 from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, joined_topics, load_topic
-from app.streams.left_by_jobs import go_on_at
+from app.streams.handover import begins_at
 from app.streams.mending import Tail, gone, mend_tail, read_tails
 from app.streams.outputs import late_reference
 from app.streams.pipelines import Pipeline, Source, reads, streams_of
@@ -66,7 +66,8 @@ class _Commit(NamedTuple):
 
 
 class Engine:
-    """Runs pipelines as one member of a consumer group. One `run` an object. left: by others who ran them before, see `left_by_jobs`."""
+    """Runs pipelines as one member of a consumer group. One `run` an object. handed: see `handover`. said_by: the group that dead
+    letters name as the one that refuses the record; its own unless given."""
 
     def __init__(
         self,
@@ -75,13 +76,14 @@ class Engine:
         pipelines: Mapping[str, Pipeline],
         clock: Clock,
         group: str,
-        left: Mapping[TopicPartition, CommittedOffset] = {},
+        handed: Mapping[TopicPartition, CommittedOffset] = {},
+        said_by: str = "",
     ) -> None:
         self.statistics = EngineStatistics()
         self._broker = broker
         self._clock = clock
-        self._group = group
-        self._left = left
+        self._said_by = said_by or group
+        self._handed = handed
         self._topics = compile_all(sources, pipelines)
         self._joined = joined_topics(self._topics)
         self._states: dict[TopicPartition, PartitionState] = {}
@@ -217,7 +219,7 @@ class Engine:
             except RecordTooLarge as error:  # of a join: two records that fitted alone
                 made = Record(topic, partition, -1, self._clock.now_ms(), key, value, headers)
                 await self._send_letter(
-                    dead_letter(made, f"the alert is too large: {error.reason}", self._group, takes_bytes=0), -1
+                    dead_letter(made, f"the alert is too large: {error.reason}", self._said_by, takes_bytes=0), -1
                 )
                 self._notices.tell(topic, f"{topic}: an alert is too large, and went to {topic}.dead: {error.reason}")
         for name, record in state.late:
@@ -226,9 +228,9 @@ class Engine:
         state.late.clear()
         for record, reason in state.rejected:
             try:
-                await self._send_letter(dead_letter(record, reason, self._group), partition)
+                await self._send_letter(dead_letter(record, reason, self._said_by), partition)
             except RecordTooLarge:
-                await self._send_letter(dead_letter(record, reason, self._group, takes_bytes=0), partition)
+                await self._send_letter(dead_letter(record, reason, self._said_by, takes_bytes=0), partition)
             self._notices.tell(record.topic, said(record, reason))
         self.statistics.malformed += len(state.rejected)
         state.rejected.clear()
@@ -403,7 +405,7 @@ class Engine:
             logger.info("%s waits for what it is joined with, which another worker still has", waiting)
         places = [place for unit in whole for place in unit]
         found = await self._consumer.committed([*places, *waiting])
-        committed = {place: go_on_at(one, self._left.get(place)) for place, one in found.items()}
+        committed = {place: begins_at(one, self._handed.get(place)) for place, one in found.items()}
         beginnings = await self._reader.beginning_offsets(places)
         for unit in whole:
             for state in await restore(self._topics, {place: committed[place] for place in unit}, self._reader):

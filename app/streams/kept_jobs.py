@@ -59,6 +59,11 @@ class KeptJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.takeover is not None and self.takeover.holds
 
     @property
+    def stands(self) -> bool:
+        """Whether the cluster has taken it, and nobody has stopped it."""
+        return bool(self.job_id) and not (self.stopped or self.over)
+
+    @property
     def is_silent(self) -> bool:
         """Whether it has never said anything: it holds, or the cluster never took it."""
         return self.holds or not (self.job_id or self.checkpoint)
@@ -77,7 +82,7 @@ def computing(jobs: Iterable[KeptJob], name: str, fingerprint: str) -> list[Kept
 async def require_no_job(broker: Broker, topics: Collection[str]) -> None:
     """Streams run in one place. Raises: SetupError where a job on Flink reads one of these topics; Unavailable, Rejected."""
     for job in await KeptJobs(broker).read():
-        if job.job_id and not (job.stopped or job.over) and job.topics & set(topics):
+        if job.stands and job.topics & set(topics):
             raise SetupError(
                 "engine",
                 f"these streams run on Flink, as job {job.name}; say --engine flink, or stop it: python -m flink_jobs stop {job.name}",

@@ -34,15 +34,15 @@ class TableMark(msgspec.Struct, array_like=True):
 
 
 class CommitMark(
-    msgspec.Struct, rename={"reached_ms": "m", "tables": "t", "is_last": "l", "is_gate": "g"}, omit_defaults=True
+    msgspec.Struct, rename={"reached_ms": "m", "tables": "t", "is_last": "l", "after": "a"}, omit_defaults=True
 ):
     """What a commit says about its partition. is_last: its owner gave it up in order, and has written nothing of what lies behind it.
-    is_gate: its owner judges the records alone, and the streams run elsewhere."""
+    after: where another engine had ended when these streams went on behind it, see `handover`."""
 
     reached_ms: int
     tables: dict[str, TableMark]
     is_last: bool = False
-    is_gate: bool = False
+    after: int = 0
 
 
 def mark_of(topic: CompiledTopic, state: PartitionState) -> str:
@@ -53,13 +53,13 @@ def mark_of(topic: CompiledTopic, state: PartitionState) -> str:
         for name, codec in topic.tables.items()
         for table in (state.tables[name],)
     }
-    return encode_mark(CommitMark(state.reached_ms, tables, state.is_given_up, is_gate=not topic.pipelines))
+    return encode_mark(CommitMark(state.reached_ms, tables, state.is_given_up, state.after))
 
 
 def require_marks_fit(topic: CompiledTopic) -> None:
     """Raises: SetupError when what a commit must say of the pipelines may grow longer than a commit can be."""
     longest = {name: TableMark(table.fingerprint, NEVER_MS, 2**62, 2**62) for name, table in topic.tables.items()}
-    if len(encode_mark(CommitMark(NEVER_MS, longest, is_last=True, is_gate=True))) > MAX_METADATA_CHARACTERS:
+    if len(encode_mark(CommitMark(NEVER_MS, longest, is_last=True, after=2**62))) > MAX_METADATA_CHARACTERS:
         raise SetupError(topic.source.spec.name, f"{len(longest)} windowed pipelines on one topic do not fit a commit")
 
 
@@ -152,7 +152,7 @@ async def _place(state: PartitionState, committed: CommittedOffset | None, reade
         logger.warning("%s: committed without a mark, by another tool: event time and windows begin anew", state.place)
     state.position = state.committed = committed.offset
     if mark is not None:
-        state.reached_ms = mark.reached_ms
+        state.reached_ms, state.after = mark.reached_ms, mark.after
     return mark
 
 

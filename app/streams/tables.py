@@ -223,6 +223,7 @@ class PartitionState:
         self.memories = dict(memories)
         self.position = 0
         self.committed = -1
+        self.after = 0
         self.progress_told = False
         self.is_given_up = False
         self.reached_ms = NEVER_MS

@@ -13,13 +13,14 @@ import msgspec
 import typer
 
 from agents import app
-from app.application import STREAMS_GROUP
+from app.application import GATES_GROUP
 from app.cli.main import cli as app_cli
 from app.core.durations import parse_duration_ms
 from app.core.errors import SetupError
 from app.core.settings import PREFIX, SECRETS, Settings
 from app.local import flink, flink_jars
 from app.local.java import OLDEST_JAVA
+from app.streams.handover import gates_group
 from flink_jobs import child
 from flink_jobs.cli import cli as jobs_cli
 from flink_jobs.compiled import compile_jobs
@@ -310,7 +311,7 @@ def check_scaling(texts: Files) -> Iterator[str]:
         yield f"scales {target}"
     agents = {agent.group: agent.topic for agent in app.agents.values()}
     groups = {each["metadata"]["consumerGroup"]: each["metadata"].get("topic") for each in scaled["triggers"]}
-    if groups != {STREAMS_GROUP: None, **agents}:
+    if groups != {gates_group(GATES_GROUP, topic): topic for topic in app.sources} | agents:
         yield f"groups: {groups}"
     partitions = min(app.topics.named(topic).partitions for topic in agents.values())
     if not 1 <= scaled["minReplicaCount"] <= scaled["maxReplicaCount"] <= partitions:

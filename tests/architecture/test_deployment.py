@@ -114,7 +114,7 @@ PLANTED = {
         (SCALING, "maxReplicaCount: 6", "maxReplicaCount: 7"),
         (SCALING, "minReplicaCount: 2", "minReplicaCount: 0"),
         (SCALING, "headrace.agent.judge_order", "headrace.agent.judge_orders"),
-        (SCALING, "consumerGroup: headrace.streams", "consumerGroup: headrace.flink"),
+        (SCALING, "consumerGroup: headrace.gates.raw.orders", "consumerGroup: headrace.streams"),
         (SCALING, "topic: processed.alerts", "topic: alerts"),
         (SCALING, "kind: StatefulSet", "kind: Deployment"),
         (SCALING, "version: 3.6.0", "version: 1.0.0"),

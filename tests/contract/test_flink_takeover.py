@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from app.application import FLINK_GROUP, STREAMS_GROUP, App
+from app.application import FLINK_GROUP, GATES_GROUP, STREAMS_GROUP, App
 from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
 from app.core.errors import SetupError
@@ -17,8 +17,8 @@ from app.streams.elsewhere import Elsewhere
 from app.streams.engine import Engine
 from app.streams.expressions import col
 from app.streams.graph import Topic, count, total
+from app.streams.handover import gates_group, handed_to_engine
 from app.streams.kept_jobs import KeptJob
-from app.streams.left_by_jobs import left_by_jobs
 from app.streams.pipelines import Pipeline
 from app.streams.takeover import Takeover
 from flink_jobs.child import submitter
@@ -223,29 +223,37 @@ async def test_first_job_takes_over_from_the_asyncio_engine(
     assert [] == await written_twice(shops, job.takeover)
 
 
+@pytest.mark.parametrize("first", ["gates", "job"])
 async def test_asyncio_engine_goes_on_where_a_job_was_stopped(
-    shops: Shops, kafka_address: str, flink_address: str
+    first: str, shops: Shops, kafka_address: str, flink_address: str
 ) -> None:
-    """Also where the gates beside the job had come further: no alert and no tile is missing, and no row has two values."""
+    """Whichever of the job and its gates had come further: no alert and no tile is missing, and no row has two values."""
     name, broker, sources = shops.name, shops.broker, shops.app.sources
-    pipelines = shops.app.pipelines
+    pipelines, gates = shops.app.pipelines, gates_group(GATES_GROUP, name)
+    beside = Elsewhere(broker, list(sources.values()), pipelines, SystemClock(), GATES_GROUP, STREAMS_GROUP)
     async with submitter() as pyflink, opened(shops.app, broker, kafka_address, flink_address) as flink:
         await flink.jobs.submit(name, pyflink)
-        async with running(Elsewhere(broker, list(sources.values()), pipelines, SystemClock(), STREAMS_GROUP)):
+        async with running(beside):
             await shops.publish(100, ahead_ms=0)
+            for group in (gates, f"{FLINK_GROUP}.{name}.1"):
+                await until_committed(shops, group)
+            if first == "job":
+                await flink.jobs.stop(name)
+                await shops.publish(50, ahead_ms=0)
+        if first == "gates":
+            await shops.publish(50, ahead_ms=0)
             await until_committed(shops, f"{FLINK_GROUP}.{name}.1")
             await flink.jobs.stop(name)
-            await shops.publish(50, ahead_ms=0)
-            await until_committed(shops, STREAMS_GROUP)
-    left = await left_by_jobs(broker, sources)
-    assert 0 < sum(one.offset for one in left.values()) < len(shops.records)
-    async with running(Engine(broker, list(sources.values()), pipelines, SystemClock(), STREAMS_GROUP, left)):
+    handed = await handed_to_engine(broker, sources, pipelines, STREAMS_GROUP, GATES_GROUP)
+    assert 0 < sum(one.offset for one in handed.values()) < len(shops.records)
+    async with running(Engine(broker, list(sources.values()), pipelines, SystemClock(), STREAMS_GROUP, handed)):
         await shops.publish(50)
         expected = read_all(pipelines, shops.records, bounded=False)
         found = await until_written(shops, pipelines, Outputs(expected.alerts, expected.tiles))
     assert expected.alerts == found.alerts
     of_reference = {(*place[:3], -1): row for place, row in expected.rows.items()}
     assert {} == {place: row for place, row in found.rows.items() if of_reference.get(place) != row}
+    assert {} == await handed_to_engine(broker, sources, pipelines, STREAMS_GROUP, GATES_GROUP)
 
 
 @asynccontextmanager

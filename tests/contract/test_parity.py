@@ -11,11 +11,11 @@ from app.core.codec import encode
 from app.streams.graph import Alert, Topic
 from app.streams.pipelines import Pipeline
 from features.records import Id, Instant
-from tests.generated import START_MS
+from tests.generated import START_MS, Sale
 from tests.parity.__main__ import compare
-from tests.parity.batches import batch_of, count_of, differing, of_log, records_of
+from tests.parity.batches import BAD_VALUES, GOOD, batch_of, count_of, differing, of_log, records_of
 from tests.parity.flink_engine import flink_on
-from tests.parity.meaning import SourceRecord
+from tests.parity.meaning import SourceRecord, valid_row
 from tests.parity.reference import Outputs, read_all
 
 LOGS = 40
@@ -88,6 +88,17 @@ async def test_moments_in_values_are_judged_alike(kafka_address: str, flink_addr
         await broker.close()
     assert 9 == len(expected.alerts)
     assert expected.alerts == found.alerts
+
+
+def test_bad_values_are_bad_by_what_was_changed_alone() -> None:
+    """What they are made of is a good record, so each says something of its own."""
+
+    def judged(value: bytes) -> object:
+        return valid_row(SourceRecord("sales", 0, 0, START_MS, b"s1", value.replace(b"%s", b"s1")), Sale, "shop")
+
+    assert judged(GOOD.encode())
+    assert [] == [value for value in BAD_VALUES if judged(value)]
+    assert len(set(BAD_VALUES)) == len(BAD_VALUES) > 40
 
 
 def test_difference_in_one_row_is_found() -> None:

@@ -329,18 +329,59 @@ async def test_jobs_list_and_stop_know_what_is_declared_no_more(setting: Setting
     assert [] == setting.cluster.names()
 
 
-@pytest.mark.parametrize("known", [True, False])
-async def test_stop_of_a_job_that_has_ended_notes_its_last_checkpoint(setting: Setting, known: bool) -> None:
-    """Or workers could never run its streams themselves again: they are refused while a job is noted that nobody has stopped."""
-    await setting.noted(job_id=setting.cluster.add(f"{ORDERS}/1", "FAILED") if known else "gone")
+@pytest.mark.parametrize(
+    ("state", "checkpoint", "is_lost"),
+    [("FAILED", "chk-7", False), ("", "chk-7", False), ("RUNNING", "chk-7", True), ("FINISHED", "savepoint-9", False)],
+)
+async def test_stop_of_a_job_that_has_ended_notes_where_it_has(
+    setting: Setting, state: str, checkpoint: str, is_lost: bool
+) -> None:
+    """Or workers could never run its streams themselves again: they are refused while a job stands. One that has finished was stopped
+    by somebody who did not come to note so, and only its savepoint is left."""
+    job_id = setting.cluster.add(f"{ORDERS}/1", state) if state else "gone"
+    if state == "FINISHED":
+        setting.cluster.known[job_id] = msgspec.structs.replace(setting.cluster.known[job_id], checkpoint=checkpoint)
+    await setting.noted(job_id=job_id)
     with pytest.raises(SetupError, match="these streams run on Flink"):
         await require_no_job(setting.broker, [ORDERS])
-    assert "chk-7" == await Jobs(setting.of(ORDER_RATE)).stop(ORDERS)
+    jobs = Jobs(setting.of(ORDER_RATE))
+    assert [ORDERS] == await jobs.standing()
+    assert checkpoint == await jobs.stop(ORDERS, is_lost=is_lost)
     await require_no_job(setting.broker, [ORDERS])
+    assert [] == await jobs.standing()
     with pytest.raises(SetupError, match="does not run"):
-        await Jobs(setting.of(ORDER_RATE)).stop(ORDERS)
+        await jobs.stop(ORDERS)
     await setting.submit(ORDER_RATE)
-    assert [(f"{ORDERS}/1", "chk-7")] == setting.cluster.submitted
+    assert is_lost or [(f"{ORDERS}/1", checkpoint)] == setting.cluster.submitted
+
+
+async def test_submit_is_refused_wherever_it_stands_while_workers_run_the_streams(setting: Setting) -> None:
+    """Also where they have not come beyond the job yet, and where a submit was broken off before."""
+    workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
+    await workers.commit(0)
+    for changes in ({"job_id": "1", "stopped": True}, {"job_id": ""}, {"job_id": "gone"}):
+        await setting.noted(**changes)
+        with pytest.raises(SetupError, match="workers run these streams themselves"):
+            await setting.submit(ORDER_RATE)
+    await workers.leave()
+    await setting.submit(ORDER_RATE)
+
+
+async def test_submit_that_was_broken_off_takes_over_again_from_an_engine_that_went_on(setting: Setting) -> None:
+    """What it had noted of where that had ended is old."""
+    workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
+    await workers.commit(7)
+    await workers.leave()
+    generations = setting.of(ORDER_RATE)
+    assert "" == await generations.advance(ORDERS, cast(Submitter, setting.cluster))
+    workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
+    await workers.commit(9)
+    await workers.leave()
+    await setting.submit(ORDER_RATE)
+    old, new = await setting.jobs()
+    assert old.over
+    assert new.takeover is not None
+    assert [9] * 12 == new.takeover.offsets[ORDERS]
 
 
 async def test_submit_where_the_asyncio_engine_was_goes_on_at_its_offsets(setting: Setting) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agents import app
-from app.application import STREAMS_GROUP, App
+from app.application import GATES_GROUP, STREAMS_GROUP, App
 from app.broker.memory import Fault, MemoryBroker
 from app.broker.topics import TopicSpec
 from app.core.clock import Clock, run_virtual
@@ -266,7 +266,9 @@ def test_worker_goes_on_where_a_job_was_stopped() -> None:
         await asyncio.sleep(5)
         stopping.set()
         await running
-        assert [1] == [c.offset for c in made.broker.groups[STREAMS_GROUP].committed.values() if c.offset]
+        judged = made.broker.groups[f"{GATES_GROUP}.raw.orders"].committed
+        assert [1] == [one.offset for one in judged.values() if one.offset]
+        assert STREAMS_GROUP not in made.broker.groups
         await KeptJobs(made.broker).write(msgspec.structs.replace(job, stopped=True))
         after = Worker(
             app, SETTINGS, broker=made.broker, store=MemoryStore(clock), model=None, clock=clock, parts=["streams"]

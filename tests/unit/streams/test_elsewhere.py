@@ -14,6 +14,7 @@ from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.errors import Unavailable
 from app.core.record import TopicPartition
 from app.streams.elsewhere import Elsewhere
+from app.streams.engine import Engine
 from app.streams.kept_jobs import TOPIC, KeptJob, KeptJobs
 from app.streams.outputs import topics_of
 from app.streams.pipelines import Pipeline, Source, fingerprint, pipelines_in
@@ -21,7 +22,8 @@ from app.streams.takeover import Takeover
 from features import fraud, fraud_patterns
 
 START_MS = 1_800_000_000_000
-GROUP, FLINK = "test.streams", "test.flink"
+GROUP, GATES, FLINK = "test.streams", "test.gates", "test.flink"
+GATE = f"{GATES}.raw.orders"
 PLACE = TopicPartition("raw.orders", 0)
 PIPELINES = pipelines_in(fraud)
 ORDER = b'{"order_id":"o1","user_id":"u1","amount_usd":20000,"status":"placed","timestamp":"2026-01-01T00:00:00Z"}'
@@ -67,13 +69,13 @@ async def beside_flink(
     broker.append("raw.orders", b"{", b"u1", 0, START_MS, ())
     for job in jobs:
         await kept.write(job)
-    return broker, flink, Elsewhere(broker, sources, PIPELINES | others, clock, GROUP)
+    return broker, flink, Elsewhere(broker, sources, PIPELINES | others, clock, GATES, GROUP)
 
 
 def noted(**changes: Any) -> KeptJob:
     """A job of the orders, as they are declared."""
     of = {name: fingerprint(one) for name, one in PIPELINES.items()}
-    job = KeptJob(name="raw.orders", generation=1, pipelines=of, group=FLINK, parallelism=1)
+    job = KeptJob(name="raw.orders", generation=1, pipelines=of, group=FLINK, parallelism=1, job_id="j-1")
     return msgspec.structs.replace(job, **changes)
 
 
@@ -96,7 +98,7 @@ def test_elsewhere_progress_is_what_flink_has_committed() -> None:
         first = progress_in(broker)[0]
         assert START_MS < first["as_of"] <= START_MS + 10_000
         assert 2 == first["offset"]
-        assert 2 == broker.groups[GROUP].committed[PLACE].offset
+        assert 2 == broker.groups[GATE].committed[PLACE].offset
         assert 1 == len(broker.logs[TopicPartition("raw.orders.dead", 0)])
         assert [] == broker.logs[TopicPartition("state.order_rate", 0)]
         assert not any(log for place, log in broker.logs.items() if place.topic == "processed.alerts")
@@ -143,21 +145,24 @@ def test_elsewhere_progress_waits_for_a_whole_window_behind_what_is_gone() -> No
     run_virtual(main, START_MS)
 
 
-def test_elsewhere_gates_wait_until_a_job_is_noted(caplog: pytest.LogCaptureFixture) -> None:
-    """Their commits would hide from the first job where the asyncio engine has ended."""
+@pytest.mark.parametrize("before", [None, {"job_id": ""}, {"stopped": True}, {"over": True}])
+def test_elsewhere_gates_wait_until_a_job_stands(
+    before: dict[str, Any] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until then it is not decided who runs the streams: a worker may come that does so itself, and judges what it reads."""
 
     async def main(clock: Clock) -> None:
-        broker, _, elsewhere = await beside_flink(clock)
+        broker, _, elsewhere = await beside_flink(clock, *([] if before is None else [noted(**before)]))
         stopping = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(elsewhere.run(stopping))
             await asyncio.sleep(5)
-            assert GROUP not in broker.groups
+            assert GATE not in broker.groups
             await KeptJobs(broker).write(noted())
             await asyncio.sleep(5)
             stopping.set()
-        assert 2 == broker.groups[GROUP].committed[PLACE].offset
-        assert "raw.orders: no job on Flink reads it yet" in caplog.text
+        assert 2 == broker.groups[GATE].committed[PLACE].offset
+        assert "raw.orders: no job on Flink reads it" in caplog.text
 
     run_virtual(main, START_MS)
 
@@ -177,17 +182,87 @@ def test_elsewhere_a_topic_without_a_job_keeps_no_other_waiting(caplog: pytest.L
             await asyncio.sleep(5)
             await flink.commit(2)
             await asyncio.sleep(5)
-            assert 2 == broker.groups[GROUP].committed[PLACE].offset
-            assert payments not in broker.groups[GROUP].committed
+            assert 2 == broker.groups[GATE].committed[PLACE].offset
+            assert f"{GATES}.raw.payments" not in broker.groups
             assert progress_in(broker)
-            assert "raw.payments: no job on Flink reads it yet" in caplog.text
+            assert "raw.payments: no job on Flink reads it" in caplog.text
             told = len(progress_in(broker))
             await KeptJobs(broker).write(noted(name="raw.payments", pipelines={}))
             await asyncio.sleep(5)
             stopping.set()
-        assert 1 == broker.groups[GROUP].committed[payments].offset
+        assert 1 == broker.groups[f"{GATES}.raw.payments"].committed[payments].offset
         assert 1 == len(broker.logs[TopicPartition("raw.payments.dead", 0)])
         assert told < len(progress_in(broker)), "the orders go on"
+
+    run_virtual(main, START_MS)
+
+
+def test_elsewhere_gates_end_when_their_job_is_stopped_and_begin_again_where_they_were() -> None:
+    """Workers may run the streams themselves then. Nothing is judged twice, also by another engine."""
+
+    async def main(clock: Clock) -> None:
+        broker, _, elsewhere = await beside_flink(clock, noted())
+        stopping = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(elsewhere.run(stopping))
+            await asyncio.sleep(5)
+            await KeptJobs(broker).write(noted(stopped=True))
+            await asyncio.sleep(5)
+            assert [] == broker.groups[GATE].members
+            await run_engine(broker, clock)
+            broker.append("raw.orders", b"[", b"u1", 0, START_MS, ())
+            await KeptJobs(broker).write(noted())
+            await asyncio.sleep(5)
+            stopping.set()
+        letters = broker.logs[TopicPartition("raw.orders.dead", 0)]
+        groups = [record.header("group") for record in letters]
+        assert [b"{", b"{", b"["] == [record.value for record in letters], "the engine has read from its own commit"
+        assert [GROUP.encode()] * 3 == groups, "so that replay knows the first two for one"
+
+    run_virtual(main, START_MS)
+
+
+async def run_engine(broker: MemoryBroker, clock: Clock) -> None:
+    """As a worker that runs the streams itself, for five seconds."""
+    stopping = asyncio.Event()
+    engine = Engine(broker, [fraud.orders.source], PIPELINES, clock, GROUP)
+    running = asyncio.create_task(engine.run(stopping))
+    await asyncio.sleep(5)
+    stopping.set()
+    await running
+
+
+def test_elsewhere_gates_begin_behind_what_the_asyncio_engine_has_judged() -> None:
+    """Also where they have been before it."""
+
+    async def main(clock: Clock) -> None:
+        broker, _, elsewhere = await beside_flink(clock, noted())
+        await run_engine(broker, clock)
+        stopping = asyncio.Event()
+        running = asyncio.create_task(elsewhere.run(stopping))
+        await asyncio.sleep(5)
+        stopping.set()
+        await running
+        assert 2 == broker.groups[GATE].committed[PLACE].offset
+        assert 1 == len(broker.logs[TopicPartition("raw.orders.dead", 0)])
+
+    run_virtual(main, START_MS)
+
+
+def test_elsewhere_a_topic_that_nothing_reads_is_judged_without_a_job() -> None:
+    """No job would ever read it."""
+
+    async def main(clock: Clock) -> None:
+        sources = fraud.orders.source, fraud_patterns.payments.source
+        broker, _, elsewhere = await beside_flink(clock, sources=sources)
+        broker.append("raw.payments", b"{", b"u1", 0, START_MS, ())
+        stopping = asyncio.Event()
+        running = asyncio.create_task(elsewhere.run(stopping))
+        await asyncio.sleep(5)
+        stopping.set()
+        await running
+        assert 1 == len(broker.logs[TopicPartition("raw.payments.dead", 0)])
+        assert [] == broker.logs[TopicPartition("raw.orders.dead", 0)]
 
     run_virtual(main, START_MS)
 

@@ -12,8 +12,8 @@ from app.core.errors import SetupError
 from app.core.record import TopicPartition
 from app.streams.expressions import col
 from app.streams.graph import count
+from app.streams.handover import largest_times
 from app.streams.kept_jobs import TOPIC, KeptJob, KeptJobs, computing, topics_of_job
-from app.streams.left_by_jobs import largest_times
 from app.streams.pipelines import Pipeline, pipelines_in
 from app.streams.sql import Job, Settings, compile_job
 from app.streams.takeover import Takeover, goes_by_all_partitions, read_back_ms, remembered_ms

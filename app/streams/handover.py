@@ -1,0 +1,162 @@
+"""Where one engine goes on when the other one has ended: the asyncio engine after a job on Flink, and gates after the asyncio engine.
+
+Each commits in groups of its own, so that none hides how far another one has come. Whoever begins behind somebody else says so in
+all of his commits (`after`), and so does not begin there again.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from app.broker.base import Broker, CommittedOffset, Reader
+from app.core.record import TopicPartition
+from app.streams.compiled import load_topic
+from app.streams.gate import LATEST_MS
+from app.streams.kept_jobs import KeptJob, KeptJobs
+from app.streams.pipelines import JoinPipeline, Pipeline, Source, streams_of
+from app.streams.restore import CommitMark, encode_mark, parse_mark
+from app.streams.windows import NEVER_MS
+
+SETTLED_MS = 10_000
+"""Flink says its watermark five times a second, so a job that was stopped may not have closed what its last records allowed."""
+
+FIRST_SPAN_MS = 1_000
+
+
+def gates_group(gates: str, topic: str) -> str:
+    """The group in which one topic is judged. gates: what it begins with."""
+    return f"{gates}.{topic}"
+
+
+def begins_at(committed: CommittedOffset | None, handed: CommittedOffset | None) -> CommittedOffset | None:
+    """Where a partition's owner begins: behind whoever was there last. committed: in his own group."""
+    handed_mark = parse_mark(handed)
+    if handed is None or handed_mark is None:
+        return committed
+    if committed is None:
+        return handed
+    mark = parse_mark(committed)
+    knows = mark is None or mark.after >= handed_mark.after  # without a mark somebody has set it by hand
+    return committed if knows or committed.offset >= handed_mark.after else handed
+
+
+async def handed_to_gate(broker: Broker, source: Source, group: str) -> dict[TopicPartition, CommittedOffset]:
+    """For the gate of a topic: what the asyncio engine has judged. group: of that engine. Raises: Unavailable, Rejected."""
+    found = await _committed(broker, group, [source.spec.name])
+    reached = {place: mark.reached_ms if (mark := parse_mark(one)) else NEVER_MS for place, one in found.items()}
+    return {place: _handed(one.offset, reached[place], one.offset) for place, one in found.items()}
+
+
+async def handed_to_engine(
+    broker: Broker, sources: Mapping[str, Source], pipelines: Mapping[str, Pipeline], group: str, gates: str
+) -> dict[TopicPartition, CommittedOffset]:
+    """For the asyncio engine: where jobs on Flink have ended and it has not been since, or the gates beside them where that is the
+    lower one; nothing behind it must go unsaid or unjudged. What the jobs have said of it nobody knows. group: of that engine.
+    gates: what the groups of gates begin with.
+
+    Raises: Unavailable, Rejected, SetupError.
+    """
+    jobs = [job for job in await KeptJobs(broker).read() if not (job.over or job.is_silent)]
+    streamed = {topic for job in jobs for topic in job.topics}
+    read = {stream.source.spec.name for pipeline in pipelines.values() for stream in streams_of(pipeline)}
+    judged: dict[TopicPartition, CommittedOffset] = {}
+    for topic in sources:
+        judged |= await _committed(broker, gates_group(gates, topic), [topic])
+    places = [TopicPartition(one.spec.name, at) for one in sources.values() for at in range(one.spec.partitions)]
+    own = await _committed(broker, group, list(sources))
+    reader = broker.reader()
+    try:
+        ended = await reader.beginning_offsets([place for place in places if place.topic in streamed])
+        ended |= {p: o for p, o in (await offsets_of(broker, streamed, jobs)).items() if p in ended}
+        ended |= {place: one.offset for place, one in judged.items() if place.topic not in read}
+        handed = {
+            place: _handed(min(offset, judged[place].offset if place in judged else offset), NEVER_MS, offset)
+            for place, offset in ended.items()
+        }
+        begun = {p: one.offset for p, one in handed.items() if begins_at(own.get(p), one) is one}
+        clocks = await clocks_before(reader, sources, begun)
+        lower = await _where_lone_records_wait(reader, pipelines, clocks)
+        lower = {place: offset for place, offset in lower.items() if offset < begun.get(place, 0)}
+        clocks |= await clocks_before(reader, sources, lower)
+    finally:
+        await reader.close()
+    return {place: _handed(offset, clocks[place], ended[place]) for place, offset in (begun | lower).items()}
+
+
+def _handed(offset: int, reached_ms: int, after: int) -> CommittedOffset:
+    return CommittedOffset(offset, encode_mark(CommitMark(reached_ms, {}, after=after)))
+
+
+async def _where_lone_records_wait(
+    reader: Reader, pipelines: Mapping[str, Pipeline], clocks: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """Offsets before which no record waits on Flink that may stay without a partner: there they wait for the quietest partition
+    of both topics."""
+    found: dict[TopicPartition, int] = {}
+    for pipeline in pipelines.values():
+        if not isinstance(pipeline, JoinPipeline) or pipeline.join.how == "inner":
+            continue
+        late_ms = {stream.source.spec.name: stream.source.out_of_orderness_ms for stream in streams_of(pipeline)}
+        over = {
+            place: reached_ms - late_ms[place.topic] for place, reached_ms in clocks.items() if place.topic in late_ms
+        }
+        if over:
+            since_ms = max(min(over.values()) - SETTLED_MS, 0)
+            for place, offset in (await reader.offsets_for_times(dict.fromkeys(over, since_ms))).items():
+                found[place] = min(offset, found.get(place, offset))
+    return found
+
+
+async def clocks_before(
+    reader: Reader, sources: Mapping[str, Source], offsets: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """The event time that each partition had reached before an offset, in ms: that of valid records and heartbeats alone, so they
+    are judged, from a time on behind which there is one. Raises: Unavailable."""
+    found = {}
+    for place, latest_ms in (await largest_times(reader, offsets)).items():
+        topic, span_ms, since_ms = load_topic(sources[place.topic], {}), FIRST_SPAN_MS, latest_ms + 1
+        state = topic.new_state(place)
+        while state.reached_ms < since_ms and since_ms > 0:
+            since_ms = max(latest_ms - span_ms, 0)
+            start = (await reader.offsets_for_times({place: since_ms}))[place]
+            async for records in reader.read(place, start, offsets[place]):
+                topic.process(records, state, 0)
+                state.rejected.clear()
+            span_ms *= 4
+        found[place] = state.reached_ms
+    return found
+
+
+async def _committed(broker: Broker, group: str, topics: Sequence[str]) -> dict[TopicPartition, CommittedOffset]:
+    admin = broker.admin()
+    try:
+        return await admin.group_offsets(group, topics)
+    finally:
+        await admin.close()
+
+
+async def offsets_of(broker: Broker, topics: Collection[str], jobs: Sequence[KeptJob]) -> dict[TopicPartition, int]:
+    """Where the foremost of these jobs is in each partition of some topics, as of its last checkpoint; nothing where none has come
+    to one yet. Raises: Unavailable, Rejected."""
+    found: dict[TopicPartition, int] = {}
+    admin = broker.admin()
+    try:
+        for job in jobs:
+            for place, committed in (await admin.group_offsets(job.group, list(topics))).items():
+                found[place] = max(committed.offset, found.get(place, 0))
+            for topic, offsets in job.takeover.offsets.items() if job.takeover and not job.holds else ():
+                for place, offset in ((TopicPartition(topic, at), offset) for at, offset in enumerate(offsets)):
+                    if topic in topics:  # before that it says nothing, however far it has come
+                        found[place] = max(offset, found.get(place, 0))
+    finally:
+        await admin.close()
+    return found
+
+
+async def largest_times(reader: Reader, bounds: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """The largest record time before an offset of each partition, in ms; -1 where there is none. By halves: a time is reached
+    before the offset when the first record of that time or a later one lies there. Raises: Unavailable."""
+    low, high = dict.fromkeys(bounds, -1), dict.fromkeys(bounds, LATEST_MS + 1)
+    while asked := {place: (low[place] + high[place]) // 2 for place in bounds if high[place] - low[place] > 1}:
+        for place, offset in (await reader.offsets_for_times(asked)).items():
+            side = low if offset < bounds[place] else high
+            side[place] = asked[place]
+    return low
