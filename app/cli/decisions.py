@@ -435,12 +435,14 @@ async def _plan_forgetting(
     """What there is of the entity, what will remain of it, and when what is removed will be gone."""
     from app.core.clock import SystemClock
     from app.decisions.forget import final_after_ms, find, remaining
-    from app.streams.generations import known_generations
+    from app.streams.generations import known_generations, others
+    from app.streams.pipelines import table_of
 
     async with _open_log(values) as log:
-        app.number(await known_generations(log.broker))
+        app.number(known := await known_generations(log.broker))
+        left = {str(table_of(name, pipeline)) for name, pipeline in others(app.pipelines, known)}
         plan = await find(entity, log.reader, SystemClock(), log.partitions, app.views)
-        remains = await remaining(log.admin, app.topics.all(), app.views)
+        remains = await remaining(log.admin, app.topics.all(), app.views, left)
         return plan, remains, await final_after_ms(log.admin, sorted({write.topic for write in plan.writes}))
 
 

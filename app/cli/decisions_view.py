@@ -291,11 +291,11 @@ def say_forgotten(
     if plan.awaiting:
         output.line(f"replaced before, and waiting for compaction: {output.counted(plan.awaiting, 'decision')}")
     for one in remains:
-        kept = (
-            f"for {format_duration(one.retention_ms)} after each was written"
-            if one.retention_ms
-            else "until its windows close"
-        )
+        kept = "until its windows close"
+        if one.is_left:
+            kept = "until it is deleted with: python -m app streams prune"
+        elif one.retention_ms:
+            kept = f"for {format_duration(one.retention_ms)} after each was written"
         output.line(f"may still name it, {kept}: {one.topic}")
     for wait in plan.waits:
         output.error(f"must be waited for: {wait}")

@@ -6,7 +6,7 @@ still count for the next decision. Compaction makes it final; until then the old
 `history` shows nothing of them.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -51,10 +51,12 @@ class Write(msgspec.Struct, frozen=True):
 
 
 class Remains(msgspec.Struct, frozen=True):
-    """A topic whose records may name the entity and go by themselves. retention_ms: None where they never do."""
+    """A topic whose records may name the entity and go by themselves. retention_ms: None where they never do. is_left: by a declaration
+    of before, until it is pruned."""
 
     topic: str
     retention_ms: int | None
+    is_left: bool = False
 
 
 @dataclass
@@ -240,18 +242,21 @@ async def final_after_ms(admin: Admin, topics: Sequence[str]) -> dict[str, int |
     return bounds
 
 
-async def remaining(admin: Admin, specs: Sequence[TopicSpec], views: Mapping[str, View]) -> list[Remains]:
-    """The topics of the application that may still name the entity, and how long: none of them can lose one record.
+async def remaining(
+    admin: Admin, specs: Sequence[TopicSpec], views: Mapping[str, View], left: Collection[str] = ()
+) -> list[Remains]:
+    """The topics of the application that may still name the entity, and how long: none of them can lose one record. left: tables of
+    declarations of before, some of which may be gone.
 
     Raises: Unavailable, Rejected.
     """
     handled = {*HANDLED, *(view.topic for view in views.values())}
-    described = await admin.describe([spec.name for spec in specs if spec.name not in handled])
+    described = await admin.describe([*(spec.name for spec in specs if spec.name not in handled), *left])
     remains = []
     for name, found in described.items():
         if found is not None and name != SWITCHES:
             retention_ms = int(found.config.get("retention.ms", -1))
-            remains.append(Remains(name, retention_ms if retention_ms >= 0 else None))
+            remains.append(Remains(name, retention_ms if retention_ms >= 0 else None, name in left))
     return sorted(remains, key=lambda one: one.topic)
 
 

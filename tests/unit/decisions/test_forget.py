@@ -300,9 +300,13 @@ def test_remaining_topics_are_named_with_their_retention_and_bounds_of_compactio
         table = TopicSpec(name="state.rate", partitions=1, cleanup="compact", retention_ms=None)
         await admin.create([table])
         specs = [*world.broker.specs.values()]
-        names = {one.topic: one for one in await remaining(admin, specs, VIEWS)}
+        await admin.create([TopicSpec(name="features.rate.2", partitions=1, cleanup="compact", retention_ms=None)])
+        found = await remaining(admin, specs, VIEWS, {"features.rate.2", "features.rate.3"})
+        names = {one.topic: one for one in found}
         assert Remains(ALERTS.name, 7 * 86_400_000) == names[ALERTS.name]
         assert Remains("state.rate", None) == names["state.rate"]
+        assert Remains("features.rate.2", None, is_left=True) == names["features.rate.2"]
+        assert "features.rate.3" not in names, "it was pruned"
         assert not names.keys() & {DECISIONS, EFFECTS, REVIEWS, VIEW.topic}
         await admin.configure(EFFECTS, {"max.compaction.lag.ms": str(2**63 - 1)})
         assert {DECISIONS: 86_400_000, EFFECTS: None} == await final_after_ms(admin, [DECISIONS, EFFECTS])
