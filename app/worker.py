@@ -22,12 +22,11 @@ from typing import Any, cast
 import anyio
 
 from app.application import GATES_GROUP, STREAMS_GROUP, App
-from app.broker.base import Broker, CommittedOffset, Producer
+from app.broker.base import Broker, Producer
 from app.broker.publisher import Publisher
 from app.core.clock import Clock
 from app.core.errors import HeadraceError, SetupError, Unavailable, cause_of
 from app.core.garbage import exempt_what_lasts
-from app.core.record import TopicPartition
 from app.core.settings import ACTION_URL_PREFIX, Settings
 from app.decisions.actions import HANDLER_SECONDS, RETRY, ActionsWork
 from app.decisions.agent import Agent
@@ -117,7 +116,6 @@ class Worker:
         self._dispatchers: dict[str, Dispatcher] = {}
         """The last one of each group."""
         self._abandoned_before = 0
-        self._handed: dict[TopicPartition, CommittedOffset] = {}
         if ("features" in parts) != ("agents" in parts) and store.address.startswith("memory://"):
             raise SetupError("store", "memory:// is seen by one process only; features and agents must both run in it")
         self._require_fitting_times()
@@ -185,9 +183,6 @@ class Worker:
             await self._require_topics()
             if "streams" in self._parts and self._settings.engine == "asyncio":
                 await require_no_job(self._broker, self._app.sources)
-                self._handed = await handed_to_engine(
-                    self._broker, self._app.sources, self._app.pipelines, STREAMS_GROUP, GATES_GROUP
-                )
             if set(self._parts) != {"features"}:  # which only reads: a producer needs the right to write somewhere
                 await self._producer.start()
             if {"features", "agents"} & set(self._parts):
@@ -294,8 +289,14 @@ class Worker:
         sources, pipelines = list(self._app.sources.values()), self._app.pipelines
         if self._settings.engine == "flink":
             return Elsewhere(self._broker, sources, pipelines, self._clock, GATES_GROUP, STREAMS_GROUP).run
-        self.engine = Engine(self._broker, sources, pipelines, self._clock, STREAMS_GROUP, self._handed)
-        return self.engine.run
+
+        async def run(stopping: asyncio.Event) -> None:
+            await require_no_job(self._broker, self._app.sources)  # again: it may have been away for a while
+            handed = await handed_to_engine(self._broker, self._app.sources, pipelines, STREAMS_GROUP, GATES_GROUP)
+            self.engine = Engine(self._broker, sources, pipelines, self._clock, STREAMS_GROUP, handed)
+            await self.engine.run(stopping)
+
+        return run
 
     def _make_features(self) -> Run:
         self.materializer = Materializer(self._broker, self._store, self._app.views)

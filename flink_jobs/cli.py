@@ -97,7 +97,7 @@ def submit(
 
     async def work() -> None:
         async with opened(app, broker, flink) as (jobs, keeper), submitter() as pyflink:
-            chosen = jobs.named(names or [])
+            chosen, refused = jobs.named(names or []), list[str]()
             for name in chosen:
                 output.note(f"{name}: submitting")
                 try:
@@ -109,21 +109,22 @@ def submit(
                     if not keep:
                         raise
                     output.error(str(error))  # the others are kept all the same
+                    refused += [] if anew else [name]
                 else:
                     output.note(f"{name}: runs as {status.job_id}")
             if keep:
-                await kept_running(keeper, chosen, pyflink)
+                await kept_running(keeper, chosen, pyflink, refused)
 
     asyncio.run(work())
 
 
-async def kept_running(keeper: "Keeper", names: list[str], pyflink: "Submitter") -> None:
+async def kept_running(keeper: "Keeper", names: list[str], pyflink: "Submitter", refused: list[str]) -> None:
     """Until SIGTERM or Ctrl-C; the jobs go on."""
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     output.note("keeping them; Ctrl-C ends this, and not the jobs")
-    await keeper.keep(names, pyflink, stopping)
+    await keeper.keep(names, pyflink, stopping, refused)
 
 
 @cli.command("list")

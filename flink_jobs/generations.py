@@ -16,7 +16,7 @@ import msgspec
 from app.application import FLINK_GROUP
 from app.broker.base import Broker
 from app.core.clock import Clock
-from app.core.errors import Rejected, SetupError, Unavailable
+from app.core.errors import HeadraceError, Rejected, SetupError, Unavailable
 from app.streams.kept_jobs import KeptJob, KeptJobs, topics_of_job
 from app.streams.takeover import ByPartition
 from flink_jobs.checkpoints import newest_checkpoint, remove
@@ -97,6 +97,9 @@ class Generations:
         if current.holds:
             assert status is not None
             return await self._fill(current, status)
+        if current.stopped:  # by somebody who took the cluster for lost
+            await self._change(current, stopped=False, ends={})
+            return ""
         for job in self.superseded(name, jobs):
             await self.retire(job)
         return None
@@ -113,7 +116,9 @@ class Generations:
             return False
         if await self._predecessors.asyncio_runs():
             raise SetupError(
-                name, "workers run these streams themselves; stop those, submit, and start them with --engine flink"
+                name,
+                "workers run these streams themselves; stop those, submit, and start them with --engine flink (one with a "
+                "HEADRACE_INSTANCE counts for 45 s after it left)",
             )
         return await self._predecessors.asyncio_was_last(topics_of_job(name), others)
 
@@ -162,13 +167,26 @@ class Generations:
         return ""
 
     async def _give(self, job: KeptJob, checkpoint: str, submitter: Submitter) -> None:
-        """Gives it to the cluster; one of its name that is there already, and nobody has noted, is taken for it."""
+        """Gives it to the cluster; one of its name that is there already, and nobody has noted, is taken for it. Workers are kept from
+        running its streams from before it is given. Raises: Rejected where somebody has noted something else of it meanwhile."""
         found = await self.cluster.running(job.label, job.at_ms - CLOCKS_MS)
         configuration = self.cluster.configuration(checkpoint)
-        job_id = found[0] if found else await submitter.submit(self.compiled.job(job), configuration)
+        noted = await self._change(job, is_being_given=True, stopped=False)
+        try:
+            job_id = found[0] if found else await submitter.submit(self.compiled.job(job), configuration)
+        except HeadraceError:
+            await self._change(job)
+            raise
+        if noted not in await self.kept.read():
+            await self.cluster.cancel(job_id)
+            raise Rejected(
+                f"{job.label}: somebody has stopped or submitted it meanwhile; look again with: flink_jobs list"
+            )
         folder = await self.cluster.checkpoint_folder(job_id)
         folders = tuple(dict.fromkeys([*job.folders, folder])) if folder else job.folders
-        given = await self._change(job, job_id=job_id, checkpoint=checkpoint, folders=folders, stopped=False, ends={})
+        given = await self._change(
+            noted, job_id=job_id, checkpoint=checkpoint, folders=folders, stopped=False, ends={}, is_being_given=False
+        )
         await self.until_running(given)
 
     async def _fill(self, job: KeptJob, status: JobStatus) -> str:
@@ -215,11 +233,23 @@ class Generations:
         return ""
 
     async def stop(self, job: KeptJob) -> KeptJob:
-        """Stops a job with a savepoint, and notes so; of one that has ended its last checkpoint. Raises: Rejected where no savepoint
-        can be taken; Unavailable."""
+        """Stops a job with a savepoint, and notes so; one that has ended, or whose tasks do not run, with its last checkpoint. Raises:
+        SetupError for a job that the cluster does not know; Rejected where no savepoint can be taken; Unavailable."""
+        if job.is_being_given and (found := await self.cluster.running(job.label, job.at_ms - CLOCKS_MS)):
+            job = await self._change(job, job_id=found[0], is_being_given=False)
         status = await self.status(job)
+        if status is None:
+            raise SetupError(
+                job.name,
+                f"{self.cluster.address} does not know it; where no other cluster has it, note it as stopped: "
+                f"python -m flink_jobs stop {job.name} --lost",
+            )
         if not is_alive(status):
             return await self.note_stopped(job, status)
+        if status.state != "RUNNING":
+            await self.cluster.cancel(job.job_id)
+            await self._until_ended(job.job_id)
+            return await self.note_stopped(job)
         path = await self.cluster.stop(job.job_id)
         await self._until_ended(job.job_id)
         return await self._note_stopped_at(job, path)
@@ -229,8 +259,13 @@ class Generations:
         return await self._note_stopped_at(job, await _newest(job, status))
 
     async def _note_stopped_at(self, job: KeptJob, path: str) -> KeptJob:
+        """Raises: Rejected where somebody has noted something else of it meanwhile."""
         ends = await self._predecessors.ends(job.topics)
-        return await self._change(job, checkpoint=path, stopped=True, ends=ends)
+        if not any(
+            (one.label, one.job_id, one.over) == (job.label, job.job_id, False) for one in await self.kept.read()
+        ):
+            raise Rejected(f"{job.label}: somebody has submitted it meanwhile; stop it again")
+        return await self._change(job, checkpoint=path, stopped=True, ends=ends, is_being_given=False)
 
     async def retire(self, job: KeptJob) -> None:
         """Ends a generation for good: another one has its place. Raises: Unavailable."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from app.core.errors import Rejected, SetupError, Unavailable
 from app.streams.kept_jobs import KeptJob
@@ -24,12 +24,17 @@ class Keeper:
         self._all = generations
         self._finishes: set[str] = set()
         """Generations whose `submit` was broken off, and is gone on with here."""
+        self._refused: set[str] = set()
 
-    async def keep(self, names: Sequence[str], submitter: Submitter, stopping: asyncio.Event) -> None:
-        """Until `stopping` is set. What somebody has stopped stays so. What goes wrong is told and tried again.
+    async def keep(
+        self, names: Sequence[str], submitter: Submitter, stopping: asyncio.Event, refused: Collection[str] = ()
+    ) -> None:
+        """Until `stopping` is set. What somebody has stopped stays so. What goes wrong is told and tried again. refused: jobs that were
+        to be submitted, and are to be until they run.
 
         Raises: Unavailable when PyFlink has ended.
         """
+        self._refused |= set(refused)
         again_s, pauses_s = dict.fromkeys(names, 0.0), dict.fromkeys(names, FIRST_PAUSE_S)
         clock = asyncio.get_running_loop().time
         while not stopping.is_set():
@@ -51,6 +56,10 @@ class Keeper:
                 continue
 
     async def _look_after(self, name: str, submitter: Submitter) -> None:
+        if name in self._refused:
+            if await self._all.advance(name, submitter) is None:
+                self._refused.discard(name)
+            return
         jobs = await self._all.kept.read()
         job = self._all.current(name, jobs)
         if job is None or job.stopped:

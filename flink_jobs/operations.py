@@ -36,7 +36,8 @@ class Jobs:
 
     async def standing(self) -> list[str]:
         """The names of all jobs that nobody has stopped, also of those that are not declared. Raises: Unavailable."""
-        return list(dict.fromkeys(job.name for job in await self._all.kept.read() if job.stands))
+        jobs = [job for job in await self._all.kept.read() if not job.over]
+        return list(dict.fromkeys(job.name for job in jobs if job.stands or job.is_being_given or job.holds))
 
     async def list(self) -> list[Listed]:
         """Every job that is declared, and those that are noted and not over. Raises: Unavailable."""
@@ -85,20 +86,23 @@ class Jobs:
         return await self.submit(name, submitter)
 
     async def stop(self, name: str, is_lost: bool = False) -> str:
-        """Stops a job with a savepoint, from which `submit` goes on; returns its path. One that is about to take over is ended, and one
+        """Stops a job with a savepoint, from which `submit` goes on; returns its path. One that is about to take over is ended; one
         that has ended is noted as stopped: its last checkpoint counts, empty where none is known. is_lost: the cluster is gone for good
         and not asked.
 
-        Raises: SetupError when none of the name is noted that somebody has not stopped.
+        Raises: SetupError when none of the name is noted that somebody has not stopped, or the cluster does not know it.
         """
         jobs = [job for job in await self._all.kept.read() if job.name == name and not job.over]
+        ended = []
         for job in jobs:
-            if job.holds and is_lost:
-                await self._all.forget(job)
-            elif job.holds:
-                await self._all.retire(job)
+            if job.holds or (job.is_being_given and not job.job_id):
+                await (self._all.forget(job) if is_lost else self._all.retire(job))
+                ended.append("")
         stop = self._all.note_stopped if is_lost else self._all.stop
-        return _the_last(name, [(await stop(job)).checkpoint for job in jobs if job.stands and not job.holds])
+        for job in jobs:
+            if (job.stands or (job.is_being_given and job.job_id)) and not job.holds:
+                ended.append((await stop(job)).checkpoint)
+        return _the_last(name, ended)
 
     async def savepoint(self, name: str) -> str:
         """Takes a savepoint of a job that goes on; returns its path. Raises: SetupError when it does not run."""

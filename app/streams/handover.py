@@ -4,6 +4,7 @@ Each commits in groups of its own, so that none hides how far another one has co
 all of his commits (`after`), and so does not begin there again.
 """
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 
 from app.broker.base import Broker, CommittedOffset, Reader
@@ -15,8 +16,13 @@ from app.streams.pipelines import JoinPipeline, Pipeline, Source, streams_of
 from app.streams.restore import CommitMark, encode_mark, parse_mark
 from app.streams.windows import NEVER_MS
 
+logger = logging.getLogger(__name__)
+
 SETTLED_MS = 10_000
 """Flink says its watermark five times a second, so a job that was stopped may not have closed what its last records allowed."""
+
+LONGEST_WAIT_MS = 3_600_000
+"""A partition that was silent for longer holds back nobody else's records: they would all be read again."""
 
 FIRST_SPAN_MS = 1_000
 
@@ -34,8 +40,9 @@ def begins_at(committed: CommittedOffset | None, handed: CommittedOffset | None)
     if committed is None:
         return handed
     mark = parse_mark(committed)
-    knows = mark is None or mark.after >= handed_mark.after  # without a mark somebody has set it by hand
-    return committed if knows or committed.offset >= handed_mark.after else handed
+    is_set_by_hand = mark is None
+    is_newer = committed.offset >= handed_mark.after or (mark is not None and mark.after >= handed_mark.after)
+    return committed if is_set_by_hand or is_newer else handed
 
 
 async def handed_to_gate(broker: Broker, source: Source, group: str) -> dict[TopicPartition, CommittedOffset]:
@@ -49,36 +56,35 @@ async def handed_to_engine(
     broker: Broker, sources: Mapping[str, Source], pipelines: Mapping[str, Pipeline], group: str, gates: str
 ) -> dict[TopicPartition, CommittedOffset]:
     """For the asyncio engine: where jobs on Flink have ended and it has not been since, or the gates beside them where that is the
-    lower one; nothing behind it must go unsaid or unjudged. What the jobs have said of it nobody knows. group: of that engine.
-    gates: what the groups of gates begin with.
+    lower one; nothing behind it must go unsaid, or unjudged where there were gates. What the jobs have said of it nobody knows. group:
+    of that engine. gates: what the groups of gates begin with.
 
     Raises: Unavailable, Rejected, SetupError.
     """
     jobs = [job for job in await KeptJobs(broker).read() if not (job.over or job.is_silent)]
     streamed = {topic for job in jobs for topic in job.topics}
     read = {stream.source.spec.name for pipeline in pipelines.values() for stream in streams_of(pipeline)}
-    judged: dict[TopicPartition, CommittedOffset] = {}
+    own, judged = await _committed(broker, group, list(sources)), dict[TopicPartition, int]()
     for topic in sources:
-        judged |= await _committed(broker, gates_group(gates, topic), [topic])
+        for place, one in (await _committed(broker, gates_group(gates, topic), [topic])).items():
+            judged[place] = max(one.offset, own[place].offset if place in own else 0)
     places = [TopicPartition(one.spec.name, at) for one in sources.values() for at in range(one.spec.partitions)]
-    own = await _committed(broker, group, list(sources))
     reader = broker.reader()
     try:
         ended = await reader.beginning_offsets([place for place in places if place.topic in streamed])
         ended |= {p: o for p, o in (await offsets_of(broker, streamed, jobs)).items() if p in ended}
-        ended |= {place: one.offset for place, one in judged.items() if place.topic not in read}
-        handed = {
-            place: _handed(min(offset, judged[place].offset if place in judged else offset), NEVER_MS, offset)
-            for place, offset in ended.items()
-        }
-        begun = {p: one.offset for p, one in handed.items() if begins_at(own.get(p), one) is one}
+        ended |= {place: offset for place, offset in judged.items() if place.topic not in read}
+        begun = {place: min(offset, judged.get(place, offset)) for place, offset in ended.items()}
+        handed = {place: _handed(offset, NEVER_MS, ended[place]) for place, offset in begun.items()}
+        begun = {place: begun[place] for place, one in handed.items() if begins_at(own.get(place), one) is one}
+        if begun:
+            lower = await _where_lone_records_wait(reader, sources, pipelines, ended)
+            begun = {place: min(offset, lower.get(place, offset)) for place, offset in begun.items()}
+            logger.info("streams go on where jobs on Flink have ended, in %d partitions", len(begun))
         clocks = await clocks_before(reader, sources, begun)
-        lower = await _where_lone_records_wait(reader, pipelines, clocks)
-        lower = {place: offset for place, offset in lower.items() if offset < begun.get(place, 0)}
-        clocks |= await clocks_before(reader, sources, lower)
     finally:
         await reader.close()
-    return {place: _handed(offset, clocks[place], ended[place]) for place, offset in (begun | lower).items()}
+    return {place: _handed(offset, clocks[place], ended[place]) for place, offset in begun.items()}
 
 
 def _handed(offset: int, reached_ms: int, after: int) -> CommittedOffset:
@@ -86,21 +92,23 @@ def _handed(offset: int, reached_ms: int, after: int) -> CommittedOffset:
 
 
 async def _where_lone_records_wait(
-    reader: Reader, pipelines: Mapping[str, Pipeline], clocks: Mapping[TopicPartition, int]
+    reader: Reader,
+    sources: Mapping[str, Source],
+    pipelines: Mapping[str, Pipeline],
+    ended: Mapping[TopicPartition, int],
 ) -> dict[TopicPartition, int]:
-    """Offsets before which no record waits on Flink that may stay without a partner: there they wait for the quietest partition
-    of both topics."""
+    """Offsets before which no left record waits on Flink that may stay without a partner. There it waits for the quietest partition
+    of both topics, and here for no more than `LONGEST_WAIT_MS` behind the others."""
     found: dict[TopicPartition, int] = {}
     for pipeline in pipelines.values():
         if not isinstance(pipeline, JoinPipeline) or pipeline.join.how == "inner":
             continue
-        late_ms = {stream.source.spec.name: stream.source.out_of_orderness_ms for stream in streams_of(pipeline)}
-        over = {
-            place: reached_ms - late_ms[place.topic] for place, reached_ms in clocks.items() if place.topic in late_ms
-        }
+        topics = {stream.source.spec.name for stream in streams_of(pipeline)}
+        clocks = await clocks_before(reader, sources, {p: offset for p, offset in ended.items() if p.topic in topics})
+        over = [reached_ms - sources[place.topic].out_of_orderness_ms for place, reached_ms in clocks.items()]
         if over:
-            since_ms = max(min(over.values()) - SETTLED_MS, 0)
-            for place, offset in (await reader.offsets_for_times(dict.fromkeys(over, since_ms))).items():
+            since_ms = max(min(over), max(over) - LONGEST_WAIT_MS, SETTLED_MS) - SETTLED_MS
+            for place, offset in (await reader.offsets_for_times(dict.fromkeys(clocks, since_ms))).items():
                 found[place] = min(offset, found.get(place, offset))
     return found
 
@@ -111,8 +119,9 @@ async def clocks_before(
     """The event time that each partition had reached before an offset, in ms: that of valid records and heartbeats alone, so they
     are judged, from a time on behind which there is one. Raises: Unavailable."""
     found = {}
+    topics = {topic: load_topic(sources[topic], {}) for topic in {place.topic for place in offsets}}
     for place, latest_ms in (await largest_times(reader, offsets)).items():
-        topic, span_ms, since_ms = load_topic(sources[place.topic], {}), FIRST_SPAN_MS, latest_ms + 1
+        topic, span_ms, since_ms = topics[place.topic], FIRST_SPAN_MS, latest_ms + 1
         state = topic.new_state(place)
         while state.reached_ms < since_ms and since_ms > 0:
             since_ms = max(latest_ms - span_ms, 0)

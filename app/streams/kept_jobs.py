@@ -26,7 +26,8 @@ class KeptJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pipelines: their fingerprints, by name. group: under which it commits its offsets. job_id: empty until the cluster has taken it.
     checkpoint: the last one that was seen, or the savepoint that it was begun or stopped with; empty for neither. folders: where its
     checkpoints go, the present one last. takeover: of whom was there before; None where it began at the earliest record. stopped:
-    by somebody, and to stay so; ends: where its topics ended then. over: another one has taken its place. at_ms: wall time.
+    by somebody, and to stay so; ends: where its topics ended then. is_being_given: to the cluster, which may have it already. over:
+    another one has taken its place. at_ms: wall time.
     """
 
     name: str
@@ -40,6 +41,7 @@ class KeptJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     takeover: Takeover | None = None
     stopped: bool = False
     ends: ByPartition = {}
+    is_being_given: bool = False
     over: bool = False
     at_ms: int = 0
 
@@ -82,7 +84,7 @@ def computing(jobs: Iterable[KeptJob], name: str, fingerprint: str) -> list[Kept
 async def require_no_job(broker: Broker, topics: Collection[str]) -> None:
     """Streams run in one place. Raises: SetupError where a job on Flink reads one of these topics; Unavailable, Rejected."""
     for job in await KeptJobs(broker).read():
-        if job.stands and job.topics & set(topics):
+        if (job.stands or (job.is_being_given and not job.over)) and job.topics & set(topics):
             raise SetupError(
                 "engine",
                 f"these streams run on Flink, as job {job.name}; say --engine flink, or stop it: python -m flink_jobs stop {job.name}",

@@ -1,4 +1,4 @@
-"""What is submitted, kept and stopped, on a cluster that only remembers its jobs: no job twice, none forgotten, one engine at a time."""
+"""What is submitted, kept and taken over, on a cluster that only remembers its jobs: no job twice, none forgotten."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,143 +7,15 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from app.application import STREAMS_GROUP
-from app.broker.base import Assignment, CommittedOffset
-from app.broker.memory import MemoryBroker
-from app.core.clock import ManualClock
-from app.core.errors import SetupError
-from app.core.record import TopicPartition
-from app.streams.aggregates import Aggregate
-from app.streams.graph import count
-from app.streams.kept_jobs import TOPIC, KeptJob, require_no_job
 from app.streams.pipelines import Pipeline, fingerprint, pipelines_in
-from app.streams.restore import CommitMark, TableMark, encode_mark
 from app.streams.sql import Settings, jobs_of
 from features import fraud
-from features.records import order_events, payment_events
 from flink_jobs.child import Submitter
-from flink_jobs.cluster import FlinkCluster, JobStatus
+from flink_jobs.cluster import FlinkCluster
 from flink_jobs.compiled import CompiledJobs
-from flink_jobs.generations import Generations
 from flink_jobs.keeping import ENDING_MS, Keeper
 from flink_jobs.operations import Jobs
-
-NOW = 1_800_000_000_000
-ORDERS, PAYMENTS = "raw.orders", "raw.payments"
-N: dict[str, Aggregate] = {"n": count()}
-ORDER_RATE: dict[str, Pipeline] = {"rate": order_events.tumbling("1m").aggregate(**N).to("rate")}
-HOUR_RATE: dict[str, Pipeline] = {"rate": order_events.tumbling("1h").aggregate(**N).to("rate")}
-PAYMENT_RATE: dict[str, Pipeline] = {"paid": payment_events.tumbling("1m").aggregate(**N).to("paid")}
-BOTH = {
-    **ORDER_RATE,
-    "unpaid": order_events.join(payment_events, on="order_id", within=("0s", "5m"), prefix="paid_")
-    .missing()
-    .alert(fraud.HighValueOrder, id="order_id"),
-}
-PLACES = [TopicPartition(ORDERS, partition) for partition in range(12)]
-
-
-class Cluster:
-    """Knows jobs by what was submitted; one that is stopped or cancelled has ended. Submits too."""
-
-    address = "http://127.0.0.1:1"
-    is_gone = False
-
-    def __init__(self) -> None:
-        self.known: dict[str, JobStatus] = {}
-        self.submitted: list[tuple[str, str]] = []
-        """Name and checkpoint of each."""
-
-    def add(self, name: str, state: str = "RUNNING", since_ms: int = NOW) -> str:
-        job_id = str(len(self.known) + 1)
-        self.known[job_id] = JobStatus(job_id=job_id, name=name, state=state, since_ms=since_ms)
-        return job_id
-
-    async def job(self, job_id: str) -> JobStatus | None:
-        return self.known.get(job_id)
-
-    async def running(self, name: str, since_ms: int) -> list[str]:
-        return [one.job_id for one in self.known.values() if one.name == name and one.state == "RUNNING"]
-
-    def configuration(self, checkpoint: str) -> dict[str, str]:
-        return {"path": checkpoint}
-
-    async def checkpoint_folder(self, job_id: str) -> str:
-        return ""
-
-    async def submit(self, job: Any, configuration: dict[str, str]) -> str:
-        """As the submitter's."""
-        self.submitted.append((job.name, configuration["path"]))
-        return self.add(job.name)
-
-    async def stop(self, job_id: str) -> str:
-        await self.cancel(job_id)
-        return f"savepoint-{job_id}"
-
-    async def cancel(self, job_id: str) -> None:
-        self.known[job_id] = msgspec.structs.replace(self.known[job_id], state="FINISHED")
-
-    def names(self) -> list[str]:
-        return [one.name for one in self.known.values() if one.state == "RUNNING"]
-
-
-class Member:
-    """Of a group; owns all partitions of a topic, and commits."""
-
-    def __init__(self, broker: MemoryBroker, group: str, topic: str) -> None:
-        self._consumer = broker.consumer(group, [topic], self)
-
-    async def on_assigned(self, assignments: object) -> None: ...
-
-    async def on_revoked(self, assignments: object) -> None: ...
-
-    async def on_lost(self, assignments: object) -> None: ...
-
-    async def commit(self, offset: int, metadata: str = "") -> None:
-        await self._consumer.start()
-        await self._consumer.poll(1, 1)
-        held: frozenset[Assignment] = self._consumer.assignments()
-        await self._consumer.commit({one: CommittedOffset(offset, metadata) for one in held})
-
-    async def leave(self) -> None:
-        await self._consumer.close()
-
-
-class Setting:
-    """A broker with ten orders in each partition, one a second, and a cluster."""
-
-    def __init__(self) -> None:
-        self.broker = MemoryBroker(ManualClock(NOW))
-        self.cluster = Cluster()
-
-    async def begin(self) -> "Setting":
-        await self.broker.admin().create([order_events.source.spec, payment_events.source.spec, TOPIC])
-        for place in PLACES:
-            for number in range(10):
-                self.broker.append(place.topic, b"{}", b"u", place.partition, NOW - 100_000 + number * 1_000, ())
-        return self
-
-    def of(self, pipelines: dict[str, Pipeline]) -> Generations:
-        """As an application with these pipelines sees it."""
-        compiled = CompiledJobs(jobs_of(pipelines), Settings(bootstrap_servers=""))
-        return Generations(cast(FlinkCluster, self.cluster), self.broker, ManualClock(NOW), compiled)
-
-    async def submit(self, pipelines: dict[str, Pipeline], name: str = ORDERS) -> None:
-        submitting = Jobs(self.of(pipelines)).submit(name, cast(Submitter, self.cluster))
-        await asyncio.wait_for(submitting, 20)
-
-    async def noted(self, **changes: Any) -> KeptJob:
-        """A job of the order rate, as it is noted and known to the cluster."""
-        of = {"rate": fingerprint(ORDER_RATE["rate"])}
-        job = KeptJob(
-            name=ORDERS, generation=1, pipelines=of, group="g.1", parallelism=3, checkpoint="chk-7", at_ms=NOW
-        )
-        job = msgspec.structs.replace(job, **changes)
-        await self.of(ORDER_RATE).kept.write(job)
-        return job
-
-    async def jobs(self) -> list[KeptJob]:
-        return await self.of(ORDER_RATE).kept.read()
+from tests.flink_setting import BOTH, HOUR_RATE, NOW, ORDER_RATE, ORDERS, PAYMENT_RATE, PAYMENTS, Member, Setting, until
 
 
 @pytest.fixture
@@ -161,14 +33,6 @@ async def look(
     await (until(done) if done else asyncio.sleep(0.1))
     stopping.set()
     await keeping
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            if holds():
-                return
-            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -327,117 +191,6 @@ async def test_jobs_list_and_stop_know_what_is_declared_no_more(setting: Setting
     assert [(PAYMENTS, False, True), (ORDERS, True, False)] == listed
     assert "savepoint-1" == await jobs.stop(ORDERS)
     assert [] == setting.cluster.names()
-
-
-@pytest.mark.parametrize(
-    ("state", "checkpoint", "is_lost"),
-    [("FAILED", "chk-7", False), ("", "chk-7", False), ("RUNNING", "chk-7", True), ("FINISHED", "savepoint-9", False)],
-)
-async def test_stop_of_a_job_that_has_ended_notes_where_it_has(
-    setting: Setting, state: str, checkpoint: str, is_lost: bool
-) -> None:
-    """Or workers could never run its streams themselves again: they are refused while a job stands. One that has finished was stopped
-    by somebody who did not come to note so, and only its savepoint is left."""
-    job_id = setting.cluster.add(f"{ORDERS}/1", state) if state else "gone"
-    if state == "FINISHED":
-        setting.cluster.known[job_id] = msgspec.structs.replace(setting.cluster.known[job_id], checkpoint=checkpoint)
-    await setting.noted(job_id=job_id)
-    with pytest.raises(SetupError, match="these streams run on Flink"):
-        await require_no_job(setting.broker, [ORDERS])
-    jobs = Jobs(setting.of(ORDER_RATE))
-    assert [ORDERS] == await jobs.standing()
-    assert checkpoint == await jobs.stop(ORDERS, is_lost=is_lost)
-    await require_no_job(setting.broker, [ORDERS])
-    assert [] == await jobs.standing()
-    with pytest.raises(SetupError, match="does not run"):
-        await jobs.stop(ORDERS)
-    await setting.submit(ORDER_RATE)
-    assert is_lost or [(f"{ORDERS}/1", checkpoint)] == setting.cluster.submitted
-
-
-async def test_submit_is_refused_wherever_it_stands_while_workers_run_the_streams(setting: Setting) -> None:
-    """Also where they have not come beyond the job yet, and where a submit was broken off before."""
-    workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
-    await workers.commit(0)
-    for changes in ({"job_id": "1", "stopped": True}, {"job_id": ""}, {"job_id": "gone"}):
-        await setting.noted(**changes)
-        with pytest.raises(SetupError, match="workers run these streams themselves"):
-            await setting.submit(ORDER_RATE)
-    await workers.leave()
-    await setting.submit(ORDER_RATE)
-
-
-async def test_submit_that_was_broken_off_takes_over_again_from_an_engine_that_went_on(setting: Setting) -> None:
-    """What it had noted of where that had ended is old."""
-    workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
-    await workers.commit(7)
-    await workers.leave()
-    generations = setting.of(ORDER_RATE)
-    assert "" == await generations.advance(ORDERS, cast(Submitter, setting.cluster))
-    workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
-    await workers.commit(9)
-    await workers.leave()
-    await setting.submit(ORDER_RATE)
-    old, new = await setting.jobs()
-    assert old.over
-    assert new.takeover is not None
-    assert [9] * 12 == new.takeover.offsets[ORDERS]
-
-
-async def test_submit_where_the_asyncio_engine_was_goes_on_at_its_offsets(setting: Setting) -> None:
-    """Refused while that runs. What did not change goes on with its windows, and alerts are those of what lies behind."""
-    table = TableMark(fingerprint(ORDER_RATE["rate"]), 0, 0, 0)
-    workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
-    await workers.commit(7, encode_mark(CommitMark(NOW - 94_000, {"rate": table}, is_last=True)))
-    with pytest.raises(SetupError, match=r"raw\.orders: workers run these streams themselves; stop those, submit"):
-        await setting.submit(ORDER_RATE)
-    assert [] == setting.cluster.submitted
-    await workers.leave()
-    await setting.submit(ORDER_RATE)
-    (job,) = await setting.jobs()
-    assert job.takeover is not None
-    assert ([7] * 12, [NOW - 94_000] * 12) == (job.takeover.offsets[ORDERS], job.takeover.reached_ms[ORDERS])
-    assert ([], False) == (job.takeover.changed, job.holds)
-    assert [NOW - 99_000] * 12 == job.takeover.closed_ms[ORDERS], "each partition closed by its own time"
-
-
-async def test_submit_where_nobody_was_begins_at_the_earliest_record(setting: Setting) -> None:
-    """There is nothing to take over."""
-    await setting.submit(ORDER_RATE)
-    (job,) = await setting.jobs()
-    assert (None, f"headrace.flink.{ORDERS}.1") == (job.takeover, job.group)
-
-
-async def test_submit_after_one_that_was_refused_begins_at_the_earliest_record(setting: Setting) -> None:
-    """A job that the cluster never took has left nothing to take over."""
-    await setting.noted(job_id="", checkpoint="", pipelines={"rate": "which Flink refused"})
-    await setting.submit(ORDER_RATE)
-    first, second = await setting.jobs()
-    assert (True, None) == (first.over, second.takeover)
-
-
-async def test_job_stopped_while_workers_went_on_takes_over_from_them(setting: Setting) -> None:
-    """Its savepoint is older than what the asyncio engine has done since."""
-    await setting.submit(ORDER_RATE)
-    await Member(setting.broker, f"headrace.flink.{ORDERS}.1", ORDERS).commit(5)
-    await Jobs(setting.of(ORDER_RATE)).stop(ORDERS)
-    workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
-    table = TableMark(fingerprint(ORDER_RATE["rate"]), 0, 0, 0)
-    await workers.commit(8, encode_mark(CommitMark(NOW - 93_000, {"rate": table}, is_last=True)))
-    await workers.leave()
-    await setting.submit(ORDER_RATE)
-    first, second = await setting.jobs()
-    assert second.takeover is not None
-    assert (True, [8] * 12) == (first.over, second.takeover.offsets[ORDERS])
-
-
-async def test_begin_anew_leaves_nothing_of_before(setting: Setting) -> None:
-    """Another group too: what the old one has committed says nothing of the new one."""
-    await setting.submit(ORDER_RATE)
-    await Jobs(setting.of(ORDER_RATE)).begin_anew(ORDERS, cast(Submitter, setting.cluster))
-    first, second = await setting.jobs()
-    assert (True, None, f"headrace.flink.{ORDERS}.2") == (first.over, second.takeover, second.group)
-    assert [f"{ORDERS}/2"] == setting.cluster.names()
 
 
 def test_configuration_names_the_job_manager_behind_tls() -> None:

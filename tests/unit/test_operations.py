@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agents import app, fraud
-from app.application import STREAMS_GROUP
+from app.application import FLINK_GROUP, GATES_GROUP, STREAMS_GROUP
 from app.broker.dead_replay import Fate
 from app.core.durations import parse_duration_ms
 from app.core.settings import PREFIX, SECRETS, Settings
@@ -147,7 +147,8 @@ def test_operations_has_every_field_of_a_review() -> None:
 def test_operations_names_every_consumer_group() -> None:
     """By the names that Kafka's own tools show."""
     agents = fraud.judge_order.group.removesuffix(fraud.judge_order.name) + "NAME"
-    groups = {STREAMS_GROUP, FEATURES_GROUP, ACTIONS_GROUP, agents}
+    on_flink = {f"{GATES_GROUP}.TOPIC", f"{FLINK_GROUP}.JOB.N"}
+    groups = {STREAMS_GROUP, FEATURES_GROUP, ACTIONS_GROUP, agents} | on_flink
     assert groups == set(re.findall(r"^\| `(headrace\.[\w.]+)`", section("Watching it"), re.MULTILINE))
 
 

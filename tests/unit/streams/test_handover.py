@@ -109,6 +109,7 @@ def alerted(broker: MemoryBroker) -> list[str]:
         (1, None, 2, ["o2"]),
         (2, 3, 1, ["o2"]),
         (2, 2, 2, ["o2"]),
+        (2, 1, 3, ["o2"]),
     ],
 )
 def test_handover_the_asyncio_engine_begins_behind_whoever_was_last(
@@ -182,22 +183,33 @@ LONE: dict[str, Pipeline] = {
 }
 
 
-def test_handover_lone_records_that_wait_on_flink_for_a_quiet_partition_are_raised() -> None:
-    """There the quietest partition of a topic counts, here each for itself: of the sales of the busy one all still wait."""
+@pytest.mark.parametrize("quiet_own", [False, True])
+@pytest.mark.parametrize("quiet_minutes", [0, 59, 120, None])
+def test_handover_lone_records_that_wait_on_flink_for_a_quiet_partition_are_raised(
+    quiet_minutes: int | None, quiet_own: bool
+) -> None:
+    """There the quietest partition of a topic counts, here each for itself; one that is silent for longer than an hour counts no more.
+    quiet_own: the asyncio engine has committed there before the job, which came no further."""
 
     async def main(clock: Clock) -> None:
+        busy, quiet = TopicPartition("sales", 0), TopicPartition("sales", 1)
         broker = MemoryBroker(ManualClock(START_MS + 10**9))
         await broker.admin().create([*topics_of([SALES.source], LONE), TOPIC])
         sources = {"sales": SALES.source}
-        broker.append("sales", encode(Sale("quiet", "b")), b"b", 1, START_MS, ())
-        for minute in range(1, 5):
+        if quiet_minutes is not None:
+            broker.append("sales", encode(Sale("quiet", "b")), b"b", 1, START_MS - 60_000 * quiet_minutes, ())
+        for minute in (-100, -99, 1, 2, 3, 4):
             broker.append("sales", encode(Sale(f"m{minute}", "a")), b"a", 0, START_MS + 60_000 * minute, ())
         await KeptJobs(broker).write(msgspec.structs.replace(JOB, name="sales"))
-        await Owner(broker, FLINK, ["sales"]).commit(4, place=TopicPartition("sales", 0))
-        await Owner(broker, FLINK, ["sales"]).commit(1, place=TopicPartition("sales", 1))
+        ended = 0 if quiet_minutes is None else 1
+        await Owner(broker, FLINK, ["sales"]).commit(6, place=busy)
+        await Owner(broker, FLINK, ["sales"]).commit(ended, place=quiet)
+        if quiet_own:
+            await Owner(broker, GROUP, ["sales"]).commit(ended, CommitMark(START_MS, {}), quiet)
         await engine_runs(broker, clock, sources, LONE)
         raised = [alert["sale_id"] for alert in written(broker, "processed.alerts")]
-        assert ["m1", "m2", "m3"] == raised, "m4 and the quiet one may still find a partner"
+        assert ["m1", "m2", "m3"] == raised[1:], "m4 and the quiet one may still find a partner"
+        assert ["m-99"] == raised[:1], "which the clock stands at where it begins"
 
     run_virtual(main, START_MS)
 
