@@ -18,6 +18,9 @@ POLL_SECONDS = 0.25
 CHECKPOINT_MS = 1_000
 KEPT_CHECKPOINTS = 20
 
+LOOKED_AT, FOLLOWS = 10, "FlinkExpectedException"
+"""Failures of a job, the last one first, and how one begins that only follows from another."""
+
 ENDED = frozenset({"FINISHED", "CANCELED", "FAILED"})
 
 
@@ -118,9 +121,11 @@ class FlinkCluster:
         return int(float(metrics[0]["value"])) if metrics else 0
 
     async def _cause(self, job_id: str) -> str:
-        found = await self._get(f"/jobs/{quote(job_id)}/exceptions?maxExceptions=1")
+        """Of the last failure that has one of its own: a task manager that ends says only that it does."""
+        found = await self._get(f"/jobs/{quote(job_id)}/exceptions?maxExceptions={LOOKED_AT}")
         entries = (found.get("exceptionHistory") or {}).get("entries") or [{}]
-        return root_cause(entries[0].get("stacktrace") or found.get("root-exception") or "")
+        causes = [root_cause(entry.get("stacktrace") or found.get("root-exception") or "") for entry in entries]
+        return next((cause for cause in causes if not cause.startswith(FOLLOWS)), causes[0])
 
     async def checkpoint_folder(self, job_id: str) -> str:
         """Where the checkpoints of a job go; empty where the cluster keeps none. Raises: Unavailable."""

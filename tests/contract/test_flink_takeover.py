@@ -247,7 +247,7 @@ async def test_asyncio_engine_goes_on_where_a_job_was_stopped(
     handed = await handed_to_engine(broker, sources, pipelines, STREAMS_GROUP, GATES_GROUP)
     assert 0 < sum(one.offset for one in handed.values()) < len(shops.records)
     async with running(Engine(broker, list(sources.values()), pipelines, SystemClock(), STREAMS_GROUP, handed)):
-        await shops.publish(50)
+        await shops.publish(50, ahead_ms=30_000)
         expected = read_all(pipelines, shops.records, bounded=False)
         found = await until_written(shops, pipelines, Outputs(expected.alerts, expected.tiles))
     assert expected.alerts == found.alerts

@@ -94,7 +94,7 @@ class KafkaConsumer:
                     auto_offset_reset="earliest",
                     fetch_queue_backoff_ms=5,
                     fetch_wait_max_ms=100,
-                    queued_max_messages_kbytes=32_768,
+                    queued_max_messages_kbytes=16_384,
                 )
             )
         except KafkaException as error:
