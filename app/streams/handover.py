@@ -61,7 +61,10 @@ async def handed_to_engine(
 
     Raises: Unavailable, Rejected, SetupError.
     """
-    jobs = [job for job in await KeptJobs(broker).read() if not (job.over or job.is_silent)]
+    noted = await KeptJobs(broker).read()
+    if not noted:  # nothing was ever on Flink: no group but its own need be asked for
+        return {}
+    jobs = [job for job in noted if not (job.over or job.is_silent)]
     streamed = {topic for job in jobs for topic in job.topics}
     read = {stream.source.spec.name for pipeline in pipelines.values() for stream in streams_of(pipeline)}
     own, judged = await _committed(broker, group, list(sources)), dict[TopicPartition, int]()
