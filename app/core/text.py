@@ -68,4 +68,6 @@ def longest(struct: type[msgspec.Struct], field: str) -> int | None:
     kind = next((one.type for one in shape.fields if one.name == field), None)
     while isinstance(kind, msgspec.inspect.Metadata):
         kind = kind.type
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        return max(len(str(value)) for value in kind.values)
     return kind.max_length if isinstance(kind, msgspec.inspect.StrType) else None

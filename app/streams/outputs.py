@@ -11,6 +11,8 @@ from app.broker.topics import DEFAULT_MAX_MESSAGE_BYTES, MAX_AHEAD_MS, TopicSpec
 from app.core.codec import encode
 from app.core.errors import SetupError
 from app.core.record import Headers, Record
+from app.core.text import longest
+from app.streams.expressions import Column, Kind
 from app.streams.pipelines import (
     AlertPipeline,
     FinalPipeline,
@@ -19,6 +21,7 @@ from app.streams.pipelines import (
     Pipeline,
     Session,
     Source,
+    field_behind,
     kept_of,
     raised_by,
     streams_of,
@@ -28,6 +31,8 @@ from app.streams.pipelines import (
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 SESSION_BYTES, NUMBER_BYTES, EXTRA_BYTES = 90, 30, 65_536
 """Of a session in its key's value, and of each accumulator beside its name; and beside what is kept of a record."""
+ESCAPED_BYTES = 6
+"""Of a character that JSON writes as its number."""
 MOST_BYTES = 16_777_216
 ALERT_PARTITIONS = 6
 
@@ -107,10 +112,33 @@ def topics_of(
     alerts = [raised for pipeline in pipelines.values() if (raised := raised_by(pipeline)) is not None]
     for topic in dict.fromkeys(raised.topic for raised in alerts):
         types = [raised.alert_type for raised in alerts if raised.topic == topic]
-        spec = TopicSpec(name=topic, partitions=alert_partitions, type=reduce(or_, types))
+        largest = max(_largest_alert(one) for one in pipelines.values() if (r := raised_by(one)) and r.topic == topic)
+        spec = TopicSpec(name=topic, partitions=alert_partitions, type=reduce(or_, types), max_message_bytes=largest)
         add(spec)
         add(dead_letters_of(spec))
     return list(specs.values())
+
+
+def _largest_alert(pipeline: Pipeline) -> int:
+    """Bytes that an alert may have: none must be larger than its topic takes, since on Flink it would stop its job again and again."""
+    raised = raised_by(pipeline)
+    if raised is None or isinstance(pipeline, FinalPipeline | LivePipeline):
+        return DEFAULT_MAX_MESSAGE_BYTES  # numbers, times and one key
+    steps = pipeline.steps if isinstance(pipeline, JoinPipeline) else ()
+    shown = [field_behind(steps, value.name) for _, value in raised.fields if isinstance(value, Column)]
+    return max(sum(_largest_text(pipeline, name) for name in shown) + EXTRA_BYTES, DEFAULT_MAX_MESSAGE_BYTES)
+
+
+def _largest_text(pipeline: AlertPipeline | JoinPipeline, name: str) -> int:
+    """Bytes that a field of a record, or of a pair, may have in JSON, where it is text."""
+    stream = pipeline.stream
+    if isinstance(pipeline, JoinPipeline) and name not in stream.fields():
+        stream, name = pipeline.join.right, name.removeprefix(pipeline.join.prefix)
+    if stream.fields().get(name) is not Kind.TEXT:
+        return 0
+    bound = longest(stream.source.spec.type, field_behind(stream.steps, name))
+    record_bytes = stream.source.spec.max_message_bytes
+    return record_bytes if bound is None else min(bound * ESCAPED_BYTES, record_bytes)
 
 
 def _largest_value(name: str, pipeline: FinalPipeline | JoinPipeline) -> int:

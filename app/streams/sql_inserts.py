@@ -96,6 +96,7 @@ def _insert(
         "connector": "kafka",
         "topic": settings.output(topic),
         **settings.client(),
+        "properties.max.request.size": "33554432",  # what its buffer has; each topic's own limit counts
         **options,
         "value.format": "json",
     }

@@ -1,7 +1,7 @@
 """Outside text is visible, bounded and encodable."""
 
 import unicodedata
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -55,9 +55,12 @@ class Noted(msgspec.Struct):
     id: Annotated[str, msgspec.Meta(max_length=20, extra={"unit": "id"})]
     text: str
     number: int
+    state: Literal["new", "newer"]
 
 
-@pytest.mark.parametrize(("field", "expected"), [("id", 20), ("text", None), ("number", None), ("nobody", None)])
+@pytest.mark.parametrize(
+    ("field", "expected"), [("id", 20), ("text", None), ("number", None), ("state", 5), ("nobody", None)]
+)
 def test_longest_is_what_the_declaration_says(field: str, expected: int | None) -> None:
     """Whatever else it says about the field."""
     assert expected == longest(Noted, field)

@@ -1,12 +1,14 @@
 """What streams write beside their rows: ids, headers, references, topics."""
 
 import json
+from typing import Literal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.broker.topics import TopicSpec
+from app.broker.topics import DEFAULT_MAX_MESSAGE_BYTES, TopicSpec
 from app.core.errors import SetupError
 from app.core.record import Record
 from app.streams.expressions import col
@@ -14,13 +16,61 @@ from app.streams.graph import Alert, Topic, count
 from app.streams.outputs import alert_headers, derived_id, late_reference, topics_of
 from app.streams.pipelines import Pipeline, pipelines_in
 from features import fraud, fraud_patterns
-from features.records import OrderEvent, order_events, payment_events
+from features.records import Id, OrderEvent, order_events, payment_events
 
 parts = st.one_of(st.text(max_size=8), st.text(":%3A25", max_size=6))
 
 
 class Other(Alert, frozen=True):
     user_id: str
+
+
+class Busy(Alert, frozen=True):
+    user_id: str
+    stars: int
+
+
+class Comment(msgspec.Struct):
+    comment_id: Id
+    user_id: Id
+    text: str
+    mood: Literal["good", "bad"]
+    stars: int
+
+
+class Said(Alert, frozen=True):
+    user_id: str
+    text: str
+    again: str
+    stars: int
+
+
+COMMENTS = Topic("raw.comments", Comment, key="user_id", out_of_orderness="5s", partitions=2)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "expected"),
+    [
+        (pipelines_in(fraud)["high_value_orders"], DEFAULT_MAX_MESSAGE_BYTES),
+        (COMMENTS.alert(Said, id="comment_id", text=col.mood, again=col.mood), DEFAULT_MAX_MESSAGE_BYTES),
+        (COMMENTS.alert(Said, id="comment_id", again=col.mood), DEFAULT_MAX_MESSAGE_BYTES + 200 * 6 + 4 * 6 + 65_536),
+        (
+            COMMENTS.derive(copy=col.text).alert(Said, id="comment_id", again=col.copy),
+            2 * DEFAULT_MAX_MESSAGE_BYTES + 200 * 6 + 65_536,
+        ),
+        (
+            COMMENTS.join(COMMENTS, within=("0s", "5s"), prefix="next_").alert(
+                Said, id=("comment_id", "next_comment_id"), again=col.next_text
+            ),
+            2 * DEFAULT_MAX_MESSAGE_BYTES + 200 * 6 + 65_536,
+        ),
+        (COMMENTS.tumbling("5m").aggregate(stars=count()).alert(Busy), DEFAULT_MAX_MESSAGE_BYTES),
+    ],
+)
+def test_topics_of_alerts_take_the_largest_that_records_may_raise(pipeline: Pipeline, expected: int) -> None:
+    """One that did not fit would stop a job on Flink again and again: whoever may publish could do so."""
+    specs = {spec.name: spec for spec in topics_of([], {"said": pipeline})}
+    assert expected == specs["processed.alerts"].max_message_bytes
 
 
 @given(st.tuples(parts, parts), st.tuples(parts, parts))
