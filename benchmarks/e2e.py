@@ -42,8 +42,9 @@ from app.worker import Worker
 from benchmarks import common
 from features import fraud
 
-WARM_UP_S = 15.0
-"""A new broker's Java compiles for ten seconds, and takes both cores of a small machine for it."""
+WARM_UP_S = 15
+"""A new broker's Java compiles for ten seconds, and takes both cores of a small machine for it. Flink's goes on for a minute: give it
+--warm-up 90."""
 
 PROBES_PER_S = 20
 PROBE_LIMIT_S = 2.0
@@ -63,6 +64,7 @@ class Load(NamedTuple):
     """What is offered: events a second, for so long after the warm-up, which part of them alerts; how long the model takes."""
 
     rate: int
+    warm_up: float
     seconds: float
     alert_share: float
     model_ms: float
@@ -135,7 +137,7 @@ async def offer(broker: KafkaBroker, probe: Probe, load: Load, run: str) -> Offe
     producer, chance = broker.producer(), random.Random(7)
     await producer.start()
     loop = asyncio.get_running_loop()
-    began, offered = common.now_s() + 0.2, Offered(int(rate * (load.seconds + WARM_UP_S)), set(), set())
+    began, offered = common.now_s() + 0.2, Offered(int(rate * (load.seconds + load.warm_up)), set(), set())
     probes: list[asyncio.Future[None]] = []
     probe_every = max(1, rate // PROBES_PER_S)
     for number in range(offered.events):
@@ -144,7 +146,7 @@ async def offer(broker: KafkaBroker, probe: Probe, load: Load, run: str) -> Offe
         if ahead > 0.0005:
             await asyncio.sleep(ahead)
         alert = chance.random() < load.alert_share
-        measured = number > rate * WARM_UP_S
+        measured = number > rate * load.warm_up
         probed = measured and not alert and number % probe_every == 0
         user = f"{run}-{number}" if alert or probed else f"{run}-common-{chance.randrange(10_000)}"
         await producer.send("raw.orders", order(number, user, alert), user.encode(), timestamp_ms=int(at * 1000))
@@ -249,7 +251,7 @@ async def measure(addresses: Addresses, load: Load, engine: Engine) -> dict[str,
     with worker_process(addresses.kafka, store_address, model_ms, engine):
         common.say("waiting until the worker serves features")
         await ready(broker, store_address)
-        for_s = load.seconds + WARM_UP_S
+        for_s = load.seconds + load.warm_up
         common.say(f"offering {load.rate:,} events/s for {for_s:.0f} s, {load.alert_share:.1%} of them alerts")
         offered = await offer(broker, probe, load, run)
         common.say("waiting for the last decisions")
@@ -290,7 +292,8 @@ async def ready(broker: KafkaBroker, store_address: str) -> None:
 def main(
     engine: Annotated[Engine, typer.Option(help="What runs the streams.")] = Engine.ASYNCIO,
     rate: Annotated[int, typer.Option(help="Events a second.")] = 1_000,
-    seconds: Annotated[float, typer.Option(help="How long, after a warm-up of 15 s.")] = 20,
+    warm_up: Annotated[float, typer.Option(help="Seconds of the load that are not measured.")] = WARM_UP_S,
+    seconds: Annotated[float, typer.Option(help="How long is measured.")] = 20,
     alerts: Annotated[float, typer.Option(help="Which part of the events alerts.")] = 0.1,
     model_ms: Annotated[float, typer.Option(help="Median latency of the in-process model; p99 is 2.5 times it.")] = 300,
     broker: Annotated[str | None, typer.Option(help="kafka://host:port; a local one unless given.")] = None,
@@ -304,7 +307,7 @@ def main(
         assert store
         uvloop.run(work(broker, store, model_ms, engine))
         return
-    load = Load(rate, seconds, alerts, model_ms)
+    load = Load(rate, warm_up, seconds, alerts, model_ms)
     services = ["kafka", "redis", *(FLINK_SERVICES if engine is Engine.FLINK else ())]
     with common.servers(broker, store, services) as addresses:
         found = uvloop.run(measure(addresses, load, engine))
