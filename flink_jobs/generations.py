@@ -175,7 +175,8 @@ class Generations:
         try:
             job_id = found[0] if found else await submitter.submit(self.compiled.job(job), configuration)
         except HeadraceError:
-            await self._change(job)
+            if noted in await self.kept.read():
+                await self._change(job)
             raise
         if noted not in await self.kept.read():
             await self.cluster.cancel(job_id)

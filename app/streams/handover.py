@@ -47,7 +47,11 @@ def begins_at(committed: CommittedOffset | None, handed: CommittedOffset | None)
 
 async def handed_to_gate(broker: Broker, source: Source, group: str) -> dict[TopicPartition, CommittedOffset]:
     """For the gate of a topic: what the asyncio engine has judged. group: of that engine. Raises: Unavailable, Rejected."""
-    found = await _committed(broker, group, [source.spec.name])
+    admin = broker.admin()
+    try:
+        found = await admin.group_offsets(group, [source.spec.name])
+    finally:
+        await admin.close()
     reached = {place: mark.reached_ms if (mark := parse_mark(one)) else NEVER_MS for place, one in found.items()}
     return {place: _handed(one.offset, reached[place], one.offset) for place, one in found.items()}
 
@@ -67,10 +71,14 @@ async def handed_to_engine(
     jobs = [job for job in noted if not (job.over or job.is_silent)]
     streamed = {topic for job in jobs for topic in job.topics}
     read = {stream.source.spec.name for pipeline in pipelines.values() for stream in streams_of(pipeline)}
-    own, judged = await _committed(broker, group, list(sources)), dict[TopicPartition, int]()
-    for topic in sources:
-        for place, one in (await _committed(broker, gates_group(gates, topic), [topic])).items():
-            judged[place] = max(one.offset, own[place].offset if place in own else 0)
+    admin, judged = broker.admin(), dict[TopicPartition, int]()
+    try:
+        own = await admin.group_offsets(group, list(sources))
+        for topic in sources:
+            for place, one in (await admin.group_offsets(gates_group(gates, topic), [topic])).items():
+                judged[place] = max(one.offset, own[place].offset if place in own else 0)
+    finally:
+        await admin.close()
     places = [TopicPartition(one.spec.name, at) for one in sources.values() for at in range(one.spec.partitions)]
     reader = broker.reader()
     try:
@@ -135,14 +143,6 @@ async def clocks_before(
             span_ms *= 4
         found[place] = state.reached_ms
     return found
-
-
-async def _committed(broker: Broker, group: str, topics: Sequence[str]) -> dict[TopicPartition, CommittedOffset]:
-    admin = broker.admin()
-    try:
-        return await admin.group_offsets(group, topics)
-    finally:
-        await admin.close()
 
 
 async def offsets_of(broker: Broker, topics: Collection[str], jobs: Sequence[KeptJob]) -> dict[TopicPartition, int]:

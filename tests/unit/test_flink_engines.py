@@ -99,6 +99,22 @@ async def test_submit_of_a_job_that_somebody_stops_meanwhile_is_taken_back(
     assert [True] == [job.stopped for job in await setting.jobs()]
 
 
+async def test_submit_that_fails_leaves_what_somebody_has_noted_meanwhile(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was stopped while it was tried stays so."""
+    await setting.noted(job_id=setting.cluster.add(f"{ORDERS}/1", "FAILED"))
+
+    async def refused(job: Any, configuration: dict[str, str]) -> str:
+        await Jobs(setting.of(ORDER_RATE)).stop(ORDERS)
+        raise Rejected("no such function")
+
+    monkeypatch.setattr(setting.cluster, "submit", refused)
+    with pytest.raises(Rejected, match="no such function"):
+        await setting.submit(ORDER_RATE)
+    assert [True] == [job.stopped for job in await setting.jobs()]
+
+
 @pytest.mark.parametrize("is_given", [True, False])
 async def test_stop_of_a_submit_that_broke_off_ends_what_it_has_begun(setting: Setting, is_given: bool) -> None:
     """Whether the cluster has taken it, only the cluster knows."""
@@ -114,7 +130,9 @@ async def test_stop_of_a_submit_that_broke_off_ends_what_it_has_begun(setting: S
     await require_no_job(setting.broker, [ORDERS])
 
 
-async def test_keeper_submits_what_was_refused_once_the_workers_have_gone(setting: Setting) -> None:
+async def test_keeper_submits_what_was_refused_once_the_workers_have_gone(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
     """A service that starts while they still run must not stay idle."""
     workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
     await workers.commit(7)
@@ -122,7 +140,7 @@ async def test_keeper_submits_what_was_refused_once_the_workers_have_gone(settin
     keeping = asyncio.create_task(
         Keeper(setting.of(ORDER_RATE)).keep([ORDERS], cast(Submitter, setting.cluster), stopping, refused=[ORDERS])
     )
-    await asyncio.sleep(0)
+    await until(lambda: "workers run these streams themselves" in caplog.text)
     assert [] == setting.cluster.names()
     await workers.leave()
     await until(lambda: [f"{ORDERS}/1"] == setting.cluster.names())

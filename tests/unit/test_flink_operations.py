@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import pytest
@@ -23,15 +23,24 @@ async def setting() -> Setting:
     return await Setting().begin()
 
 
+class AfterOneLook(asyncio.Event):
+    """Ends whoever waits for it between two looks."""
+
+    async def wait(self) -> Literal[True]:
+        self.set()
+        return True
+
+
 async def look(
     setting: Setting, pipelines: dict[str, Pipeline] = ORDER_RATE, done: Callable[[], bool] | None = None
 ) -> None:
-    """What `submit --keep` does in its first moments, or until something is done."""
-    stopping = asyncio.Event()
+    """What `submit --keep` does in its first look, or until something is done."""
+    stopping = asyncio.Event() if done else AfterOneLook()
     keeper = Keeper(setting.of(pipelines))
     keeping = asyncio.create_task(keeper.keep([ORDERS], cast(Submitter, setting.cluster), stopping))
-    await (until(done) if done else asyncio.sleep(0.1))
-    stopping.set()
+    if done:
+        await until(done)
+        stopping.set()
     await keeping
 
 

@@ -209,7 +209,7 @@ def test_elsewhere_gates_end_when_their_job_is_stopped_and_begin_again_where_the
             await KeptJobs(broker).write(noted(stopped=True))
             await asyncio.sleep(5)
             assert [] == broker.groups[GATE].members
-            await run_engine(broker, clock)
+            await runs(engine_on(broker, clock))
             broker.append("raw.orders", b"[", b"u1", 0, START_MS, ())
             await KeptJobs(broker).write(noted())
             await asyncio.sleep(5)
@@ -222,11 +222,15 @@ def test_elsewhere_gates_end_when_their_job_is_stopped_and_begin_again_where_the
     run_virtual(main, START_MS)
 
 
-async def run_engine(broker: MemoryBroker, clock: Clock) -> None:
-    """As a worker that runs the streams itself, for five seconds."""
+def engine_on(broker: MemoryBroker, clock: Clock) -> Engine:
+    """Of a worker that runs the streams itself."""
+    return Engine(broker, [fraud.orders.source], PIPELINES, clock, GROUP)
+
+
+async def runs(part: Engine | Elsewhere) -> None:
+    """For five seconds, and ends in order."""
     stopping = asyncio.Event()
-    engine = Engine(broker, [fraud.orders.source], PIPELINES, clock, GROUP)
-    running = asyncio.create_task(engine.run(stopping))
+    running = asyncio.create_task(part.run(stopping))
     await asyncio.sleep(5)
     stopping.set()
     await running
@@ -237,12 +241,8 @@ def test_elsewhere_gates_begin_behind_what_the_asyncio_engine_has_judged() -> No
 
     async def main(clock: Clock) -> None:
         broker, _, elsewhere = await beside_flink(clock, noted())
-        await run_engine(broker, clock)
-        stopping = asyncio.Event()
-        running = asyncio.create_task(elsewhere.run(stopping))
-        await asyncio.sleep(5)
-        stopping.set()
-        await running
+        await runs(engine_on(broker, clock))
+        await runs(elsewhere)
         assert 2 == broker.groups[GATE].committed[PLACE].offset
         assert 1 == len(broker.logs[TopicPartition("raw.orders.dead", 0)])
 
@@ -256,11 +256,7 @@ def test_elsewhere_a_topic_that_nothing_reads_is_judged_without_a_job() -> None:
         sources = fraud.orders.source, fraud_patterns.payments.source
         broker, _, elsewhere = await beside_flink(clock, sources=sources)
         broker.append("raw.payments", b"{", b"u1", 0, START_MS, ())
-        stopping = asyncio.Event()
-        running = asyncio.create_task(elsewhere.run(stopping))
-        await asyncio.sleep(5)
-        stopping.set()
-        await running
+        await runs(elsewhere)
         assert 1 == len(broker.logs[TopicPartition("raw.payments.dead", 0)])
         assert [] == broker.logs[TopicPartition("raw.orders.dead", 0)]
 
