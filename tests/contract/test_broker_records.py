@@ -264,19 +264,35 @@ async def test_follow_gives_what_there_is_and_what_comes(cluster: Cluster, produ
 async def test_follow_ends_when_cancelled_and_when_the_reader_closes(cluster: Cluster) -> None:
     """Nobody needs to write a record for a follower to end."""
     topic = await cluster.topic()
+    await cluster.fill(topic, 1)
     reader = cluster.broker.reader()
 
-    async def follow() -> int:
-        return len([batch async for batch in reader.follow(TopicPartition(topic, 0), 0)])
+    async def follow(begun: asyncio.Event) -> int:
+        count = 0
+        async for batch in reader.follow(TopicPartition(topic, 0), 0):
+            count += len(batch)
+            begun.set()
+        return count
 
-    cancelled, closed = asyncio.ensure_future(follow()), asyncio.ensure_future(follow())
-    await asyncio.sleep(0.05)
-    cancelled.cancel()
-    await reader.close()
-    async with asyncio.timeout(10):
-        assert 0 == await closed
+    async with asyncio.timeout(30):
+        begun = asyncio.Event(), asyncio.Event()
+        cancelled, closed = (asyncio.ensure_future(follow(each)) for each in begun)
+        for each in begun:
+            await each.wait()
+        cancelled.cancel()
+        await reader.close()
+        assert 1 == await closed
         with pytest.raises(asyncio.CancelledError):
             await cancelled
+
+
+async def test_follow_of_a_closed_reader_is_over_at_once(cluster: Cluster) -> None:
+    """A follower that was still to begin when the reader closed gives nothing, and leaves no connection behind."""
+    topic = await cluster.topic()
+    reader = cluster.broker.reader()
+    await reader.close()
+    async with asyncio.timeout(30):
+        assert not [batch async for batch in reader.follow(TopicPartition(topic, 0), 0)]
 
 
 async def test_follow_unknown_topic_is_rejected(cluster: Cluster, reader: Reader) -> None:

@@ -218,6 +218,7 @@ def client_places(places: Iterable[TopicPartition]) -> list[ClientPartition]:
 async def _start(client: AnyClient) -> AnyClient:
     try:
         await client.start()
+        await asyncio.sleep(0)  # one of its tasks, ended before it began, would break off the end of the client
     except BaseException:
         await end(client)
         raise
