@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -41,6 +41,7 @@ from tests.parity.reference import Outputs, read_all
 from tests.parity.written import Written, outputs_of
 
 Pipelines = Mapping[str, Pipeline]
+Tiles = dict[tuple[str, str, int, int], tuple[int, dict[str, Any]]]
 TOPICS = ("sales", "others")
 
 
@@ -55,34 +56,50 @@ def records_of(plan: list[Planned]) -> list[SourceRecord]:
     return records
 
 
+Reached = Mapping[tuple[str, int], int]
+"""By topic and partition: the largest event time, in ms."""
+
+
+def reached_by(records: Iterable[SourceRecord]) -> Reached:
+    reached: dict[tuple[str, int], int] = {}
+    for record in records:
+        reached[record[:2]] = max(reached.get(record[:2], NEVER_MS), record.timestamp_ms)
+    return reached
+
+
+def begins_later(pipeline: FinalPipeline, partition: int, start_ms: int, reached: Reached) -> bool:
+    """Whether nothing that was there by then can have belonged to the window."""
+    reached_ms = reached.get((pipeline.stream.source.spec.name, partition), NEVER_MS)
+    gap_ms = pipeline.window.gap_ms if isinstance(pipeline.window, Session) else 0
+    return start_ms > reached_ms + gap_ms
+
+
+def whole_tiles(pipelines: Pipelines, tiles: Tiles, reached: Reached) -> Tiles:
+    """Those that a reader of features from then on may look at."""
+    views, found = {p.topic: p for p in pipelines.values() if isinstance(p, LivePipeline)}, {}
+    for place, tile in tiles.items():
+        view = views[place[0]]
+        reached_ms = reached.get((view.stream.source.spec.name, place[3]), NEVER_MS)
+        if place[2] >= reached_ms - view.size_ms - view.tile_ms - MAX_AHEAD_MS:
+            found[place] = tile
+    return found
+
+
 def expected_of(pipelines: Pipelines, records: list[SourceRecord], before: list[SourceRecord]) -> Outputs:
     """What a generation gives that begins behind `before`, as ADR 66 says."""
     whole, past = read_all(pipelines, records, bounded=False), read_all(pipelines, before, bounded=False)
-    reached: dict[tuple[str, int], int] = {}
-    for record in before:
-        reached[record[:2]] = max(reached.get(record[:2], NEVER_MS), record.timestamp_ms)
-
-    def begins_later(pipeline: FinalPipeline, partition: int, start_ms: int) -> bool:
-        reached_ms = reached.get((pipeline.stream.source.spec.name, partition), NEVER_MS)
-        gap_ms = pipeline.window.gap_ms if isinstance(pipeline.window, Session) else 0
-        return start_ms > reached_ms + gap_ms
-
+    reached = reached_by(before)
     finals = {p.topic: p for p in pipelines.values() if isinstance(p, FinalPipeline) and raised_by(p) is None}
     rules = {r.rule: p for p in pipelines.values() if isinstance(p, FinalPipeline) and (r := raised_by(p))}
-    views = {p.topic: p for p in pipelines.values() if isinstance(p, LivePipeline)}
     expected = Outputs()
     for alert in whole.alerts - past.alerts:
         rule, start = alert.alert_id.split(":")[0], alert.alert_id.rsplit(":", 1)[1]
-        if rule not in rules or begins_later(rules[rule], alert.place[1], int(start)):
+        if rule not in rules or begins_later(rules[rule], alert.place[1], int(start), reached):
             expected.alerts.add(alert)
     for row_place, row in whole.rows.items():
-        if begins_later(finals[row_place[0]], row_place[3], row_place[2]):
+        if begins_later(finals[row_place[0]], row_place[3], row_place[2], reached):
             expected.rows[row_place] = row
-    for tile_place, tile in whole.tiles.items():
-        view = views[tile_place[0]]
-        reached_ms = reached.get((view.stream.source.spec.name, tile_place[3]), NEVER_MS)
-        if tile_place[2] >= reached_ms - view.size_ms - view.tile_ms - MAX_AHEAD_MS:
-            expected.tiles[tile_place] = tile
+    expected.tiles = whole_tiles(pipelines, whole.tiles, reached)
     expected.late = whole.late - past.late
     return expected
 

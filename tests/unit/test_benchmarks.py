@@ -24,6 +24,7 @@ from benchmarks.common import percentiles
 from benchmarks.e2e import DecisionLog
 from benchmarks.engine import Load, counted, declared, record_of, written
 from benchmarks.fraud_job import FRAUD_JOB, Sample, cpu_seconds, figures
+from benchmarks.standstills import open_entries_of
 
 START_MS = 1_800_000_000_000
 NOTHING = msgspec.Raw(b"{}")
@@ -168,3 +169,8 @@ def test_cpu_seconds_are_those_of_a_process_and_its_children() -> None:
         assert 0.3 - 2 * tick <= cpu_seconds(process.pid) < cpu_seconds(os.getpid())
         process.communicate(b"\n")
     assert 0.0 == cpu_seconds(process.pid)
+
+
+def test_standstills_holds_three_entries_of_each_order() -> None:
+    """Of the join, of the tiles and of the windows; none closes meanwhile."""
+    assert 3_000 == open_entries_of(1_000)
