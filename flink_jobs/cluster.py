@@ -21,6 +21,9 @@ KEPT_CHECKPOINTS = 20
 LOOKED_AT, FOLLOWS = 10, "FlinkExpectedException"
 """Failures of a job, the last one first, and how one begins that only follows from another."""
 
+UNKNOWN_JOB = "NotFoundException"
+"""How the job manager's own answer begins."""
+
 ENDED = frozenset({"FINISHED", "CANCELED", "FAILED"})
 
 
@@ -64,12 +67,14 @@ class FlinkCluster:
             raise SetupError("flink", f"{self.address}: has no task manager; start one, or wait until it is back")
 
     async def job(self, job_id: str) -> JobStatus | None:
-        """None for a job that it does not know, or knows no more. Raises: Unavailable."""
+        """None for a job that it does not know, or knows no more. Raises: Unavailable; Rejected where somebody else answers."""
         try:
             job = await self._get(f"/jobs/{quote(job_id)}")
             checkpoints = await self._get(f"/jobs/{quote(job_id)}/checkpoints")
-        except Rejected:
-            return None
+        except Rejected as error:
+            if UNKNOWN_JOB in str(error):
+                return None
+            raise  # of a proxy, or who is not let in: what runs is not to be started once more
         running = all(vertex["status"] in ("RUNNING", "FINISHED") for vertex in job["vertices"])
         state = "STARTING" if job["state"] == "RUNNING" and not running else job["state"]
         completed = (checkpoints.get("latest") or {}).get("completed") or {}

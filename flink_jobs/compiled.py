@@ -1,7 +1,8 @@
 """The jobs of an application, as text, and what their state belongs to."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -20,6 +21,7 @@ class CompiledJobs:
 
     pipelines: Mapping[str, Mapping[str, Pipeline]]
     given: sql.Settings
+    _texts: dict[str, str] = field(default_factory=dict)
 
     def named(self, wanted: Sequence[str]) -> list[str]:
         """Those that are wanted, all where none is named. Raises: SetupError for a job that there is not."""
@@ -32,6 +34,23 @@ class CompiledJobs:
         """Of the pipelines of a job; state made by one is never read by another."""
         return {pipeline: fingerprint(declared) for pipeline, declared in sorted(self.pipelines[name].items())}
 
+    def text(self, name: str) -> str:
+        """A hash of a job's text, without what differs from one start to the next. State is found again by the places of operators, so
+        what another text has made is not read. Raises: as `shown`."""
+        if name not in self._texts:
+            plain = sql.compile_job(name, self.pipelines[name], sql.Settings(bootstrap_servers=""))
+            self._texts[name] = hashlib.sha256(plain.text().encode()).hexdigest()[:16]
+        return self._texts[name]
+
+    def computes(self, kept: KeptJob) -> bool:
+        """Whether a generation is what is declared now, and its state that of the present text."""
+        if kept.pipelines != self.fingerprints(kept.name):
+            return False
+        try:
+            return kept.text == self.text(kept.name)
+        except SetupError:  # Flink cannot run it, so nobody does; whoever submits it is told
+            return False
+
     def shown(self, name: str) -> sql.Job:
         """As it would begin where nobody was before. Raises: SetupError for what Flink cannot run, naming the operator and the
         way out."""
@@ -39,7 +58,7 @@ class CompiledJobs:
 
     def job(self, kept: KeptJob) -> sql.Job:
         """The text of a generation, the same whenever it is started again. Raises: as `shown`."""
-        assert kept.pipelines == self.fingerprints(kept.name)
+        assert self.computes(kept)
         settings = replace(self.given, group=kept.group, parallelism=kept.parallelism, takeover=kept.takeover)
         return sql.compile_job(kept.label, self.pipelines[kept.name], settings)
 

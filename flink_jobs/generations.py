@@ -56,8 +56,7 @@ class Generations:
         """The generation that computes what is declared."""
         if name not in self.compiled.pipelines:
             return None
-        declared = self.compiled.fingerprints(name)
-        found = [job for job in jobs if (job.name, job.pipelines) == (name, declared) and not job.over]
+        found = [job for job in jobs if job.name == name and not job.over and self.compiled.computes(job)]
         return found[-1] if found else None
 
     def before(self, name: str, jobs: Sequence[KeptJob]) -> list[KeptJob]:
@@ -145,6 +144,7 @@ class Generations:
             name=name,
             generation=number,
             pipelines=self.compiled.fingerprints(name),
+            text=self.compiled.text(name),
             group=f"{FLINK_GROUP}.{name}.{number}",
             parallelism=parallelism,
             at_ms=self.now_ms(),

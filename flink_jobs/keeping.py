@@ -65,7 +65,7 @@ class Keeper:
         if job is None or job.stopped:
             return
         status = await self._all.status(job)
-        if not job.job_id or job.holds or self._all.superseded(name, jobs):
+        if not job.job_id or job.holds or self._left_behind(job, jobs):
             if job.label in self._finishes or self._all.now_ms() >= job.at_ms + ENDING_MS:
                 self._finishes.add(job.label)
                 await self._all.advance(name, submitter)
@@ -73,6 +73,11 @@ class Keeper:
             await self._start_again(job, status, submitter)
         elif status and status.checkpoint != job.checkpoint and self._all.now_ms() >= job.at_ms + NOTED_MS:
             await self._all.note_checkpoint(job, status)
+
+    def _left_behind(self, job: KeptJob, jobs: Sequence[KeptJob]) -> bool:
+        """Whether a job before this one was to be ended, and was not. A later one is of a program that this one does not know."""
+        others = self._all.superseded(job.name, jobs)
+        return any(other.generation < job.generation if other.name == job.name else not other.holds for other in others)
 
     async def _start_again(self, job: KeptJob, status: JobStatus | None, submitter: Submitter) -> None:
         if status is not None and status.state != "FAILED" and self._all.now_ms() < status.since_ms + ENDING_MS:

@@ -34,6 +34,11 @@ class Jobs:
         """The declared jobs that are wanted, all where none is named. Raises: SetupError for a job that is not declared."""
         return self._all.compiled.named(wanted)
 
+    def require(self, names: Sequence[str]) -> None:
+        """Raises: SetupError for the first one that Flink cannot run."""
+        for name in names:
+            self._all.compiled.text(name)
+
     async def standing(self) -> list[str]:
         """The names of all jobs that nobody has stopped, also of those that are not declared. Raises: Unavailable."""
         jobs = [job for job in await self._all.kept.read() if not job.over]

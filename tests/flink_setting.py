@@ -133,8 +133,9 @@ class Setting:
         job = KeptJob(
             name=ORDERS, generation=1, pipelines=of, group="g.1", parallelism=3, checkpoint="chk-7", at_ms=NOW
         )
-        job = msgspec.structs.replace(job, **changes)
-        await self.of(ORDER_RATE).kept.write(job)
+        known = self.of(ORDER_RATE)
+        job = msgspec.structs.replace(job, **{"text": known.compiled.text(ORDERS), **changes})
+        await known.kept.write(job)
         return job
 
     async def jobs(self) -> list[KeptJob]:

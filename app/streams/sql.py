@@ -7,10 +7,12 @@ what of that is on time. State is kept a partition and key, as the asyncio engin
 everything else begins with `$`; times are BIGINT milliseconds, money BIGINT cents until it is written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+from app.core.errors import SetupError
 from app.streams.pipelines import Pipeline, streams_of
-from app.streams.sql_inserts import insert_of, late_insert
+from app.streams.sql_inserts import Insert, insert_of, late_insert
 from app.streams.sql_job import CONFIGURATION, Job, Settings, declared
 from app.streams.sql_views import Views
 
@@ -31,14 +33,21 @@ def jobs_of(pipelines: Mapping[str, Pipeline]) -> dict[str, dict[str, Pipeline]]
 
 
 def compile_job(name: str, pipelines: Mapping[str, Pipeline], settings: Settings) -> Job:
-    """One job of pipelines that share topics.
+    """One job of pipelines that share topics; the same in whichever order they are declared, since Flink finds state again by the places
+    of operators in the text.
 
-    Raises: SetupError for what Flink would do differently; it says what to do instead.
+    Raises: SetupError for what Flink would do differently; it names the pipeline, and says what to do instead.
     """
-    views = Views(pipelines)
-    compiled = [insert_of(pipeline_name, pipeline, views, settings) for pipeline_name, pipeline in pipelines.items()]
+    pipelines = dict(sorted(pipelines.items()))
+    views, compiled = Views(pipelines), list[Insert]()
+    for pipeline_name, pipeline in pipelines.items():
+        with _named(pipeline_name):
+            compiled.append(insert_of(pipeline_name, pipeline, views, settings))
     compiled += [late_insert(source, views, settings) for source in views.sources if views.late[source.spec.name]]
-    tables = [views.table(source, settings) for source in views.sources]
+    tables = []
+    for source in views.sources:
+        with _named(source.spec.name):
+            tables.append(views.table(source, settings))
     tables += [insert.table for insert in compiled]
     return Job(
         name=name,
@@ -48,3 +57,12 @@ def compile_job(name: str, pipelines: Mapping[str, Pipeline], settings: Settings
         views=tuple(views.texts.values()),
         inserts=tuple(insert.text for insert in compiled),
     )
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says of what is refused whose it is."""
+    try:
+        yield
+    except SetupError as error:
+        raise SetupError(name, str(error)) from None

@@ -7,15 +7,32 @@ from typing import Any, Literal, cast
 import msgspec
 import pytest
 
+from app.core.errors import Rejected, SetupError
+from app.core.record import TopicPartition
+from app.http.client import HttpClient
+from app.streams.kept_jobs import TOPIC, KeptJob
 from app.streams.pipelines import Pipeline, fingerprint, pipelines_in
 from app.streams.sql import Settings, jobs_of
 from features import fraud
+from features.records import order_events
 from flink_jobs.child import Submitter
 from flink_jobs.cluster import FlinkCluster
 from flink_jobs.compiled import CompiledJobs
 from flink_jobs.keeping import ENDING_MS, Keeper
 from flink_jobs.operations import Jobs
-from tests.flink_setting import BOTH, HOUR_RATE, NOW, ORDER_RATE, ORDERS, PAYMENT_RATE, PAYMENTS, Member, Setting, until
+from tests.flink_setting import (
+    BOTH,
+    HOUR_RATE,
+    NOW,
+    ORDER_RATE,
+    ORDERS,
+    PAYMENT_RATE,
+    PAYMENTS,
+    Member,
+    N,
+    Setting,
+    until,
+)
 
 
 @pytest.fixture
@@ -200,6 +217,60 @@ async def test_jobs_list_and_stop_know_what_is_declared_no_more(setting: Setting
     assert [(PAYMENTS, False, True), (ORDERS, True, False)] == listed
     assert "savepoint-1" == await jobs.stop(ORDERS)
     assert [] == setting.cluster.names()
+
+
+async def test_submit_of_another_text_of_the_same_declaration_takes_over_from_the_one_before(setting: Setting) -> None:
+    """As after another release, or where a field is bounded: its state is not read by the places of other operators, and what was
+    open goes on."""
+    await setting.noted(job_id=setting.cluster.add(f"{ORDERS}/1"), text="of before")
+    await Member(setting.broker, "g.1", ORDERS).commit(5)
+    generations = setting.of(ORDER_RATE)
+    await generations.advance(ORDERS, cast(Submitter, setting.cluster))
+    before, after = await setting.jobs()
+    assert after.takeover is not None
+    assert (2, [], True) == (after.generation, after.takeover.changed, after.takeover.holds)
+    assert not before.over
+
+
+async def test_keeper_leaves_a_later_generation_to_whoever_submits_it(setting: Setting) -> None:
+    """One of a version before knows nothing of it, however long it fills itself; and goes on looking after its own."""
+    at = {"job_id": setting.cluster.add(f"{ORDERS}/1"), "at_ms": NOW - ENDING_MS - 1}
+    await setting.noted(**at)
+    await setting.of(HOUR_RATE).advance(ORDERS, cast(Submitter, setting.cluster))
+    setting.cluster.known["1"] = msgspec.structs.replace(setting.cluster.known["1"], checkpoint="chk-8")
+    await look(setting, done=lambda: any(job.checkpoint == "chk-8" for job in noted(setting)))
+    assert [False, False] == [job.over for job in await setting.jobs()]
+
+
+def noted(setting: Setting) -> list[KeptJob]:
+    """What was written so far."""
+    log = setting.broker.logs[TopicPartition(TOPIC.name, 0)]
+    return [msgspec.json.decode(record.value or b"", type=KeptJob) for record in log]
+
+
+async def test_submit_names_the_pipeline_that_flink_cannot_run_before_it_gives_any(setting: Setting) -> None:
+    """And notes nothing of it."""
+    long = order_events.tumbling("1000d").aggregate(**N).to("rate")
+    with pytest.raises(SetupError, match="rate: 1000d: Flink takes no time of more than 999 days"):
+        Jobs(setting.of({"rate": long})).require([ORDERS])
+    with pytest.raises(SetupError, match="rate: 1000d"):
+        await setting.submit({"rate": long})
+    assert [] == await setting.jobs()
+    assert [(ORDERS, None)] == [(one.name, one.job) for one in await Jobs(setting.of({"rate": long})).list()]
+
+
+@pytest.mark.parametrize("said", ["answered 403: no entry", "answered 404: no such site"])
+async def test_job_is_unknown_only_where_the_job_manager_says_so(said: str) -> None:
+    """Or what runs would be started once more because of a proxy."""
+
+    class Answers:
+        async def request_json(self, *given: object) -> Any:
+            raise Rejected(f"http://flink: {said}")
+
+    with pytest.raises(Rejected, match=said):
+        await FlinkCluster("http://flink", cast(HttpClient, Answers())).job("1")
+    said = '{"errors":["org.apache.flink.runtime.rest.NotFoundException: Job 1 not found'
+    assert await FlinkCluster("http://flink", cast(HttpClient, Answers())).job("1") is None
 
 
 def test_configuration_names_the_job_manager_behind_tls() -> None:
