@@ -1,16 +1,18 @@
 """Where those who computed a job's topics before have come to: the asyncio engine by its commits, a job on Flink by its own."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 from app.application import STREAMS_GROUP
 from app.broker.base import Broker, CommittedOffset
 from app.core.record import TopicPartition
-from app.streams.handover import SETTLED_MS, largest_times, offsets_of
+from app.streams.handover import largest_times, offsets_of
 from app.streams.kept_jobs import KeptJob
-from app.streams.pipelines import Pipeline, Source, fingerprint, streams_of
+from app.streams.pipelines import FinalPipeline, Pipeline, Source, fingerprint, streams_of
+from app.streams.read_backs import SETTLED_MS, read_back_ms, remembered_ms
 from app.streams.restore import CommitMark, parse_mark
-from app.streams.takeover import ByPartition, Takeover, goes_by_all_partitions, read_back_ms, remembered_ms
+from app.streams.takeover import ByPartition, Takeover, goes_by_all_partitions
 
 UNKNOWN = CommitMark(-1, {})
 """Of a commit that no streams have made."""
@@ -80,7 +82,7 @@ class Predecessors:
         if not jobs and not marks:
             return None
         known = [job.pipelines for job in jobs]
-        known += [{name: table.fingerprint for name, table in mark.tables.items()} for mark in marks]
+        known += [{name: table.fingerprint for name, table in mark.tables.items()} for mark in marks.values()]
         changed = [name for name, one in pipelines.items() if not any(of.get(name) == fingerprint(one) for of in known)]
         needed_ms = max(read_back_ms(one, name in changed) for name, one in pipelines.items())
         by_all = any(goes_by_all_partitions(one, name in changed) for name, one in pipelines.items())
@@ -109,6 +111,12 @@ class Predecessors:
             reached_ms=_seen(sources, ended),
             closed_ms=_by_topic(sources, {place: _closed_ms(sources, ended, place) for place in ended}),
             changed=changed,
+            begun_ms={
+                name: begun_ms
+                for name, one in pipelines.items()
+                if isinstance(one, FinalPipeline) and name not in changed
+                if max(begun_ms := _begun_ms(name, one, jobs, marks)) >= 0
+            },
             holds=holds,
         )
 
@@ -120,7 +128,7 @@ class Predecessors:
 
     async def _ended(
         self, sources: Sequence[Source], jobs: Sequence[KeptJob]
-    ) -> tuple[dict[TopicPartition, Ended], list[CommitMark]]:
+    ) -> tuple[dict[TopicPartition, Ended], dict[TopicPartition, CommitMark]]:
         topics = [source.spec.name for source in sources]
         flink = await offsets_of(self._broker, topics, jobs)
         asyncio = await self._by_asyncio(topics, flink if jobs else None)
@@ -150,7 +158,7 @@ class Predecessors:
             )
             for place in places
         }
-        return ended, list(marks.values())
+        return ended, marks
 
     async def _by_asyncio(
         self, topics: Collection[str], flink: Mapping[TopicPartition, int] | None
@@ -197,6 +205,21 @@ def _closed_ms(sources: Sequence[Source], ended: Mapping[TopicPartition, Ended],
         return max(ended[place].reached_ms - late_ms, -1)
     quietest_ms = min(one.reached_ms for other, one in ended.items() if other.topic == place.topic)
     return max(quietest_ms - late_ms - SETTLED_MS, -1)
+
+
+def _begun_ms(
+    name: str, pipeline: FinalPipeline, jobs: Sequence[KeptJob], marks: Mapping[TopicPartition, CommitMark]
+) -> list[int]:
+    """Where the predecessors began with windows of a declaration, by partition; -1 where they did not begin behind another one."""
+    source, of = pipeline.stream.source.spec, fingerprint(pipeline)
+    found = [-1] * source.partitions
+    for takeover in [job.takeover for job in jobs if job.takeover and job.pipelines.get(name) == of]:
+        begun = takeover.reached_ms[source.name] if name in takeover.changed else takeover.begun_ms.get(name, [])
+        found = [max(two) for two in zip_longest(found, begun, fillvalue=-1)]
+    for place, mark in marks.items():
+        if place.topic == source.name and name in mark.tables and mark.tables[name].fingerprint == of:
+            found[place.partition] = max(found[place.partition], mark.tables[name].since_ms - 1)
+    return found
 
 
 def _late_ms(sources: Sequence[Source], place: TopicPartition) -> int:

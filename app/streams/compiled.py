@@ -16,7 +16,7 @@ from app.streams.aggregates import Accumulator, mean_of
 from app.streams.expressions import Kind
 from app.streams.gate import DECODE_ERRORS, is_heartbeat, reason_of_incomplete
 from app.streams.joins import JoinSide, JoinTable, Side, offset_of, place_of, side_of
-from app.streams.memories import BurstMemory, Memory, OnceMemory, SliceMemory
+from app.streams.memories import Memory, OnceMemory, memories_of
 from app.streams.outputs import alert_headers, derived_id, window_headers
 from app.streams.pipelines import (
     AlertPipeline,
@@ -35,7 +35,7 @@ from app.streams.pipelines import (
     streams_of,
     table_of,
 )
-from app.streams.python import compile_topic, memories_of, once_name, once_rules, streams_on
+from app.streams.python import compile_topic, once_name, once_rules, streams_on
 from app.streams.sessions import Sessions
 from app.streams.tables import Entry, PartitionState, Place, Slices, Table
 
@@ -104,12 +104,9 @@ class CompiledTopic:
         memories: dict[str, Memory] = {
             once_name(r): OnceMemory(r.within_ms) for r in once_rules(self.source, self.pipelines)
         }
-        lateness_ms = self.source.out_of_orderness_ms
-        for name, alert in self.pipelines.items():
-            if isinstance(alert, AlertPipeline) and alert.burst is not None:
-                memories[f"burst_{name}"] = BurstMemory(alert.burst.count, alert.burst.within_ms, lateness_ms)
-            if isinstance(alert, AlertPipeline) and alert.raised.per_ms is not None:
-                memories[f"slices_{name}"] = SliceMemory(alert.raised.per_ms, lateness_ms)
+        for name, pipeline in self.pipelines.items():
+            if isinstance(pipeline, AlertPipeline):
+                memories |= memories_of(name, pipeline)
         return memories
 
     @property

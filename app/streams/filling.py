@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from app.broker.base import Reader
-from app.broker.topics import MAX_AHEAD_MS
 from app.core.record import TopicPartition
 from app.streams.compiled import CompiledTopic
 from app.streams.joins import JoinSide
-from app.streams.pipelines import JoinPipeline, LivePipeline, streams_of
+from app.streams.pipelines import FinalPipeline, streams_of
+from app.streams.read_backs import read_back_ms
 from app.streams.tables import PartitionState, Table
 from app.streams.windows import NEVER_MS
 
@@ -69,21 +69,12 @@ async def _fills(
 def _needs(topics: Topics, states: Mapping[TopicPartition, PartitionState], name: str) -> dict[TopicPartition, int]:
     """From which event time on the pipeline's table must be whole, by partition; empty for windows with a final row."""
     pipeline = next(topics[place.topic].pipelines[name] for place in states if name in topics[place.topic].pipelines)
-    places = {place.topic: place for place in states}
-    if isinstance(pipeline, LivePipeline):
-        place = places[pipeline.stream.source.spec.name]
-        since_ms = states[place].reached_ms - pipeline.size_ms - pipeline.tile_ms - MAX_AHEAD_MS
-        return {place: max(since_ms, NEVER_MS)}
-    if not isinstance(pipeline, JoinPipeline):
+    if isinstance(pipeline, FinalPipeline):
         return {}
-    join = pipeline.join
-    left, right = (places[stream.source.spec.name] for stream in streams_of(pipeline))
-    over = {place: states[place].reached_ms - states[place].out_of_orderness_ms for place in (left, right)}
-    left_ms = max(min(over.values()) - join.upper_ms, NEVER_MS)  # a left record that lies before it waits for nobody
-    right_ms = max(
-        min(left_ms, over[left]) + join.lower_ms, NEVER_MS
-    )  # partners of those that wait, and who waits itself
-    return {left: min(left_ms, right_ms)} if left == right else {left: left_ms, right: right_ms}
+    topics_read = {stream.source.spec.name for stream in streams_of(pipeline)}
+    places = [place for place in states if place.topic in topics_read]
+    reached_ms = min(states[place].reached_ms for place in places)
+    return dict.fromkeys(places, max(reached_ms - read_back_ms(pipeline, is_changed=True), NEVER_MS))
 
 
 async def _read_back(topic: CompiledTopic, state: PartitionState, fills: Mapping[str, _Fill], reader: Reader) -> None:

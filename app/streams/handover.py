@@ -13,13 +13,11 @@ from app.streams.compiled import load_topic
 from app.streams.gate import LATEST_MS
 from app.streams.kept_jobs import KeptJob, KeptJobs
 from app.streams.pipelines import JoinPipeline, Pipeline, Source, streams_of
+from app.streams.read_backs import SETTLED_MS
 from app.streams.restore import CommitMark, encode_mark, parse_mark
 from app.streams.windows import NEVER_MS
 
 logger = logging.getLogger(__name__)
-
-SETTLED_MS = 10_000
-"""Flink says its watermark five times a second, so a job that was stopped may not have closed what its last records allowed."""
 
 LONGEST_WAIT_MS = 3_600_000
 """A partition that was silent for longer holds back nobody else's records: they would all be read again."""
@@ -95,11 +93,19 @@ async def handed_to_engine(
         clocks = await clocks_before(reader, sources, begun)
     finally:
         await reader.close()
-    return {place: _handed(offset, clocks[place], ended[place]) for place, offset in begun.items()}
+    seen = {place: _seen([job for job in jobs if place.topic in job.topics], place) for place in begun}
+    return {place: _handed(offset, clocks[place], ended[place], seen[place]) for place, offset in begun.items()}
 
 
-def _handed(offset: int, reached_ms: int, after: int) -> CommittedOffset:
-    return CommittedOffset(offset, encode_mark(CommitMark(reached_ms, {}, after=after)))
+def _handed(offset: int, reached_ms: int, after: int, seen: int = 0) -> CommittedOffset:
+    return CommittedOffset(offset, encode_mark(CommitMark(reached_ms, {}, after=after, seen=seen)))
+
+
+def _seen(jobs: Sequence[KeptJob], place: TopicPartition) -> int:
+    """The offset up to which jobs may have read, since their topic ended there when they were stopped; 0 where nobody knows."""
+    if not all(job.stopped and place.topic in job.ends for job in jobs):
+        return 0
+    return max((job.ends[place.topic][place.partition] for job in jobs), default=0)
 
 
 async def _where_lone_records_wait(

@@ -6,6 +6,7 @@ that one is dropped.
 
 from typing import Any, Protocol
 
+from app.streams.pipelines import AlertPipeline
 from app.streams.windows import NEVER_MS
 
 
@@ -103,3 +104,13 @@ class SliceMemory(_Generations):
         is_first = latest_ms is None or start_ms > latest_ms
         self._newer[key] = start_ms if is_first else latest_ms
         return is_first
+
+
+def memories_of(name: str, alert: AlertPipeline) -> dict[str, Memory]:
+    """An alert pipeline's own, by what generated text calls them, in the order in which records come to them."""
+    late_ms, own = alert.stream.source.out_of_orderness_ms, dict[str, Memory]()
+    if alert.burst is not None:
+        own[f"burst_{name}"] = BurstMemory(alert.burst.count, alert.burst.within_ms, late_ms)
+    if alert.raised.per_ms is not None:
+        own[f"slices_{name}"] = SliceMemory(alert.raised.per_ms, late_ms)
+    return own

@@ -27,6 +27,7 @@ from app.streams.expressions import (
     literal_cents,
 )
 from app.streams.gate import LATEST_MS, MAX_KEY_BYTES
+from app.streams.memories import memories_of
 from app.streams.pipelines import (
     AlertPipeline,
     FinalPipeline,
@@ -178,11 +179,6 @@ def once_rules(source: Source, pipelines: Mapping[str, Pipeline]) -> list[Once]:
 def once_name(rule: Once) -> str:
     """Name of a `once` memory in generated text and in a partition's state."""
     return f"once_{rule.field}_{rule.within_ms}"
-
-
-def memories_of(name: str, alert: AlertPipeline) -> list[str]:
-    """Names of an alert pipeline's own memories, as above."""
-    return [f"burst_{name}"] * (alert.burst is not None) + [f"slices_{name}"] * (alert.raised.per_ms is not None)
 
 
 def _once(text: _Text, source: Source, rule: Once, shared: bool) -> None:

@@ -41,8 +41,10 @@ def of_window(settings: Settings, name: str, pipeline: FinalPipeline) -> str:
     gap = "" if isinstance(pipeline.window, Hopping) else f" + {pipeline.window.gap_ms}"
     if name in takeover.changed:
         return f"`$start_ms` > {_at(takeover.reached_ms, topic, takeover.holds)}{gap}"
-    whole = f"`$start_ms` >= {_at(takeover.whole_ms, topic)}{gap}"
-    return f"{whole} AND `$end_ms` > {_at(takeover.closed_ms, topic)}"
+    mine = [f"`$start_ms` >= {_at(takeover.whole_ms, topic)}{gap}", f"`$end_ms` > {_at(takeover.closed_ms, topic)}"]
+    if name in takeover.begun_ms:
+        mine.append(f"`$start_ms` > {_at({topic: takeover.begun_ms[name]}, topic)}{gap}")
+    return " AND ".join(mine)
 
 
 def of_pair(settings: Settings, join: Join) -> str:

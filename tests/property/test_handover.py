@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -18,10 +19,11 @@ from app.core.clock import Clock, ManualClock, run_virtual
 from app.core.record import TopicPartition
 from app.streams import handover
 from app.streams.engine import Engine
-from app.streams.handover import SETTLED_MS, gates_group, handed_to_engine
+from app.streams.handover import gates_group, handed_to_engine
 from app.streams.kept_jobs import TOPIC, KeptJob, KeptJobs
 from app.streams.outputs import topics_of
 from app.streams.pipelines import FinalPipeline, JoinPipeline, fingerprint, raised_by, streams_of
+from app.streams.read_backs import SETTLED_MS
 from app.streams.windows import NEVER_MS
 from tests.examples import examples
 from tests.generated import START_MS, Planned, joined_graphs, logs
@@ -51,22 +53,26 @@ shares = st.fixed_dictionaries(dict.fromkeys(PLACES, st.floats(0, 1)))
 
 class Past(NamedTuple):
     """Who ran before. own: of all records, what the asyncio engine has read first; None where it never ran. published: until the job was
-    over. job: of what had come by then, what the job has read. gates: and what its gates have judged."""
+    over; waiting: and until the asyncio engine went on. job: of what had come by then, what the job has read. gates: and what its gates
+    have judged. is_noted: where the topics ended when the job was stopped."""
 
     own: float | None
     published: float
+    waiting: float
+    is_noted: bool
     job: Shares
     gates: Shares
 
 
-pasts = st.builds(Past, st.none() | st.floats(0, 1), st.floats(0, 1), shares, shares)
+part = st.floats(0, 1)
+pasts = st.builds(Past, st.none() | part, part, part, st.booleans(), shares, shares)
 
 
 class Seen(NamedTuple):
     """What a property is about."""
 
     there: list[SourceRecord]
-    """When the asyncio engine began again."""
+    """What the job may have read."""
     ended: Offsets
     again: Outputs
     both: Outputs
@@ -134,14 +140,17 @@ async def seen(pipelines: Pipelines, records: list[SourceRecord], past: Past, ki
         await Owner(broker, gates_group(GATES, place.topic), [place.topic]).commit(judged[place], place=place)
     computed = {name: fingerprint(one) for name, one in pipelines.items()}
     name = "+".join(topics)
+    ends = {topic: [high[TopicPartition(topic, at)] for at in (0, 1)] for topic in topics} if past.is_noted else {}
     job = KeptJob(name=name, generation=1, pipelines=computed, group=FLINK, parallelism=1, job_id="1", stopped=True)
-    await KeptJobs(broker).write(job)
+    await KeptJobs(broker).write(msgspec.structs.replace(job, ends=ends))
+    there = published + round(past.waiting * (len(records) - published))
+    publish(records[published:there])
     for calls in [*kills, NEVER]:
         broker.calls_left = NEVER
         handed = await handed_to_engine(broker, {one.spec.name: one for one in sources}, pipelines, GROUP, GATES)
-        later = records[published:] if calls == NEVER else []
+        later = records[there:] if calls == NEVER else []
         await lived(broker, pipelines, clock, handed, calls=calls, then=partial(publish, later))
-    return Seen(records[:published], ended, outputs(written), outputs({}))
+    return Seen(records[: published if past.is_noted else there], ended, outputs(written), outputs({}))
 
 
 def said_by_job(pipelines: Pipelines, before: list[SourceRecord]) -> set[AlertSeen]:
