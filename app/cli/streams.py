@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, open_cluster, settings
+from app.cli.loading import (
+    DEFAULT_APP,
+    AppOption,
+    BrokerOption,
+    StoreOption,
+    load_app,
+    open_cluster,
+    open_servers,
+    settings,
+)
 
 if TYPE_CHECKING:
     from app.application import App
@@ -192,18 +201,14 @@ def reset(
 
 async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     from app.application import STREAMS_GROUP
-    from app.core.clock import SystemClock
-    from app.serving.stores import open_store
     from app.streams.engine import compile_all
     from app.streams.generations import known_generations
     from app.streams.pipelines import LivePipeline, streams_of
     from app.streams.reset import empty
     from app.streams.reset import reset as reset_pipeline
 
-    clock = SystemClock()
     name = next(name for name, declared in app.pipelines.items() if declared is pipeline)
-    broker, store = open_cluster(values), open_store(values.store, clock, values.store_security)
-    try:
+    async with open_servers(values) as (broker, store):
         app.number(await known_generations(broker))
         if isinstance(pipeline, LivePipeline):
             await store.start()  # first: a store that is away must not leave half of it done
@@ -214,9 +219,6 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
         if isinstance(pipeline, LivePipeline):
             await store.clear(app.views[pipeline.view])
         return partitions
-    finally:
-        await store.close()
-        await broker.close()
 
 
 @commands.command()
@@ -243,31 +245,27 @@ def prune(
 
 async def _prune(app: "App", values: "Settings") -> list[str]:
     """The topics that are gone."""
-    from app.core.clock import SystemClock
     from app.serving.base import view_of
-    from app.serving.stores import open_store
     from app.streams.generations import known_generations, others
     from app.streams.pipelines import LivePipeline, table_of
 
-    broker, store = open_cluster(values), open_store(values.store, SystemClock(), values.store_security)
-    admin = broker.admin()
-    try:
-        known, there = await known_generations(broker), set(await admin.list())
-        app.number(known)  # which refuses a declaration that has no topics yet: nothing would be left of any
-        await store.start()
-        deleted = []
-        for name, pipeline in others(app.pipelines, known):
-            topic = table_of(name, pipeline)
-            if topic in there:
-                await admin.delete([topic])
-                deleted.append(topic)
-            if isinstance(pipeline, LivePipeline):
-                await store.clear(view_of(pipeline, pipeline.stream.source.spec.partitions, ""))
-        return deleted
-    finally:
-        await admin.close()
-        await store.close()
-        await broker.close()
+    async with open_servers(values) as (broker, store):
+        admin = broker.admin()
+        try:
+            known, there = await known_generations(broker), set(await admin.list())
+            app.number(known)  # which refuses a declaration that has no topics yet: nothing would be left of any
+            await store.start()
+            deleted = []
+            for name, pipeline in others(app.pipelines, known):
+                topic = table_of(name, pipeline)
+                if topic in there:
+                    await admin.delete([topic])
+                    deleted.append(topic)
+                if isinstance(pipeline, LivePipeline):
+                    await store.clear(view_of(pipeline, pipeline.stream.source.spec.partitions, ""))
+            return deleted
+        finally:
+            await admin.close()
 
 
 def named(app: "App", name: str) -> "Pipeline":

@@ -150,6 +150,14 @@ def test_streams_run_what_has_no_bounded_run_is_refused(
     assert before == {place: len(log) for place, log in broker.logs.items()}
 
 
+@pytest.mark.parametrize("arguments", [["reset", "user_features"], ["prune"]])
+def test_streams_reset_and_prune_with_a_store_in_memory_are_refused(call: Call, arguments: list[str]) -> None:
+    """Clearing an empty store would look like success, while the one that workers read keeps everything."""
+    code, out, err = call(*arguments, "--store", "memory://")
+    assert (2, "") == (code, out)
+    assert "memory:// lives and dies with one process; name the store of the running worker" in err
+
+
 def test_streams_list_of_an_application_without_any_is_empty(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
