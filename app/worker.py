@@ -404,11 +404,12 @@ class Worker:
                 except Unavailable as error:
                     if _is_being_cancelled():
                         raise  # an outage while being cancelled must not become a new beginning
-                    was_healthy = loop.time() - began > LONGEST_PAUSE_S
-                    pause_s = FIRST_PAUSE_S if was_healthy else min(pause_s * 2, LONGEST_PAUSE_S)
+                    if loop.time() - began > LONGEST_PAUSE_S:  # it was well for a while
+                        pause_s = FIRST_PAUSE_S
                     logger.warning("%s: %s; starts again in %.1f s", part.name, error, pause_s)
                 with anyio.move_on_after(pause_s):
                     await part.stopping.wait()
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         finally:
             part.ended.set()
 
