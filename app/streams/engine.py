@@ -437,14 +437,13 @@ class Engine:
         return tuple(TopicPartition(topic, place.partition) for topic in self._joined[place.topic])
 
     def _begin(self, state: PartitionState, committed: CommittedOffset | None, beginning: int) -> None:
-        if state.position < beginning:
-            gone = beginning - state.position
-            self.statistics.gone += gone if committed else 0
-            if committed:
-                logger.warning(
-                    "%s: %d records were deleted before they were read; retention is too short", state.place, gone
-                )
-            state.position = beginning
+        missed = beginning - state.position
+        if committed and missed > 0:
+            self.statistics.gone += missed
+            logger.warning(
+                "%s: %d records were deleted before they were read; retention is too short", state.place, missed
+            )
+        state.position = max(state.position, beginning)
         self._states[state.place] = state
 
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
