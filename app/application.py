@@ -16,7 +16,7 @@ import msgspec
 
 from app.broker.topics import TopicRegistry, dead_letters_of
 from app.core.errors import SetupError
-from app.decisions.agent import Agent
+from app.decisions.agent import CONCURRENCY, DEADLINE, MAX_AGE, MAX_ATTEMPTS, Agent
 from app.decisions.context import Context
 from app.decisions.decision import Decision, Fallback
 from app.decisions.limits import require_parts
@@ -153,10 +153,10 @@ class App:
         decides: type[Decision],
         fallback: Fallback | None = None,
         policy: Policy | None = None,
-        concurrency: int = 64,
-        deadline: str = "20s",
-        max_attempts: int = 3,
-        max_age: str = "15m",
+        concurrency: int = CONCURRENCY,
+        deadline: str = DEADLINE,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_age: str = MAX_AGE,
         budget: Budget | None = None,
         rules: Rule | None = None,
     ) -> Callable[[Callable[[Any, Context], Awaitable[Any]]], Agent[Any]]:
