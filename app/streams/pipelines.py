@@ -347,6 +347,13 @@ def streams_of(pipeline: Pipeline) -> tuple[Records, ...]:
     return (pipeline.join.left, pipeline.join.right) if isinstance(pipeline, JoinPipeline) else (pipeline.stream,)
 
 
+def slice_ms(pipeline: WindowedPipeline) -> int | None:
+    """The length of the slices by which lateness is judged; None for sessions, where the record itself is."""
+    if isinstance(pipeline, LivePipeline):
+        return pipeline.tile_ms
+    return pipeline.window.step_ms if isinstance(pipeline.window, Hopping) else None
+
+
 def reads(pipeline: Pipeline, topic: str) -> bool:
     """Whether it reads that topic."""
     return any(stream.source.spec.name == topic for stream in streams_of(pipeline))

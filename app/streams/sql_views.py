@@ -8,8 +8,6 @@ from app.core.durations import format_duration
 from app.streams.pipelines import (
     AlertPipeline,
     Burst,
-    FinalPipeline,
-    Hopping,
     Join,
     LivePipeline,
     Once,
@@ -234,15 +232,6 @@ def needs_clock(pipeline: Pipeline) -> bool:
     if isinstance(pipeline, AlertPipeline):
         return pipeline.burst is not None or pipeline.raised.per_ms is not None
     return True
-
-
-def slice_of(pipeline: Pipeline) -> int | None:
-    """The slice by which lateness is judged; None where the record itself is."""
-    if isinstance(pipeline, LivePipeline):
-        return pipeline.tile_ms
-    if isinstance(pipeline, FinalPipeline) and isinstance(pipeline.window, Hopping):
-        return pipeline.window.step_ms
-    return None
 
 
 def _by_row_time(pipeline: Pipeline) -> bool:
