@@ -110,7 +110,6 @@ class Worker:
         self.switches = Switches(self._producer, self._reader, process=process, mode=cast("Mode", settings.mode))
         self._http = HttpClient()
         self.engine: Engine | None = None
-        self.materializer: Materializer | None = None
         self.agents: dict[str, AgentWork] = {}
         self.actions: ActionsWork | None = None
         self._dispatchers: dict[str, Dispatcher] = {}
@@ -299,8 +298,7 @@ class Worker:
         return run
 
     def _make_features(self) -> Run:
-        self.materializer = Materializer(self._broker, self._store, self._app.views)
-        return self.materializer.run
+        return Materializer(self._broker, self._store, self._app.views).run
 
     def _agent_maker(self, agent: Agent[Any]) -> Callable[[], Run]:
         gate = self._gate

@@ -361,8 +361,7 @@ def reads(pipeline: Pipeline, topic: str) -> bool:
 
 def pipelines_in(module: ModuleType) -> dict[str, Pipeline]:
     """The pipelines that a module declares, by the names of their variables."""
-    found = {name: value for name, value in vars(module).items() if isinstance(value, Pipeline)}
-    return found
+    return {name: value for name, value in vars(module).items() if isinstance(value, Pipeline)}
 
 
 def fingerprint(pipeline: Pipeline) -> str:
