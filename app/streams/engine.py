@@ -24,7 +24,7 @@ from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, joined_topics, load_topic
 from app.streams.handover import begins_at
 from app.streams.mending import Tail, gone, mend_tail, read_tails
-from app.streams.outputs import late_reference
+from app.streams.outputs import late_reference, progress_record
 from app.streams.pipelines import Pipeline, Source, reads, streams_of
 from app.streams.restore import mark_of, require_marks_fit, restore
 from app.streams.rows import closed_rows
@@ -382,11 +382,9 @@ class Engine:
             joined_ms = kept.since_ms
             if table.row is None and joined_ms != NEVER_MS and state.reached_ms < joined_ms + table.window_ms:
                 continue  # the view began in the middle: until a whole window has passed it says nothing
-            value = b'{"as_of":%d,"offset":%d,"reached":%d}' % (as_of_ms, state.position, state.reached_ms)
-            key = b'{"progress":%d}' % state.place.partition
-            await self._send(
-                table.topic, key, value, state.place.partition, (("fingerprint", table.fingerprint.encode()),)
-            )
+            partition = state.place.partition
+            key, value, headers = progress_record(partition, as_of_ms, state.position, table.fingerprint)
+            await self._send(table.topic, key, value, partition, headers)
             kept.table_position += 1
 
     async def _send_tombstones(self, state: PartitionState) -> None:
