@@ -34,11 +34,11 @@ def list_streams(app: AppOption = DEFAULT_APP, json: output.JsonOption = False) 
 
     Example: `python -m app streams list --json`
     """
-    from app.streams.pipelines import fingerprint, kind_of_pipeline, streams_of
+    from app.streams.pipelines import fingerprint, kind_of_pipeline, sources_of
 
     rows = []
     for name, pipeline in load_app(app).pipelines.items():
-        source = ", ".join(dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline)))
+        source = ", ".join(sources_of([pipeline]))
         rows.append((name, kind_of_pipeline(pipeline), source, pipeline.topic, fingerprint(pipeline)))
         if json:
             output.json_line(dict(zip(("name", "kind", "source", "topic", "fingerprint"), rows[-1], strict=True)))
@@ -57,12 +57,12 @@ def show(
 
     Example: `python -m app streams show user_features --python`
     """
-    from app.streams.pipelines import fingerprint, streams_of
+    from app.streams.pipelines import fingerprint, sources_of
 
     loaded = load_app(app)
     pipeline = named(loaded, name)
     if python:
-        for topic in dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline)):
+        for topic in sources_of([pipeline]):
             for text in compiled(loaded, topic).text.splitlines():
                 output.line(text)
         return
@@ -203,7 +203,7 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     from app.application import STREAMS_GROUP
     from app.streams.engine import compile_all
     from app.streams.generations import known_generations
-    from app.streams.pipelines import LivePipeline, streams_of
+    from app.streams.pipelines import LivePipeline, sources_of
     from app.streams.reset import empty
     from app.streams.reset import reset as reset_pipeline
 
@@ -213,7 +213,7 @@ async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
         if isinstance(pipeline, LivePipeline):
             await store.start()  # first: a store that is away must not leave half of it done
         topics = compile_all(list(app.sources.values()), app.pipelines)
-        read = [topics[name] for name in dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline))]
+        read = [topics[topic] for topic in sources_of([pipeline])]
         partitions = await reset_pipeline(broker, STREAMS_GROUP, read, name, sorted(app.sources))
         await empty(broker, app.topics.named(read[0].tables[name].topic))
         if isinstance(pipeline, LivePipeline):

@@ -24,7 +24,7 @@ from app.streams.engine import Engine
 from app.streams.handover import gates_group, handed_to_gate
 from app.streams.kept_jobs import KeptJob, KeptJobs, computing
 from app.streams.outputs import progress_record
-from app.streams.pipelines import LivePipeline, Pipeline, Source, fingerprint, streams_of
+from app.streams.pipelines import LivePipeline, Pipeline, Source, fingerprint, sources_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Elsewhere:
         self._jobs = KeptJobs(broker)
         self._noted: list[KeptJob] | None = None
         """As of the last answer; None before the first."""
-        self._streamed = {stream.source.spec.name for one in pipelines.values() for stream in streams_of(one)}
+        self._streamed = set(sources_of(pipelines.values()))
         self._views = {name: one for name, one in pipelines.items() if isinstance(one, LivePipeline)}
         self._as_of = defaultdict[tuple[str, TopicPartition], AsOf](AsOf)
         self._told: dict[tuple[str, TopicPartition], int] = {}

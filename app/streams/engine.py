@@ -25,7 +25,7 @@ from app.streams.compiled import CompiledTopic, TableCodec, joined_topics, load_
 from app.streams.handover import begins_at
 from app.streams.mending import Tail, gone, mend_tail, read_tails
 from app.streams.outputs import late_reference, progress_record
-from app.streams.pipelines import Pipeline, Source, reads, streams_of
+from app.streams.pipelines import Pipeline, Source, reads, sources_of
 from app.streams.restore import mark_of, require_marks_fit, restore
 from app.streams.rows import closed_rows
 from app.streams.tables import PartitionState
@@ -467,16 +467,11 @@ class Engine:
 def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) -> dict[str, CompiledTopic]:
     """One compiled topic a source, by its name.
 
-    Raises: SetupError when one topic is declared with two ideas of out-of-orderness or type.
+    Raises: SetupError as `sources_of`, and for what no restart could restore.
     """
-    by_name: dict[str, Source] = {}
-    for source in [*sources, *(stream.source for p in pipelines.values() for stream in streams_of(p))]:
-        known = by_name.setdefault(source.spec.name, source)
-        if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
-            raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
     compiled = {
         name: load_topic(source, {n: p for n, p in pipelines.items() if reads(p, name)})
-        for name, source in by_name.items()
+        for name, source in sources_of(pipelines.values(), sources).items()
     }
     for topic in compiled.values():
         require_marks_fit(topic)
