@@ -288,9 +288,10 @@ def compiled(app: "App", topic: str) -> "CompiledTopic":
 
 def flink_job(app: "App", pipeline: "Pipeline") -> str:
     """The text of the Flink job that a pipeline is part of, without what is secret."""
+    from app.application import FLINK_GROUP
     from app.streams.sql import Settings, compile_job, jobs_of
 
     servers = settings().broker.rpartition("://")[2]
     jobs = jobs_of(app.pipelines)
     name = next(name for name, members in jobs.items() if any(member is pipeline for member in members.values()))
-    return compile_job(name, jobs[name], Settings(servers)).text()
+    return compile_job(name, jobs[name], Settings(servers, group=FLINK_GROUP)).text()

@@ -97,6 +97,15 @@ def test_streams_show_python_is_the_text_that_runs(call: Call) -> None:
     assert "def process(records, part, received_ms):" in out
 
 
+def test_streams_show_sql_is_the_job_as_it_begins(call: Call) -> None:
+    """In the group in which it commits, from the earliest record."""
+    code, out, _ = call("show", "user_features", "--sql")
+    source = out.partition("CREATE TEMPORARY TABLE `raw.orders`")[2].partition(";")[0]
+    assert 0 == code
+    for option in ("'properties.group.id' = 'headrace.flink'", "'scan.startup.mode' = 'earliest-offset'"):
+        assert option in source
+
+
 def test_streams_unknown_name_lists_what_there_is(call: Call) -> None:
     """One line, exit code 2."""
     for command in (["show", "nothing"], ["run", "nothing", "--bounded"]):
