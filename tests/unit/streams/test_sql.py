@@ -119,7 +119,9 @@ def test_compile_job_outputs_have_the_prefix_of_the_settings() -> None:
 def test_compile_job_properties_reach_every_table() -> None:
     """A table without the password is a job that never starts."""
     settings = Settings("broker:9092", {"sasl.jaas.config": "x required password='it''s';"})
-    for table in compile_job("fraud", pipelines_in(fraud), settings).tables:
+    tables = compile_job("fraud", pipelines_in(fraud), settings).tables
+    assert len(tables) > 1
+    for table in tables:
         assert "'properties.sasl.jaas.config' = 'x required password=''it''''s'';'" in table
 
 
