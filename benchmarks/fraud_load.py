@@ -16,10 +16,11 @@ import msgspec
 
 from agents import app
 from app.broker.base import Broker
-from app.core.codec import cents_to_json, to_cents
+from app.core.codec import to_cents
 from app.core.record import TopicPartition
 from app.streams.outputs import derived_id
 from app.streams.pipelines import raised_by
+from benchmarks.common import event_json
 
 ORDERS, PAYMENTS = "raw.orders", "raw.payments"
 EVENTS_A_USER = 40
@@ -87,14 +88,9 @@ class Load(NamedTuple):
 
 
 def record_of(event: Event) -> tuple[bytes, bytes, int]:
-    what = "payment" if event.paid_id else "order"
-    paid = f'"order_id":"{event.paid_id}",' if event.paid_id else ""
-    value = (
-        f'{{"{what}_id":"{event.event_id}",{paid}"user_id":"{event.user}",'
-        f'"amount_usd":{cents_to_json(event.cents).decode()},"status":"{event.status}",'
-        f'"timestamp":"2026-11-24T10:00:00.000Z"}}'
-    )
-    return value.encode(), event.user.encode(), event.time_ms
+    """Value, key and time."""
+    ids = {"payment_id": event.event_id, "order_id": event.paid_id} if event.paid_id else {"order_id": event.event_id}
+    return event_json(event.user, event.cents, event.status, **ids), event.user.encode(), event.time_ms
 
 
 async def publish(broker: Broker, load: Load) -> dict[TopicPartition, int]:
