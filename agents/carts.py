@@ -54,7 +54,6 @@ def judge_by_rules(alert: AbandonedCart, clicks: Features) -> CartDecision:
     policy=Policy(limits=(Limit("remind", an_entity=1, within="12h", a_minute=600),)),
     budget=Budget(usd_a_day=10),
     concurrency=32,
-    deadline="20s",
     max_age="1h",  # later than that a reminder comes out of nowhere
     rules=judge_by_rules,
 )

@@ -53,7 +53,6 @@ def judge_by_rules(alert: LeftEmptyHanded, clicks: Features) -> VisitDecision:
     policy=Policy(limits=(Limit("offer", an_entity=1, within="12h", a_minute=600),)),
     budget=Budget(usd_a_day=10),
     concurrency=32,
-    deadline="20s",
     max_age="1h",  # later than that help is of no use
     rules=judge_by_rules,
 )

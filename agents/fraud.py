@@ -84,9 +84,6 @@ def blocks_need_a_risk(alert: HighValueOrder, decision: FraudDecision) -> str | 
         limits=(Limit("block", an_entity=10, within="1h", a_minute=120),),
     ),
     budget=Budget(usd_a_day=50),
-    concurrency=64,
-    deadline="20s",
-    max_age="15m",
     rules=judge_by_rules,
 )
 async def judge_order(alert: HighValueOrder, context: Context) -> FraudDecision:

@@ -93,9 +93,6 @@ def holds_need_a_risk(alert: Pattern, decision: ShopperDecision) -> str | None:
         limits=(Limit("hold", an_entity=3, within="1h", a_minute=60),),
     ),
     budget=Budget(usd_a_day=25),
-    concurrency=64,
-    deadline="20s",
-    max_age="15m",
     rules=judge_by_rules,
 )
 async def judge_shopper(alert: Pattern, context: Context) -> ShopperDecision:

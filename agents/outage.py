@@ -91,8 +91,6 @@ def only_a_recovery_resolves(alert: ServiceAlert, decision: OutageDecision) -> s
     ),
     budget=Budget(usd_a_day=25),
     concurrency=16,
-    deadline="20s",
-    max_age="15m",
     rules=judge_by_rules,
 )
 async def judge_outage(alert: ServiceAlert, context: Context) -> OutageDecision:

@@ -16,7 +16,7 @@ import msgspec
 
 from app.broker.topics import TopicRegistry, dead_letters_of
 from app.core.errors import SetupError
-from app.decisions.agent import Agent
+from app.decisions.agent import CONCURRENCY, DEADLINE, MAX_AGE, MAX_ATTEMPTS, Agent
 from app.decisions.context import Context
 from app.decisions.decision import Decision, Fallback
 from app.decisions.limits import require_parts
@@ -38,7 +38,7 @@ from app.streams.pipelines import (
     fingerprint,
     pipelines_in,
     raised_by,
-    streams_of,
+    sources_of,
     table_of,
     unique_names,
 )
@@ -78,20 +78,12 @@ class App:
         unique_names(self.pipelines)
 
     def _include(self, module: ModuleType) -> None:
-        for value in vars(module).values():
-            if isinstance(value, Topic):
-                self._add(value.source)
-        for name, pipeline in pipelines_in(module).items():
-            known = self.pipelines.setdefault(name, pipeline)
-            if known is not pipeline:
+        pipelines = pipelines_in(module)
+        for name, pipeline in pipelines.items():
+            if self.pipelines.setdefault(name, pipeline) is not pipeline:
                 raise SetupError(f"{module.__name__}.{name}", "another module declares a pipeline of this name")
-            for stream in streams_of(pipeline):
-                self._add(stream.source)
-
-    def _add(self, source: Source) -> None:
-        known = self.sources.setdefault(source.spec.name, source)
-        if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
-            raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
+        topics = [value.source for value in vars(module).values() if isinstance(value, Topic)]
+        self.sources = sources_of(pipelines.values(), [*self.sources.values(), *topics])
 
     def number(self, known: Known) -> None:
         """Gives its pipelines the generations that they are on a cluster; until then each is the first one.
@@ -153,10 +145,10 @@ class App:
         decides: type[Decision],
         fallback: Fallback | None = None,
         policy: Policy | None = None,
-        concurrency: int = 64,
-        deadline: str = "20s",
-        max_attempts: int = 3,
-        max_age: str = "15m",
+        concurrency: int = CONCURRENCY,
+        deadline: str = DEADLINE,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_age: str = MAX_AGE,
         budget: Budget | None = None,
         rules: Rule | None = None,
     ) -> Callable[[Callable[[Any, Context], Awaitable[Any]]], Agent[Any]]:

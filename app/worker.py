@@ -110,7 +110,6 @@ class Worker:
         self.switches = Switches(self._producer, self._reader, process=process, mode=cast("Mode", settings.mode))
         self._http = HttpClient()
         self.engine: Engine | None = None
-        self.materializer: Materializer | None = None
         self.agents: dict[str, AgentWork] = {}
         self.actions: ActionsWork | None = None
         self._dispatchers: dict[str, Dispatcher] = {}
@@ -299,8 +298,7 @@ class Worker:
         return run
 
     def _make_features(self) -> Run:
-        self.materializer = Materializer(self._broker, self._store, self._app.views)
-        return self.materializer.run
+        return Materializer(self._broker, self._store, self._app.views).run
 
     def _agent_maker(self, agent: Agent[Any]) -> Callable[[], Run]:
         gate = self._gate
@@ -404,11 +402,12 @@ class Worker:
                 except Unavailable as error:
                     if _is_being_cancelled():
                         raise  # an outage while being cancelled must not become a new beginning
-                    was_healthy = loop.time() - began > LONGEST_PAUSE_S
-                    pause_s = FIRST_PAUSE_S if was_healthy else min(pause_s * 2, LONGEST_PAUSE_S)
+                    if loop.time() - began > LONGEST_PAUSE_S:  # it was well for a while
+                        pause_s = FIRST_PAUSE_S
                     logger.warning("%s: %s; starts again in %.1f s", part.name, error, pause_s)
                 with anyio.move_on_after(pause_s):
                     await part.stopping.wait()
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
         finally:
             part.ended.set()
 

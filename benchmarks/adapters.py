@@ -1,4 +1,4 @@
-"""aiokafka against confluent-kafka behind the same contract: `python -m benchmarks.adapters [--records N] [--rounds N]`.
+"""aiokafka against confluent-kafka behind the same contract: `python -m benchmarks.adapters [--records N] [--rounds N] [--json]`.
 
 Both write the same records, keyed, to 12 partitions and end when the broker has acknowledged everything; both read them
 in a new group. They take turns; the ratio is taken round by round.
@@ -14,10 +14,8 @@ import uvloop
 
 from app.broker.aiokafka import AioKafkaBroker
 from app.broker.base import Assignment, Broker
-from app.broker.kafka import KafkaBroker
 from app.broker.topics import TopicSpec
 from app.core.clock import SystemClock
-from app.core.codec import encode
 from benchmarks import common
 
 PARTITIONS = 12
@@ -64,8 +62,8 @@ async def read(broker: Broker, topic: str, count: int) -> float:
 
 async def measure(address: str, count: int, rounds: int) -> dict[str, Any]:
     brokers: list[Broker] = [
-        KafkaBroker(address, SystemClock(), replication=1),
-        AioKafkaBroker(f"aio{address}", SystemClock(), replication=1),
+        common.broker_at(address),
+        AioKafkaBroker(f"aio{address}", SystemClock(), replication=1, security=common.broker_security(address)),
     ]
     seconds: dict[str, list[list[float]]] = {"write": [[], []], "read": [[], []]}
     for number in range(rounds):
@@ -90,11 +88,20 @@ def main(
     records: Annotated[int, typer.Option(help="Records in one round.")] = 200_000,
     rounds: Annotated[int, typer.Option(help="Rounds of both.")] = 3,
     broker: Annotated[str | None, typer.Option(help="kafka://host:port; a local one unless given.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure both Kafka adapters; prints JSON."""
+    """Measure both Kafka adapters."""
     with common.servers(broker, None, ["kafka"]) as addresses:
         found = uvloop.run(measure(addresses.kafka, records, rounds))
-    typer.echo(encode({"benchmark": "adapters", **found, "environment": common.environment()}).decode())
+    path = common.finished("adapters", found, json)
+    if not path:
+        return
+    for what in ("write", "read"):
+        typer.echo(
+            f"{what}: {found[f'{what}_confluent_per_s']:,} records/s, by aiokafka {found[f'{what}_aiokafka_per_s']:,}/s: "
+            f"ratio {found[f'{what}_ratio']}"
+        )
+    typer.echo(f"kept in {path}")
 
 
 if __name__ == "__main__":

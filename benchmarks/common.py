@@ -12,11 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import typer
 from redis import Redis
 
 from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
-from app.core.codec import encode
+from app.core.codec import cents_to_json, encode
 from app.core.security import BrokerSecurity, StoreSecurity
 from app.core.settings import load_settings
 from app.local.services import Addresses, own_directory, running
@@ -142,6 +143,25 @@ def keep(name: str, result: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}-{datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC):%Y%m%dT%H%M%S}.json"
     path.write_bytes(encode(result) + b"\n")
     return path
+
+
+def finished(name: str, result: dict[str, Any], json: bool) -> Path | None:
+    """Keeps the result of a benchmark with its environment. Returns where, to be told to a person; None where it was printed as JSON."""
+    whole = {"benchmark": name, **result, "environment": environment()}
+    path = keep(name, whole)
+    if not json:
+        return path
+    typer.echo(encode(whole).decode())
+    return None
+
+
+def event_json(user: str, cents: int, status: str = "placed", **ids: str) -> bytes:
+    """An order with its `order_id`, or a payment that has a `payment_id` before it. Its timestamp says nothing: the record's counts."""
+    named = "".join(f'"{name}":"{value}",' for name, value in ids.items())
+    return (
+        f'{{{named}"user_id":"{user}","amount_usd":{cents_to_json(cents).decode()},"status":"{status}",'
+        f'"timestamp":"2026-11-24T10:00:00.000Z"}}'
+    ).encode()
 
 
 def now_s() -> float:

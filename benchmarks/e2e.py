@@ -31,7 +31,6 @@ from agents import app
 from app.broker.base import Broker
 from app.broker.kafka import KafkaBroker
 from app.core.clock import SystemClock
-from app.core.codec import encode
 from app.core.record import Record, TopicPartition
 from app.core.settings import Settings
 from app.decisions.record import DECISIONS, HOPS, DecisionRecord
@@ -93,11 +92,7 @@ async def work(broker_address: str, store_address: str, model_ms: float, engine:
 
 
 def order(number: int, user: str, alert: bool) -> bytes:
-    amount = 20_000 if alert else 49.90
-    return (
-        f'{{"order_id":"o-{number}","user_id":"{user}","amount_usd":{amount},"status":"placed",'
-        f'"timestamp":"2026-11-24T10:00:00.000Z"}}'
-    ).encode()
+    return common.event_json(user, 2_000_000 if alert else 4_990, order_id=f"o-{number}")
 
 
 class Probe:
@@ -312,15 +307,12 @@ def main(
     with common.servers(broker, store, services) as addresses:
         found = uvloop.run(measure(addresses, load, engine))
     settings = {"engine": engine, **load._asdict()}
-    result = {"benchmark": "e2e", **settings, **found, "environment": common.environment()}
-    path = common.keep("e2e", result)
-    if json:
-        typer.echo(encode(result).decode())
-    else:
+    path = common.finished("e2e", {**settings, **found}, json)
+    if path:
         report(found)
         typer.echo(f"kept in {path}")
     if found["missing"] or found["doubled"]:
-        common.say(f"error: {found['missing']} alerts have no decision, {found['doubled']} have two; see {path}")
+        common.say(f"error: {found['missing']} alerts have no decision, {found['doubled']} have two")
         raise typer.Exit(FAILED)
 
 

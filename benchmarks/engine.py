@@ -28,7 +28,7 @@ from app.broker.base import Broker
 from app.broker.kafka import KafkaBroker
 from app.broker.topics import partition_of
 from app.core.clock import SystemClock
-from app.core.codec import cents_to_json, encode, to_cents
+from app.core.codec import encode, to_cents
 from app.core.garbage import exempt_what_lasts
 from app.core.record import TopicPartition
 from app.streams.engine import Engine
@@ -100,11 +100,8 @@ async def publish(address: str, load: Load) -> None:
 
 def record_of(order: Order) -> tuple[bytes, bytes, int]:
     """Value, key and time."""
-    value = (
-        f'{{"order_id":"o-{order.number}","user_id":"{order.user}","amount_usd":{cents_to_json(order.cents).decode()},'
-        f'"status":"placed","timestamp":"2026-11-24T10:00:00.000Z"}}'
-    )
-    return value.encode(), order.user.encode(), order.time_ms
+    value = common.event_json(order.user, order.cents, order_id=f"o-{order.number}")
+    return value, order.user.encode(), order.time_ms
 
 
 async def consume(address: str, load: Load) -> dict[str, float]:
@@ -259,11 +256,8 @@ def main(
     with common.servers(broker, None, ["kafka"]) as addresses:
         figures = uvloop.run(measure(addresses.kafka, planned))
     settings = {"once": once, "keys": keys, "minutes": minutes}
-    result = {"benchmark": "engine", **settings, **figures, "environment": common.environment()}
-    path = common.keep("engine", result)
-    if json:
-        typer.echo(encode(result).decode())
-    else:
+    path = common.finished("engine", {**settings, **figures}, json)
+    if path:
         typer.echo(
             f"{figures['cpu_us_per_event']} us of CPU an event, {figures['events_per_s']:,} events/s "
             f"({keys:,} users, {minutes:g} minutes, {'with' if once else 'without'} once); kept in {path}"

@@ -16,7 +16,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from app.core.clock import SystemClock
-from app.core.codec import encode
 from app.serving import resp
 from app.serving.base import Progress, TileChange, View
 from app.serving.features import FeatureReader
@@ -120,16 +119,8 @@ def main(
         for name, address in (("unix", addresses.redis_socket), ("tcp", addresses.redis)):
             common.say(f"reading over {name}")
             figures[name] = uvloop.run(measure(address, reads))
-    result = {
-        "benchmark": "feature_read",
-        "reads": reads,
-        "tiles": TILES,
-        **figures,
-        "environment": common.environment(),
-    }
-    path = common.keep("feature_read", result)
-    if json:
-        typer.echo(encode(result).decode())
+    path = common.finished("feature_read", {"reads": reads, "tiles": TILES, **figures}, json)
+    if not path:
         return
     typer.echo(f"{'us a read':20}{'p50':>8}{'p99':>8}{f'{AT_ONCE} at once':>14}{'CPU':>8}")
     for socket, ways in figures.items():

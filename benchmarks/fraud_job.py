@@ -31,7 +31,6 @@ from agents import app
 from app.application import FLINK_GROUP, STREAMS_GROUP
 from app.broker.base import Broker
 from app.core.clock import SystemClock
-from app.core.codec import encode
 from app.core.record import TopicPartition
 from app.local import services
 from app.local.flink import ask
@@ -253,10 +252,8 @@ def main(
         each: {name: summary(found, name) for name in ("events_per_s", "cpu_us_per_event")}
         for each, found in runs.items()
     }
-    result = {"benchmark": "fraud_job", "forms": shown, "rounds": runs, "environment": common.environment()}
-    path = common.keep("fraud_job", result)
-    if json:
-        typer.echo(encode(result).decode())
+    path = common.finished("fraud_job", {"forms": shown, "rounds": runs}, json)
+    if not path:
         return
     for each, figure in shown.items():
         rate, cpu = figure["events_per_s"], figure["cpu_us_per_event"]

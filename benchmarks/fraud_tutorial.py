@@ -81,9 +81,10 @@ class Fraud(KeyedProcessFunction):  # type: ignore[misc]
         self, event: dict[str, Any], cents: int, time_ms: int, context: KeyedProcessFunction.Context
     ) -> Iterator[Any]:
         user, order_id = event["user_id"], event["order_id"]
-        if cents > LIMIT_CENTS:
-            yield alert("high_value_order", time_ms, user, order_id, amount_usd=cents / 100)
-        if event["status"] == "placed":
+        is_placed = event["status"] == "placed"
+        if is_placed:
+            if cents > LIMIT_CENTS:
+                yield alert("high_value_order", time_ms, user, order_id, amount_usd=cents / 100)
             if completes(self.order_times, time_ms, 5, 5 * MINUTE_MS):
                 yield alert("order_burst", time_ms, user, order_id, amount_usd=cents / 100)
             self.orders.put(order_id, (time_ms, cents))
@@ -92,13 +93,13 @@ class Fraud(KeyedProcessFunction):  # type: ignore[misc]
                 yield from other_amount(user, order_id, (time_ms, cents), paid)
         tile = time_ms - time_ms % (30 * SECOND_MS)
         count, total = self.order_tiles.get(tile) or (0, 0)
-        self.order_tiles.put(tile, (count + 1, total + cents))
-        yield (
-            FEATURES,
-            json.dumps(
-                {"user_id": user, "tile": tile, "order_count_5m": count + 1, "order_value_5m": (total + cents) / 100}
-            ),
-        )
+        if is_placed:
+            count, total = count + 1, total + cents
+        self.order_tiles.put(tile, (count, total))
+        row = {"user_id": user, "tile": tile, "order_count_5m": count, "order_value_5m": total / 100}
+        yield FEATURES, json.dumps(row)
+        if not is_placed:
+            return
         start = time_ms - time_ms % (5 * MINUTE_MS)
         count, total = self.windows.get(start) or (0, 0)
         self.windows.put(start, (count + 1, total + cents))
@@ -145,7 +146,7 @@ def is_burst(times: list[int], count: int, within_ms: int) -> bool:
 
 def other_amount(user: str, order_id: str, placed: tuple[int, int], paid: tuple[str, int, int]) -> Iterator[str]:
     (placed_ms, cents), (payment_id, paid_ms, paid_cents) = placed, paid
-    if -MINUTE_MS <= paid_ms - placed_ms <= 30 * MINUTE_MS and cents != paid_cents:
+    if -MINUTE_MS <= paid_ms - placed_ms <= 10 * MINUTE_MS and cents != paid_cents:
         amounts = {"amount_usd": cents / 100, "paid_usd": paid_cents / 100}
         yield alert("paid_other_amount", max(placed_ms, paid_ms), user, order_id, payment_id, **amounts)
 

@@ -163,18 +163,14 @@ def main(
     """Measure how fast typed events become acknowledged records."""
     with common.servers(broker, None, ["kafka"]) as addresses:
         found = uvloop.run(measure(addresses.kafka, events, rounds))
-    result = {"benchmark": "produce", **found, "environment": common.environment()}
-    path = common.keep("produce", result)
-    if json:
-        typer.echo(encode(result).decode())
+    path = common.finished("produce", found, json)
+    if not path:
         return
     low, high = found["ratio_spread"]
     typer.echo(
         f"typed {found['typed_per_s']:,} events/s, bare loop {found['bare_per_s']:,}/s: "
         f"ratio {found['ratio']} ({low} to {high} in {found['rounds']} rounds); kept in {path}"
     )
-    for name, value in result["environment"].items():
-        typer.echo(f"{name}: {value}")
 
 
 if __name__ == "__main__":

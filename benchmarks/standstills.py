@@ -97,16 +97,14 @@ def main(
     if collector:
         typer.echo(encode(measured(collector, orders)).decode())
         return
-    result: dict[str, Any] = {"benchmark": "standstills", "orders": orders}
+    result: dict[str, Any] = {"orders": orders}
     for each in COLLECTORS:
         common.say(f"{orders:,} orders, the collector {each}")
         command = [sys.executable, "-m", "benchmarks.standstills", "--collector", each, "--orders", str(orders)]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         result[each] = msgspec.json.decode(done.stdout)
-    result["environment"] = common.environment()
-    path = common.keep("standstills", result)
-    if json:
-        typer.echo(encode(result).decode())
+    path = common.finished("standstills", result, json)
+    if not path:
         return
     for each in COLLECTORS:
         found = result[each]

@@ -17,14 +17,7 @@ if TYPE_CHECKING:
     from flink_jobs.keeping import Keeper
     from flink_jobs.operations import Jobs, Listed
 
-cli = typer.Typer(
-    name="flink_jobs",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+cli = main.command_line("flink_jobs")
 
 NamesArgument = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Jobs; all unless given.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A job; `list` has them.")]
@@ -39,10 +32,7 @@ ParallelismOption = Annotated[
 
 
 @cli.callback()
-def root(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
-) -> None:
+def root(context: typer.Context, debug: main.DebugOption = False) -> None:
     """The declared streams as jobs of a Flink cluster. A job is named by the topics that it reads.
 
     Jobs run on the cluster of HEADRACE_FLINK; `python -m app worker --engine flink` runs all the rest.

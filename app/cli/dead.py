@@ -121,6 +121,7 @@ async def _read(broker: "Broker", names: list[str], newest: int) -> "list[Letter
         ]
     finally:
         await reader.close()
+        await admin.close()
         await broker.close()
 
 

@@ -16,6 +16,8 @@ from app.cli.loading import (
     StoreOption,
     load_app,
     open_cluster,
+    open_servers,
+    require_shared_store,
     settings,
 )
 
@@ -213,8 +215,7 @@ def forget(
     from app.core.errors import SetupError
 
     values = settings(broker=broker, store=store)
-    if values.store == "memory://":
-        raise SetupError("store", "memory:// lives and dies with one process; name the store of the running worker")
+    require_shared_store(values)  # before it asks
     if json and not (yes or dry_run):
         raise SetupError("--json", "does not ask; add --yes or --dry-run")
     loaded = load_app(app)
@@ -448,12 +449,9 @@ async def _plan_forgetting(
 
 async def _carry_out(values: "Settings", plan: "Plan") -> int:
     """Removes what the plan names; returns in how many views the store held the entity."""
-    from app.core.clock import SystemClock
     from app.decisions.forget import carry_out
-    from app.serving.stores import open_store
 
-    broker, store = open_cluster(values), open_store(values.store, SystemClock(), values.store_security)
-    try:
+    async with open_servers(values) as (broker, store):
         producer = broker.producer()
         await store.start()
         await producer.start()
@@ -461,9 +459,6 @@ async def _carry_out(values: "Settings", plan: "Plan") -> int:
             return await carry_out(plan, producer, store)
         finally:
             await producer.close()
-    finally:
-        await store.close()
-        await broker.close()
 
 
 async def _verify(values: "Settings", partition: int | None, json: bool) -> bool:

@@ -70,7 +70,6 @@ class DemoSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     late: dict[str, int]
     agents: tuple[SeenAgent, ...]
     effects: dict[str, int]
-    dead_letters: int
     hops: tuple[HopLatency, ...] = ()
     latest: tuple[SeenDecision, ...] = ()
 

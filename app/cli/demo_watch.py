@@ -66,7 +66,6 @@ class DemoWatch:
                 if agent.name in summary.decisions
             ),
             effects=summary.effects,
-            dead_letters=summary.dead_letters,
             hops=tuple(_latency(name, times) for name, times in self._times.items() if times),
             latest=tuple(self._latest),
         )

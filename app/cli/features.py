@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, open_cluster, settings
+from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, open_servers, settings
 
 if TYPE_CHECKING:
     from app.application import App
@@ -75,10 +75,7 @@ def get(
     loaded = load_app(app)
     if view not in loaded.views:
         raise SetupError(view, f"no such view is declared; there are {', '.join(sorted(loaded.views)) or 'none'}")
-    values = settings(broker=broker, store=store)
-    if values.store == "memory://":
-        raise SetupError("store", "memory:// lives and dies with one process; name the store of the running worker")
-    features = asyncio.run(_read(values, loaded, view, entity))
+    features = asyncio.run(_read(settings(broker=broker, store=store), loaded, view, entity))
     if json:
         output.json_line(features)
     else:
@@ -90,18 +87,12 @@ def get(
 async def _read(values: "Settings", app: "App", view: str, entity: str) -> "Features":
     from app.core.clock import SystemClock
     from app.serving.features import FeatureReader
-    from app.serving.stores import open_store
     from app.streams.generations import known_generations
 
-    clock = SystemClock()
-    broker, store = open_cluster(values), open_store(values.store, clock, values.store_security)
-    try:
+    async with open_servers(values) as (broker, store):
         await store.start()
         app.number(await known_generations(broker))
-        return await FeatureReader(store, clock, app.views).read(view, entity)
-    finally:
-        await store.close()
-        await broker.close()
+        return await FeatureReader(store, SystemClock(), app.views).read(view, entity)
 
 
 def _show(features: "Features", view: "View") -> None:

@@ -2,6 +2,8 @@
 
 import importlib
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ from app.core.settings import Settings, load_settings
 if TYPE_CHECKING:
     from app.application import App
     from app.broker.base import Broker
+    from app.serving.base import FeatureStore
 
 DEFAULT_APP = "agents:app"
 
@@ -76,6 +79,31 @@ def open_cluster(values: Settings) -> "Broker":
     if values.broker.startswith("memory://"):
         raise SetupError("broker", "memory:// lives and dies with one process; name the cluster, kafka://host:port")
     return open_broker(values, SystemClock())
+
+
+def require_shared_store(values: Settings) -> None:
+    """Raises: SetupError for memory://, which no other process can see."""
+    if values.store.startswith("memory://"):
+        raise SetupError("store", "memory:// lives and dies with one process; name the store of the running worker")
+
+
+@asynccontextmanager
+async def open_servers(values: Settings) -> "AsyncIterator[tuple[Broker, FeatureStore]]":
+    """The cluster and the store that the settings name, the store still to be started; both are closed at the end.
+
+    Raises: SetupError where one of them is memory://.
+    """
+    from app.core.clock import SystemClock
+    from app.serving.stores import open_store
+
+    require_shared_store(values)
+    broker = open_cluster(values)
+    store = open_store(values.store, SystemClock(), values.store_security)
+    try:
+        yield broker, store
+    finally:
+        await store.close()
+        await broker.close()
 
 
 def _import(name: str) -> Any:

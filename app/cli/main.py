@@ -32,14 +32,22 @@ from app.core.settings import in_one_form
 WRONG_SETUP = 2
 """Exit code when a setting, a declaration or a server is wrong; typer uses it for wrong options too."""
 
-cli = typer.Typer(
-    name="app",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+
+
+def command_line(name: str) -> typer.Typer:
+    """The root of a command line, for `run`."""
+    return typer.Typer(
+        name=name,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+cli = command_line("app")
 cli.command()(demo.demo)
 cli.command()(worker.worker)
 cli.command()(replay.replay)
@@ -70,7 +78,7 @@ def show_version(asked: bool) -> None:
 @cli.callback(epilog="A newcomer's first commands: `make demo`, then `python -m app local up`.")
 def root(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: DebugOption = False,
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version and leave.", callback=show_version, is_eager=True)
     ] = False,

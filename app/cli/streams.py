@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli import output
-from app.cli.loading import DEFAULT_APP, AppOption, BrokerOption, StoreOption, load_app, open_cluster, settings
+from app.cli.loading import (
+    DEFAULT_APP,
+    AppOption,
+    BrokerOption,
+    StoreOption,
+    load_app,
+    open_cluster,
+    open_servers,
+    settings,
+)
 
 if TYPE_CHECKING:
     from app.application import App
@@ -25,11 +34,11 @@ def list_streams(app: AppOption = DEFAULT_APP, json: output.JsonOption = False) 
 
     Example: `python -m app streams list --json`
     """
-    from app.streams.pipelines import fingerprint, kind_of_pipeline, streams_of
+    from app.streams.pipelines import fingerprint, kind_of_pipeline, sources_of
 
     rows = []
     for name, pipeline in load_app(app).pipelines.items():
-        source = ", ".join(dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline)))
+        source = ", ".join(sources_of([pipeline]))
         rows.append((name, kind_of_pipeline(pipeline), source, pipeline.topic, fingerprint(pipeline)))
         if json:
             output.json_line(dict(zip(("name", "kind", "source", "topic", "fingerprint"), rows[-1], strict=True)))
@@ -48,12 +57,12 @@ def show(
 
     Example: `python -m app streams show user_features --python`
     """
-    from app.streams.pipelines import fingerprint, streams_of
+    from app.streams.pipelines import fingerprint, sources_of
 
     loaded = load_app(app)
     pipeline = named(loaded, name)
     if python:
-        for topic in dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline)):
+        for topic in sources_of([pipeline]):
             for text in compiled(loaded, topic).text.splitlines():
                 output.line(text)
         return
@@ -192,31 +201,24 @@ def reset(
 
 async def _reset(app: "App", pipeline: "Pipeline", values: "Settings") -> int:
     from app.application import STREAMS_GROUP
-    from app.core.clock import SystemClock
-    from app.serving.stores import open_store
     from app.streams.engine import compile_all
     from app.streams.generations import known_generations
-    from app.streams.pipelines import LivePipeline, streams_of
+    from app.streams.pipelines import LivePipeline, sources_of
     from app.streams.reset import empty
     from app.streams.reset import reset as reset_pipeline
 
-    clock = SystemClock()
     name = next(name for name, declared in app.pipelines.items() if declared is pipeline)
-    broker, store = open_cluster(values), open_store(values.store, clock, values.store_security)
-    try:
+    async with open_servers(values) as (broker, store):
         app.number(await known_generations(broker))
         if isinstance(pipeline, LivePipeline):
             await store.start()  # first: a store that is away must not leave half of it done
         topics = compile_all(list(app.sources.values()), app.pipelines)
-        read = [topics[name] for name in dict.fromkeys(stream.source.spec.name for stream in streams_of(pipeline))]
+        read = [topics[topic] for topic in sources_of([pipeline])]
         partitions = await reset_pipeline(broker, STREAMS_GROUP, read, name, sorted(app.sources))
         await empty(broker, app.topics.named(read[0].tables[name].topic))
         if isinstance(pipeline, LivePipeline):
             await store.clear(app.views[pipeline.view])
         return partitions
-    finally:
-        await store.close()
-        await broker.close()
 
 
 @commands.command()
@@ -243,31 +245,27 @@ def prune(
 
 async def _prune(app: "App", values: "Settings") -> list[str]:
     """The topics that are gone."""
-    from app.core.clock import SystemClock
     from app.serving.base import view_of
-    from app.serving.stores import open_store
     from app.streams.generations import known_generations, others
     from app.streams.pipelines import LivePipeline, table_of
 
-    broker, store = open_cluster(values), open_store(values.store, SystemClock(), values.store_security)
-    admin = broker.admin()
-    try:
-        known, there = await known_generations(broker), set(await admin.list())
-        app.number(known)  # which refuses a declaration that has no topics yet: nothing would be left of any
-        await store.start()
-        deleted = []
-        for name, pipeline in others(app.pipelines, known):
-            topic = table_of(name, pipeline)
-            if topic in there:
-                await admin.delete([topic])
-                deleted.append(topic)
-            if isinstance(pipeline, LivePipeline):
-                await store.clear(view_of(pipeline, pipeline.stream.source.spec.partitions, ""))
-        return deleted
-    finally:
-        await admin.close()
-        await store.close()
-        await broker.close()
+    async with open_servers(values) as (broker, store):
+        admin = broker.admin()
+        try:
+            known, there = await known_generations(broker), set(await admin.list())
+            app.number(known)  # which refuses a declaration that has no topics yet: nothing would be left of any
+            await store.start()
+            deleted = []
+            for name, pipeline in others(app.pipelines, known):
+                topic = table_of(name, pipeline)
+                if topic in there:
+                    await admin.delete([topic])
+                    deleted.append(topic)
+                if isinstance(pipeline, LivePipeline):
+                    await store.clear(view_of(pipeline, pipeline.stream.source.spec.partitions, ""))
+            return deleted
+        finally:
+            await admin.close()
 
 
 def named(app: "App", name: str) -> "Pipeline":
@@ -290,9 +288,10 @@ def compiled(app: "App", topic: str) -> "CompiledTopic":
 
 def flink_job(app: "App", pipeline: "Pipeline") -> str:
     """The text of the Flink job that a pipeline is part of, without what is secret."""
+    from app.application import FLINK_GROUP
     from app.streams.sql import Settings, compile_job, jobs_of
 
     servers = settings().broker.rpartition("://")[2]
     jobs = jobs_of(app.pipelines)
     name = next(name for name, members in jobs.items() if any(member is pipeline for member in members.values()))
-    return compile_job(name, jobs[name], Settings(servers)).text()
+    return compile_job(name, jobs[name], Settings(servers, group=FLINK_GROUP)).text()

@@ -32,6 +32,9 @@ Handler = Callable[[Any, Context], Awaitable[D]]
 ActionHandler = Callable[[Any, Effects], Awaitable[None]]
 AH = TypeVar("AH", bound=ActionHandler)
 
+CONCURRENCY, DEADLINE, MAX_ATTEMPTS, MAX_AGE = 64, "20s", 3, "15m"
+"""What an agent has that declares nothing else."""
+
 Receiver = Literal["keyed", "at_most_once", "may_repeat"]
 """What a receiver does with a repeated call. keyed: applies an idempotency key once. at_most_once: would apply it
 again, so it is never called twice. may_repeat: a second application does no harm."""
@@ -59,10 +62,10 @@ class Agent(Generic[D]):
         decides: type[D],
         fallback: Fallback | None = None,
         policy: Policy | None = None,
-        concurrency: int = 64,
-        deadline: str = "20s",
-        max_attempts: int = 3,
-        max_age: str = "15m",
+        concurrency: int = CONCURRENCY,
+        deadline: str = DEADLINE,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_age: str = MAX_AGE,
         budget: Budget | None = None,
     ) -> None:
         """

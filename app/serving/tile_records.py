@@ -1,7 +1,7 @@
 """The records of a feature topic: tiles, and now and then how far the view has come.
 
 {"user_id":"u-17","tile":1700000010000,"partition":3}  ->  {"version":4711,"order_count_5m":2,"order_value_5m":1050.00}
-{"progress":3}  ->  {"as_of":1700000012345,"offset":4712,"reached":1700000012001}      header `fingerprint`
+{"progress":3}  ->  {"as_of":1700000012345,"offset":4712}      header `fingerprint`
 """
 
 from decimal import Decimal
@@ -14,6 +14,7 @@ from app.core.errors import BadRecord
 from app.core.record import Record
 from app.serving.base import TileChange, View
 from app.streams.expressions import Kind
+from app.streams.outputs import PROGRESS
 from app.streams.windows import Tile
 
 
@@ -56,7 +57,7 @@ class TileRecords:
         try:
             if record.key is None:
                 raise ValueError("the key is null")
-            if record.key.startswith(b'{"progress":') and b'"tile":' not in record.key:
+            if record.key.startswith(PROGRESS) and b'"tile":' not in record.key:
                 self._progress_keys.decode(record.key)
                 if fingerprint is None:
                     raise ValueError("a progress record without its fingerprint")

@@ -23,7 +23,8 @@ from app.streams.as_of import AsOf
 from app.streams.engine import Engine
 from app.streams.handover import gates_group, handed_to_gate
 from app.streams.kept_jobs import KeptJob, KeptJobs, computing
-from app.streams.pipelines import LivePipeline, Pipeline, Source, fingerprint, streams_of
+from app.streams.outputs import progress_record
+from app.streams.pipelines import LivePipeline, Pipeline, Source, fingerprint, sources_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Elsewhere:
         self._jobs = KeptJobs(broker)
         self._noted: list[KeptJob] | None = None
         """As of the last answer; None before the first."""
-        self._streamed = {stream.source.spec.name for one in pipelines.values() for stream in streams_of(one)}
+        self._streamed = set(sources_of(pipelines.values()))
         self._views = {name: one for name, one in pipelines.items() if isinstance(one, LivePipeline)}
         self._as_of = defaultdict[tuple[str, TopicPartition], AsOf](AsOf)
         self._told: dict[tuple[str, TopicPartition], int] = {}
@@ -140,10 +141,9 @@ class Elsewhere:
                         as_of_ms = self._as_of[name, place].at(done.get(place, 0))
                         if as_of_ms > max(self._told.get((name, place), 0), _whole_ms(jobs, view, place)):
                             self._told[name, place] = as_of_ms
-                            value = b'{"as_of":%d,"offset":%d}' % (as_of_ms, done.get(place, 0))
-                            key, made_by = b'{"progress":%d}' % place.partition, fingerprint(view).encode()
-                            headers = (("fingerprint", made_by),)
-                            await producer.send(view.topic, value, key, partition=place.partition, headers=headers)
+                            partition, offset = place.partition, done.get(place, 0)
+                            key, value, headers = progress_record(partition, as_of_ms, offset, fingerprint(view))
+                            await producer.send(view.topic, value, key, partition=partition, headers=headers)
         finally:
             for close in (producer.close, reader.close, admin.close):
                 await close()

@@ -24,8 +24,8 @@ from app.core.record import Headers, Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec, joined_topics, load_topic
 from app.streams.handover import begins_at
 from app.streams.mending import Tail, gone, mend_tail, read_tails
-from app.streams.outputs import late_reference
-from app.streams.pipelines import Pipeline, Source, reads, streams_of
+from app.streams.outputs import late_reference, progress_record
+from app.streams.pipelines import Pipeline, Source, reads, sources_of
 from app.streams.restore import mark_of, require_marks_fit, restore
 from app.streams.rows import closed_rows
 from app.streams.tables import PartitionState
@@ -382,11 +382,9 @@ class Engine:
             joined_ms = kept.since_ms
             if table.row is None and joined_ms != NEVER_MS and state.reached_ms < joined_ms + table.window_ms:
                 continue  # the view began in the middle: until a whole window has passed it says nothing
-            value = b'{"as_of":%d,"offset":%d,"reached":%d}' % (as_of_ms, state.position, state.reached_ms)
-            key = b'{"progress":%d}' % state.place.partition
-            await self._send(
-                table.topic, key, value, state.place.partition, (("fingerprint", table.fingerprint.encode()),)
-            )
+            partition = state.place.partition
+            key, value, headers = progress_record(partition, as_of_ms, state.position, table.fingerprint)
+            await self._send(table.topic, key, value, partition, headers)
             kept.table_position += 1
 
     async def _send_tombstones(self, state: PartitionState) -> None:
@@ -437,14 +435,13 @@ class Engine:
         return tuple(TopicPartition(topic, place.partition) for topic in self._joined[place.topic])
 
     def _begin(self, state: PartitionState, committed: CommittedOffset | None, beginning: int) -> None:
-        if state.position < beginning:
-            gone = beginning - state.position
-            self.statistics.gone += gone if committed else 0
-            if committed:
-                logger.warning(
-                    "%s: %d records were deleted before they were read; retention is too short", state.place, gone
-                )
-            state.position = beginning
+        missed = beginning - state.position
+        if committed and missed > 0:
+            self.statistics.gone += missed
+            logger.warning(
+                "%s: %d records were deleted before they were read; retention is too short", state.place, missed
+            )
+        state.position = max(state.position, beginning)
         self._states[state.place] = state
 
     async def on_revoked(self, assignments: Sequence[Assignment]) -> None:
@@ -470,16 +467,11 @@ class Engine:
 def compile_all(sources: Sequence[Source], pipelines: Mapping[str, Pipeline]) -> dict[str, CompiledTopic]:
     """One compiled topic a source, by its name.
 
-    Raises: SetupError when one topic is declared with two ideas of out-of-orderness or type.
+    Raises: SetupError as `sources_of`, and for what no restart could restore.
     """
-    by_name: dict[str, Source] = {}
-    for source in [*sources, *(stream.source for p in pipelines.values() for stream in streams_of(p))]:
-        known = by_name.setdefault(source.spec.name, source)
-        if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
-            raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
     compiled = {
         name: load_topic(source, {n: p for n, p in pipelines.items() if reads(p, name)})
-        for name, source in by_name.items()
+        for name, source in sources_of(pipelines.values(), sources).items()
     }
     for topic in compiled.values():
         require_marks_fit(topic)

@@ -4,24 +4,14 @@ Each memory forgets by two generations: what was last touched in the older one i
 that one is dropped.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 from app.streams.pipelines import AlertPipeline
 from app.streams.windows import NEVER_MS
 
 
-class Memory(Protocol):
-    """keeps_ms: how far back in event time lies what may still matter. reads_back_ms: how far back the source must be read for it to
-    be as it was."""
-
-    keeps_ms: int
-
-    @property
-    def reads_back_ms(self) -> int: ...
-
-
-class _Generations:
-    """A dictionary that forgets."""
+class Memory:
+    """A dictionary that forgets. keeps_ms: how far back in event time lies what may still matter."""
 
     __slots__ = ("_newer", "_older", "_turn_ms", "keeps_ms")
 
@@ -33,6 +23,7 @@ class _Generations:
 
     @property
     def reads_back_ms(self) -> int:
+        """How far back the source must be read for it to be as it was."""
         return self.keeps_ms
 
     def _held(self, key: Any, reached_ms: int) -> Any:
@@ -43,7 +34,7 @@ class _Generations:
         return self._older.get(key) if held is None else held
 
 
-class OnceMemory(_Generations):
+class OnceMemory(Memory):
     """Ids seen, per key, with the largest event time of their records; forgets what is older than `within_ms`."""
 
     __slots__ = ()
@@ -58,7 +49,7 @@ class OnceMemory(_Generations):
         return bool(reached_ms - last_ms <= self.keeps_ms)
 
 
-class BurstMemory(_Generations):
+class BurstMemory(Memory):
     """The last event times of each key, and whether they are a burst.
 
     Times that are older than the burst's length and the out-of-orderness make none with what may still come on time.
@@ -90,7 +81,7 @@ class BurstMemory(_Generations):
         return held[0] and not was
 
 
-class SliceMemory(_Generations):
+class SliceMemory(Memory):
     """The latest slice in which each key has raised an alert."""
 
     __slots__ = ()

@@ -21,12 +21,10 @@ from app.core.errors import SetupError, Unavailable
 from app.core.record import Record, TopicPartition
 from app.streams.compiled import TableCodec
 from app.streams.gate import DECODE_ERRORS
+from app.streams.outputs import PROGRESS as PROGRESS
 from app.streams.tables import Entry, Over, PartitionState, Place
 
 logger = logging.getLogger(__name__)
-
-PROGRESS = b'{"progress":'
-"""How the key of a record begins that is no entry of a table: see `engine`."""
 
 NOT_AN_ENTRY = (*DECODE_ERRORS, ValueError)
 """What `parse_change` raises."""

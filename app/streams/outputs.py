@@ -36,6 +36,9 @@ ESCAPED_BYTES = 6
 MOST_BYTES = 16_777_216
 ALERT_PARTITIONS = 6
 
+PROGRESS = b'{"progress":'
+"""What the keys of progress records begin with."""
+
 
 def derived_id(rule: str, *parts: str) -> str:
     """`rule:key:natural key`, the same for the same event on every engine; `:` and `%` inside a part are escaped."""
@@ -77,6 +80,13 @@ def late_reference(pipeline: str, record: Record) -> bytes:
             "event_time_ms": record.timestamp_ms,
         }
     )
+
+
+def progress_record(partition: int, as_of_ms: int, offset: int, fingerprint: str) -> tuple[bytes, bytes, Headers]:
+    """Key, value and headers of what is said in a table's topic: every event published before `as_of_ms` is in what stands before
+    it, as the source offset to read next was `offset`. fingerprint: of the pipeline."""
+    value = b'{"as_of":%d,"offset":%d}' % (as_of_ms, offset)
+    return PROGRESS + b"%d}" % partition, value, (("fingerprint", fingerprint.encode()),)
 
 
 def topics_of(

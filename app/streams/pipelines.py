@@ -347,6 +347,26 @@ def streams_of(pipeline: Pipeline) -> tuple[Records, ...]:
     return (pipeline.join.left, pipeline.join.right) if isinstance(pipeline, JoinPipeline) else (pipeline.stream,)
 
 
+def sources_of(pipelines: Iterable[Pipeline], declared: Iterable[Source] = ()) -> dict[str, Source]:
+    """The topics that are declared, and those that pipelines read, by name.
+
+    Raises: SetupError when one is declared with two ideas of out-of-orderness or type.
+    """
+    found: dict[str, Source] = {}
+    for source in [*declared, *(stream.source for pipeline in pipelines for stream in streams_of(pipeline))]:
+        known = found.setdefault(source.spec.name, source)
+        if (known.spec, known.out_of_orderness_ms) != (source.spec, source.out_of_orderness_ms):
+            raise SetupError(source.spec.name, "the topic is declared twice, in different ways")
+    return found
+
+
+def slice_ms(pipeline: WindowedPipeline) -> int | None:
+    """The length of the slices by which lateness is judged; None for sessions, where the record itself is."""
+    if isinstance(pipeline, LivePipeline):
+        return pipeline.tile_ms
+    return pipeline.window.step_ms if isinstance(pipeline.window, Hopping) else None
+
+
 def reads(pipeline: Pipeline, topic: str) -> bool:
     """Whether it reads that topic."""
     return any(stream.source.spec.name == topic for stream in streams_of(pipeline))
@@ -354,8 +374,7 @@ def reads(pipeline: Pipeline, topic: str) -> bool:
 
 def pipelines_in(module: ModuleType) -> dict[str, Pipeline]:
     """The pipelines that a module declares, by the names of their variables."""
-    found = {name: value for name, value in vars(module).items() if isinstance(value, Pipeline)}
-    return found
+    return {name: value for name, value in vars(module).items() if isinstance(value, Pipeline)}
 
 
 def fingerprint(pipeline: Pipeline) -> str:

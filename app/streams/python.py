@@ -43,6 +43,7 @@ from app.streams.pipelines import (
     WindowedPipeline,
     columns_used,
     kept_of,
+    slice_ms,
     streams_of,
 )
 
@@ -126,13 +127,6 @@ def _prologue(
     for name, alert in alerts:
         for memory in memories_of(name, alert):
             text.add(1, f"{memory} = part.memories[{memory!r}]")
-
-
-def slice_ms(pipeline: WindowedPipeline) -> int | None:
-    """The length of its slices; None for sessions, which have none."""
-    if isinstance(pipeline, LivePipeline):
-        return pipeline.tile_ms
-    return pipeline.window.step_ms if isinstance(pipeline.window, Hopping) else None
 
 
 def _gate(text: _Text, source: Source, windowed: bool) -> None:

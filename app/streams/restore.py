@@ -16,7 +16,8 @@ from app.core.record import Record, TopicPartition
 from app.streams.compiled import CompiledTopic, TableCodec
 from app.streams.filling import read_back
 from app.streams.joins import JoinTable
-from app.streams.mending import NOT_AN_ENTRY, PROGRESS, Last, gone, mend, parse_change
+from app.streams.mending import NOT_AN_ENTRY, Last, gone, mend, parse_change
+from app.streams.outputs import PROGRESS
 from app.streams.tables import Entry, PartitionState, Place, Table
 from app.streams.windows import NEVER_MS
 

@@ -19,6 +19,7 @@ from app.streams.pipelines import (
     Raised,
     Source,
     fingerprint,
+    slice_ms,
 )
 from app.streams.sql_expressions import (
     DECIMAL,
@@ -41,7 +42,7 @@ from app.streams.sql_expressions import (
 from app.streams.sql_job import PARTITIONER, Settings
 from app.streams.sql_sources import OFFSET, PARTITION, STAMP, TIME_MS, ddl
 from app.streams.sql_takeover import of_pair, of_record, of_tile, of_window, passes
-from app.streams.sql_views import View, Views, needs_clock, slice_of
+from app.streams.sql_views import View, Views, needs_clock
 
 TILE_TTL = "1d"
 """How long after its last change Flink keeps a tile: longer than any outage to survive."""
@@ -208,7 +209,7 @@ def _nowhere(name: str, topic: str, columns: list[str], settings: Settings, quer
 def _tiles(name: str, pipeline: LivePipeline, views: Views, settings: Settings) -> Insert:
     source, aggregates = pipeline.stream.source, pipeline.aggregates
     passed = views.passed(pipeline, pipeline.stream)
-    view = views.on_time(f"{name} on time", passed, source, name, slice_of(pipeline))
+    view = views.on_time(f"{name} on time", passed, source, name, slice_ms(pipeline))
     key = name_of(source.key)
     place = [key, _start(pipeline.tile_ms), name_of(PARTITION)]
     columns = [f"{key} STRING NOT NULL", "`tile` BIGINT NOT NULL", "`partition` INT NOT NULL", "`version` BIGINT"]
@@ -232,7 +233,7 @@ _PLACED = {"properties.partitioner.class": PARTITIONER}
 def _finals(name: str, pipeline: FinalPipeline, views: Views, settings: Settings) -> Insert:
     source, aggregates = pipeline.stream.source, pipeline.aggregates
     passed = views.passed(pipeline, pipeline.stream)
-    view = views.on_time(f"{name} on time", passed, source, name, slice_of(pipeline))
+    view = views.on_time(f"{name} on time", passed, source, name, slice_ms(pipeline))
     seen = [named(output_value(output), output.name) for output in aggregates.outputs]
     shown = [name_of(PARTITION), name_of(source.key), "`$start_ms`", "`$end_ms`", name_of(OFFSET), *seen]
     query = (

@@ -46,16 +46,15 @@ class Settings:
 
     properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins, unless it
     takes over from another.
-    bounded: ends at what is there at its start, and closes everything. prefix, suffix: around the names of its outputs.
+    bounded: ends at what is there at its start, and closes everything. prefix: of the names of its outputs.
     """
 
     bootstrap_servers: str
     properties: Mapping[str, str] = field(default_factory=dict)
     group: str = "headrace-flink"
-    startup: str = "group-offsets"
+    startup: str = "earliest-offset"
     bounded: bool = False
     prefix: str = ""
-    suffix: str = ""
     parallelism: int = 1
     takeover: Takeover | None = None
 
@@ -86,7 +85,7 @@ class Settings:
 
     def output(self, topic: str) -> str:
         """The name under which an output is written."""
-        return f"{self.prefix}{topic}{self.suffix}"
+        return f"{self.prefix}{topic}"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from app.core.durations import format_duration
 from app.streams.pipelines import (
     AlertPipeline,
     Burst,
-    FinalPipeline,
-    Hopping,
     Join,
     LivePipeline,
     Once,
@@ -20,6 +18,7 @@ from app.streams.pipelines import (
     Where,
     columns_after,
     columns_used,
+    sources_of,
     streams_of,
 )
 from app.streams.sql_expressions import Columns, Typed, interval, name_of, sql_of, text_of
@@ -80,8 +79,8 @@ class Views:
     def __init__(self, pipelines: Mapping[str, Pipeline]) -> None:
         self.texts: dict[str, str] = {}
         self._pipelines = pipelines
-        found = {stream.source.spec.name: stream.source for p in pipelines.values() for stream in streams_of(p)}
-        self.sources: list[Source] = list(found.values())
+        found = sources_of(pipelines.values())
+        self.sources = list(found.values())
         self.late: dict[str, list[Late]] = {topic: [] for topic in found}
         self._read: dict[str, set[str]] = {topic: {source.key} for topic, source in found.items()}
         self._row_time: set[str] = set()
@@ -234,15 +233,6 @@ def needs_clock(pipeline: Pipeline) -> bool:
     if isinstance(pipeline, AlertPipeline):
         return pipeline.burst is not None or pipeline.raised.per_ms is not None
     return True
-
-
-def slice_of(pipeline: Pipeline) -> int | None:
-    """The slice by which lateness is judged; None where the record itself is."""
-    if isinstance(pipeline, LivePipeline):
-        return pipeline.tile_ms
-    if isinstance(pipeline, FinalPipeline) and isinstance(pipeline.window, Hopping):
-        return pipeline.window.step_ms
-    return None
 
 
 def _by_row_time(pipeline: Pipeline) -> bool:

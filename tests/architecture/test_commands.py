@@ -16,6 +16,9 @@ DOCUMENTS = [path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")) i
 TEXTS = {
     str(path.relative_to(ROOT)): path.read_text() for path in [*DOCUMENTS, ROOT / "Makefile", ROOT / ".ci" / "run"]
 }
+MAKE = re.compile(r"\bmake (?:--[\w-]+ )*([a-z][a-z-]*)\b")
+APP = re.compile(r"python -m app[ \t]+([^\n`|&;)\"']+)")
+BENCHMARK = re.compile(r"python -m (benchmarks\.\w+)")
 IN_CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
 
@@ -25,18 +28,23 @@ def code_in(name: str) -> str:
     return "\n".join(IN_CODE.findall(text)) if name.endswith(".md") else text
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
+@pytest.mark.parametrize("command", [MAKE, APP, BENCHMARK])
+def test_commands_of_each_kind_are_found(command: re.Pattern[str]) -> None:
+    """What nothing is found of would hold whatever the documents say."""
+    assert [name for name in TEXTS if command.search(code_in(name))]
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS.keys() - {"Makefile"}))
 def test_commands_make_targets_exist(name: str) -> None:
     """Each `make X` is a target."""
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
-    shown = set(re.findall(r"\bmake (?:--[\w-]+ )*([a-z][a-z-]*)\b", code_in(name))) if name != "Makefile" else set()
-    assert set() == shown - targets
+    assert set() == set(MAKE.findall(code_in(name))) - targets
 
 
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_commands_of_the_command_line_exist(name: str) -> None:
     """Each `python -m app GROUP [COMMAND]` is one, and so are the long options behind it."""
-    for line in re.findall(r"python -m app[ \t]+([^\n`|&;)\"']+)", code_in(name)):
+    for line in APP.findall(code_in(name)):
         words = line.split()
         command: Any = typer.main.get_command(cli)
         while words and hasattr(command, "commands") and re.fullmatch(r"[a-z]+", words[0]):
@@ -50,7 +58,7 @@ def test_commands_of_the_command_line_exist(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_commands_of_benchmarks_exist(name: str) -> None:
     """Each `python -m benchmarks.X` is a module."""
-    modules = set(re.findall(r"python -m (benchmarks\.\w+)", code_in(name)))
+    modules = set(BENCHMARK.findall(code_in(name)))
     assert set() == {module for module in modules if importlib.util.find_spec(module) is None}
 
 

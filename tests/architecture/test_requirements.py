@@ -30,7 +30,9 @@ def pins(file: str) -> dict[str, str]:
 def test_requirements_every_line_is_pinned_and_hashed(file: str) -> None:
     """What is installed is what was tested, from whatever index."""
     text = (ROOT / "requirements" / file).read_text().replace("\\\n", "")
-    for line in text.splitlines():
+    lines = text.splitlines()
+    assert lines
+    for line in lines:
         assert re.match(r"[\w.-]+==[\w.+-]+ .*--hash=sha256:[0-9a-f]{64}", line), line
 
 

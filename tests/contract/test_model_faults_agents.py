@@ -13,6 +13,7 @@ from app.decisions.decision import Decision
 from app.decisions.handling import AgentWork
 from app.local.messages_api import FAULTS, MessagesApi, at_share, messages_api
 from app.models.anthropic import AnthropicModel
+from app.models.breaker import BreakerState
 from app.models.gate import ModelGate
 from tests.decisions_kit import ALERTS, World, large_order, make_agent, until
 
@@ -78,13 +79,15 @@ async def test_agent_whose_model_always_fails_ends_every_alert_in_time(name: str
 
 
 async def test_agent_decides_again_when_its_model_is_back() -> None:
-    """The breaker is open; a second later one call tries, and the next alerts are decided, without anybody's help."""
+    """The breaker is open; when it may be tried one call tries, and the next alerts are decided, without anybody's help."""
     async with messages_api(faults=at_share(FAULTS["server-error"], 1.0, 5)) as api, agent_of(api) as (world, work):
         async with world.running(work):
             send(world, 0, ALERT_COUNT)
             await until(lambda: len(world.records("agent.decisions")) == ALERT_COUNT, seconds=20)
             api.play()
-            await asyncio.sleep(1.1)
+            breaker, loop = work._gate._breaker, asyncio.get_running_loop()
+            assert breaker.state is not BreakerState.CLOSED
+            await until(lambda: breaker.wait_s(loop.time()) == 0, seconds=20)
             send(world, ALERT_COUNT, 1)
             await until(lambda: len(world.records("agent.decisions")) == ALERT_COUNT + 1, seconds=20)
             send(world, ALERT_COUNT + 1, 20)

@@ -15,6 +15,7 @@ from app.serving.redis import MAX_ENTITIES_A_CALL, RedisStore
 from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
 from app.streams.windows import Tile
+from tests.decisions_kit import until
 
 pytestmark = pytest.mark.redis
 
@@ -161,7 +162,9 @@ async def test_redis_killed_connections_are_made_again(store: RedisStore, redis:
     assert await store.apply(view, 3, None, Progress(1, 0), [change("u", 1, 1, 1)])
     await store.read(view, "u")
     await redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # type: ignore[no-untyped-call]
-    await asyncio.sleep(0.01)
+    connection = store._connection
+    assert connection is not None
+    await until(lambda: connection.closed)
     assert (change("u", 1, 1, 1).tile,) == (await store.read(view, "u")).tiles
     assert await store.apply(view, 3, 1, Progress(2, 0), [])
 

@@ -32,13 +32,11 @@ class Difference(NamedTuple):
 
 @cli.command()
 def parity(
-    context: typer.Context,
     logs: Annotated[int, typer.Option("--logs", min=1, help="How many generated logs.")] = 2_000,
     seed: Annotated[int, typer.Option("--seed", help="Decides declarations and logs.")] = 1,
     json: output.JsonOption = False,
 ) -> None:
     """Run generated logs of generated declarations through the asyncio engine, Flink and the reference, and compare."""
-    context.obj.debug = False
     difference, rows = asyncio.run(compared(logs, seed))
     if difference is not None:
         for line in told(difference):

@@ -37,9 +37,7 @@ class Flink:
         """What the pipelines write for records, each partition's in this order, and the gates of a worker beside them; everything closes at the end. prefix: before the
         names of the outputs, so that runs do not meet. The topics are gone afterwards."""
         host = self.broker.address.partition("://")[2].rstrip("/")
-        given = Settings(
-            bootstrap_servers=host, startup="earliest-offset", bounded=True, prefix=prefix, parallelism=parallelism
-        )
+        given = Settings(bootstrap_servers=host, bounded=True, prefix=prefix, parallelism=parallelism)
         sources = {stream.source for pipeline in pipelines.values() for stream in streams_of(pipeline)}
         partitions = {source.spec.name: source.spec.partitions for source in sources}
         outputs = _outputs(pipelines, max(partitions.values()))

@@ -227,7 +227,6 @@ def differences(expected: Outputs, found: Outputs) -> int:
 
 @cli.command()
 def volume(
-    context: typer.Context,
     events: Annotated[int, typer.Option("--events", min=1)] = 1_000_000,
     seed: Annotated[int, typer.Option("--seed")] = 1,
     parallelism: Annotated[
@@ -237,7 +236,6 @@ def volume(
     json: output.JsonOption = False,
 ) -> None:
     """Compare a run for each parallelism, and one with kills and an upgrade, with the reference."""
-    context.obj.debug = False
     wrong = 0
     runs = [(number, 0) for number in parallelism or [1, 2]] + ([(1, kills)] if kills else [])
     for number, killed in runs:

@@ -167,6 +167,26 @@ def test_worker_part_that_meets_an_outage_is_started_again(call: Any) -> None:
     run_virtual(main, START_MS)
 
 
+def test_worker_outages_make_the_pause_grow_and_health_makes_it_short_again(caplog: pytest.LogCaptureFixture) -> None:
+    """The first pause is short, since most outages are; a broker that stays away is not asked all the time."""
+
+    async def main(clock: Clock) -> None:
+        made, stopping, ready = await process(clock, parts=("streams",)), asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(made.worker.run(stopping, ready))
+            await ready.wait()
+            for _ in range(8):
+                made.broker.plan(Fault("poll", "fail"))
+            await asyncio.sleep(200)
+            made.broker.plan(Fault("poll", "fail"))
+            await asyncio.sleep(10)
+            stopping.set()
+
+    run_virtual(main, START_MS)
+    pauses = [line.rpartition(" in ")[2] for line in caplog.messages if "starts again in" in line]
+    assert ["0.5 s", "1.0 s", "2.0 s", "4.0 s", "8.0 s", "16.0 s", "30.0 s", "30.0 s", "0.5 s"] == pauses
+
+
 def test_app_topics_are_those_of_the_design() -> None:
     """What the design's table lists, with its partitions, is what `topics create` makes."""
     expected = {

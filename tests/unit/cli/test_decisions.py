@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from app import connections
 from app.broker.topics import TopicSpec
-from app.cli import decisions
 from app.cli.decisions import moment_ms
 from app.cli.decisions_view import short_moment
 from app.cli.main import run
@@ -57,7 +57,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         return world
 
     world = run_virtual(main, START_MS)
-    monkeypatch.setattr(decisions, "open_cluster", lambda values: world.broker)
+    monkeypatch.setattr(connections, "open_broker", lambda settings, clock: world.broker)
     monkeypatch.setattr(stores, "open_store", lambda *asked: MemoryStore(SystemClock()))
     (tmp_path / "decisions_shop.py").write_text(APP)
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,6 @@ FULL = DemoSnapshot(
         for name in ("judge_shopper", "judge_outage", "judge_order", "judge_visit", "judge_cart")
     ),
     effects={"block_transaction": 12_345, "notify_fraud_team": 12_345, "queue_for_manual_review": 12_345},
-    dead_letters=12_345,
     hops=SHOWN,
     latest=tuple(SeenDecision("judge_shopper", "block", "u-123456789", "$12,345.67", REASON) for _ in range(20)),
 )
@@ -75,7 +74,7 @@ def test_screen_events_from_days_ago_keep_their_columns() -> None:
 
 def test_screen_empty_start_has_no_rate() -> None:
     """Before anything has happened there are zeros and no division by nothing."""
-    start = DemoSnapshot(elapsed_s=0, planned=0, events=0, malformed=0, late={}, agents=(), effects={}, dead_letters=0)
+    start = DemoSnapshot(elapsed_s=0, planned=0, events=0, malformed=0, late={}, agents=(), effects={})
     console = terminal()
     console.print(screen(start, start))
     assert "0 of 0 events" in text_of(console)

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from agents import app
+from app import connections
 from app.broker.memory import MemoryBroker
-from app.cli import features
 from app.cli.main import run
 from app.core.clock import SystemClock
 from app.serving import stores
@@ -29,7 +29,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
         return made
 
     monkeypatch.setattr(stores, "open_store", open_store)
-    monkeypatch.setattr(features, "open_cluster", lambda values: MemoryBroker(CLOCK))
+    monkeypatch.setattr(connections, "open_broker", lambda settings, clock: MemoryBroker(CLOCK))
     return made
 
 

@@ -97,6 +97,15 @@ def test_streams_show_python_is_the_text_that_runs(call: Call) -> None:
     assert "def process(records, part, received_ms):" in out
 
 
+def test_streams_show_sql_is_the_job_as_it_begins(call: Call) -> None:
+    """In the group in which it commits, from the earliest record."""
+    code, out, _ = call("show", "user_features", "--sql")
+    source = out.partition("CREATE TEMPORARY TABLE `raw.orders`")[2].partition(";")[0]
+    assert 0 == code
+    for option in ("'properties.group.id' = 'headrace.flink'", "'scan.startup.mode' = 'earliest-offset'"):
+        assert option in source
+
+
 def test_streams_unknown_name_lists_what_there_is(call: Call) -> None:
     """One line, exit code 2."""
     for command in (["show", "nothing"], ["run", "nothing", "--bounded"]):
@@ -148,6 +157,14 @@ def test_streams_run_what_has_no_bounded_run_is_refused(
     assert (2, "") == (code, out)
     assert complaint in err
     assert before == {place: len(log) for place, log in broker.logs.items()}
+
+
+@pytest.mark.parametrize("arguments", [["reset", "user_features"], ["prune"]])
+def test_streams_reset_and_prune_with_a_store_in_memory_are_refused(call: Call, arguments: list[str]) -> None:
+    """Clearing an empty store would look like success, while the one that workers read keeps everything."""
+    code, out, err = call(*arguments, "--store", "memory://")
+    assert (2, "") == (code, out)
+    assert "memory:// lives and dies with one process; name the store of the running worker" in err
 
 
 def test_streams_list_of_an_application_without_any_is_empty(

@@ -390,7 +390,7 @@ def test_target_comes_from_the_alert_whatever_the_model_writes() -> None:
     run_virtual(main, START_MS)
 
 
-def test_foreign_bytes_on_effects_are_passed_over() -> None:
+def test_foreign_bytes_on_effects_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     """What is no state of effects is reported and does not keep a partition from starting."""
 
     async def main(clock: Clock) -> None:
@@ -403,6 +403,8 @@ def test_foreign_bytes_on_effects_are_passed_over() -> None:
         await asyncio.wait_for(work.assigned(assignment, 0), 10)
 
     run_virtual(main, START_MS)
+    (told,) = [line for line in caplog.messages if "passed over" in line]
+    assert "2 records are no states of effects: passed over, first offset 0: " in told
 
 
 def test_retry_of_actions_lasts_minutes() -> None:

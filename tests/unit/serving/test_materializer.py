@@ -82,7 +82,7 @@ class Bench:
         self.broker.append(VIEW.topic, value, key, partition, 0, ())
 
     def progress(self, as_of_ms: int, *, partition: int = 0, fingerprint: str = VIEW.fingerprint) -> None:
-        value = b'{"as_of":%d,"offset":1,"reached":1}' % as_of_ms
+        value = b'{"as_of":%d,"offset":1}' % as_of_ms
         headers = (("fingerprint", fingerprint.encode()),)
         self.broker.append(VIEW.topic, value, b'{"progress":%d}' % partition, partition, 0, headers)
 

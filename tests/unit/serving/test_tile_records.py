@@ -9,6 +9,7 @@ from app.serving.base import TileChange, View
 from app.serving.tile_records import ProgressMark, TileRecords
 from app.streams.aggregates import OutputField
 from app.streams.expressions import Kind
+from app.streams.outputs import progress_record
 from app.streams.windows import Tile
 
 VIEW = View(
@@ -67,9 +68,9 @@ def test_tile_records_unknown_value_fields_are_ignored() -> None:
 
 def test_tile_records_progress_is_read_with_its_fingerprint() -> None:
     """A progress record says as of when the tiles before it are complete."""
-    value = b'{"as_of":1700000012345,"offset":4712,"reached":1700000012001}'
+    key, value, headers = progress_record(3, 1_700_000_012_345, 4712, VIEW.fingerprint)
     expected = ProgressMark(1_700_000_012_345)
-    assert expected == TileRecords(VIEW).read(record(b'{"progress":3}', value, FINGERPRINT))
+    assert expected == TileRecords(VIEW).read(record(key, value, headers))
 
 
 def test_tile_records_tombstone_is_nothing() -> None:
