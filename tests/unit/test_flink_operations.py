@@ -7,13 +7,18 @@ from typing import Any, Literal, cast
 import msgspec
 import pytest
 
+from app.application import STREAMS_GROUP
 from app.core.errors import Rejected, SetupError
 from app.core.record import TopicPartition
 from app.http.client import HttpClient
+from app.streams.expressions import col
 from app.streams.kept_jobs import TOPIC, KeptJob
 from app.streams.pipelines import Pipeline, fingerprint, pipelines_in
+from app.streams.restore import CommitMark, TableMark, encode_mark
 from app.streams.sql import Settings, jobs_of
+from app.streams.takeover import ByPartition, Takeover
 from features import fraud
+from features.fraud import HighValueOrder
 from features.records import order_events
 from flink_jobs.child import Submitter
 from flink_jobs.cluster import FlinkCluster
@@ -230,6 +235,43 @@ async def test_submit_of_another_text_of_the_same_declaration_takes_over_from_th
     assert after.takeover is not None
     assert (2, [], True) == (after.generation, after.takeover.changed, after.takeover.holds)
     assert not before.over
+
+
+BEGUN = [NOW - 50_000 + at for at in range(12)]
+
+
+@pytest.mark.parametrize("changed", [["rate"], []])
+async def test_takeover_leaves_windows_that_an_earlier_change_has_cut(setting: Setting, changed: list[str]) -> None:
+    """They may have a row of the declaration before that one; and so on, however often something else changes."""
+    nowhere: ByPartition = {ORDERS: [0] * 12}
+    before = Takeover(
+        read=nowhere,
+        whole_ms=nowhere,
+        offsets=nowhere,
+        reached_ms={ORDERS: BEGUN if changed else [NOW] * 12},
+        closed_ms=nowhere,
+        changed=changed,
+        begun_ms={} if changed else {"rate": BEGUN},
+        holds=False,
+    )
+    await setting.noted(job_id=setting.cluster.add(f"{ORDERS}/1"), takeover=before)
+    large = order_events.where(col.amount_usd > 5).alert(HighValueOrder, id="order_id")
+    await setting.of({**ORDER_RATE, "large": large}).advance(ORDERS, cast(Submitter, setting.cluster))
+    _, after = await setting.jobs()
+    assert after.takeover is not None
+    assert (["large"], {"rate": BEGUN}) == (after.takeover.changed, after.takeover.begun_ms)
+
+
+async def test_takeover_leaves_windows_that_the_asyncio_engine_was_to_leave(setting: Setting) -> None:
+    """Its marks say since when it counts."""
+    workers = Member(setting.broker, STREAMS_GROUP, ORDERS)
+    table = TableMark(fingerprint(ORDER_RATE["rate"]), NOW - 50_000, 0, 0)
+    await workers.commit(7, encode_mark(CommitMark(NOW - 94_000, {"rate": table}, is_last=True)))
+    await workers.leave()
+    await setting.submit(ORDER_RATE)
+    (job,) = await setting.jobs()
+    assert job.takeover is not None
+    assert {"rate": [NOW - 50_001] * 12} == job.takeover.begun_ms
 
 
 async def test_keeper_leaves_a_later_generation_to_whoever_submits_it(setting: Setting) -> None:
