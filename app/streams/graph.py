@@ -181,6 +181,11 @@ class Stream(Records):
             kinds = self.fields().get(name), right.fields().get(name)
             if kinds[0] is None or kinds[0] is not kinds[1]:
                 raise SetupError(where, f"on={name!r}: it is not a field of both sides, of one kind")
+            if kinds[0] is Kind.NUMBER:
+                raise SetupError(
+                    where,
+                    f"on={name!r}: fractions are not told apart alike by all engines; join on a text or a whole number",
+                )
         pairs = tuple((name, name) for name in names)
         taken = {prefix + name for name in right.fields()} & self.fields().keys()
         if not prefix.isidentifier() or taken:

@@ -28,6 +28,14 @@ class Cents(msgspec.Struct):
     amount_usd: int
 
 
+class Weighed(msgspec.Struct):
+    user_id: str
+    weight: float
+
+
+WEIGHED = Topic("t", Weighed, key="user_id", out_of_orderness="5s")
+
+
 class Note(msgspec.Struct):
     user_id: str
     text: str
@@ -58,6 +66,10 @@ def test_alert_tag_is_its_class_name_in_snake_case() -> None:
         (lambda: Topic("t", OrderEvent, key="nobody", out_of_orderness="5s"), "key 'nobody'"),
         (lambda: Topic("t", OrderEvent, key="user_id", out_of_orderness="soon"), "not a duration"),
         (lambda: orders().where(col.amount_usd), "not true or false"),
+        (
+            lambda: WEIGHED.join(WEIGHED, on="weight", within=("0s", "5s"), prefix="n_"),
+            "join on a text or a whole number",
+        ),
         (lambda: orders().where(col.amount_usd > 1).once("order_id", within="1m"), "directly behind"),
         (lambda: orders().once("amount_usd", within="1m"), "not a text field"),
         (lambda: orders().live("5m", tile="7s"), "whole number of tiles"),
