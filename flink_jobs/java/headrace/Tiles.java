@@ -18,28 +18,26 @@ import org.apache.flink.types.Row;
 /**
  * The values of a tile, anew at each of its records: the columns of `sums`, `smallest` and `largest`, where NULL counts for nothing.
  *
- * <p>A tile is kept until the watermark, of each partition at most its largest time less the out-of-orderness and a millisecond, has
- * reached its last millisecond. Its records are on time: their tile ends later than the largest time less the out-of-orderness, so the
- * last millisecond lies behind every watermark that came before them, and none of them finds its tile gone.
+ * <p>Its records are on time for it: it ends later than the largest time of their partition less the out-of-orderness. Every watermark
+ * that came before them is a millisecond less than that, at most, so it has not reached the last millisecond of the tile. A tile is kept
+ * until one has reached that of its first record, a tile's length later, which is no earlier: so no record finds its tile gone, and tiles
+ * go as they came, one after the other, not all at once when they end.
  */
 public final class Tiles extends Keyed {
-    private static final String TILE = "tile";
     private static final int TILE_MS = 1, SUMS = 2, SMALLEST = 3, LARGEST = 4;
 
-    private final int tile;
     private final long tileMs;
     private final int[] columns;
     private final int sums;
     private final int smallest;
 
     public Tiles() {
-        tile = sums = smallest = 0;
+        sums = smallest = 0;
         tileMs = 0;
         columns = new int[0];
     }
 
     private Tiles(CallContext call) {
-        tile = column(call, TILE);
         tileMs = number(call, TILE_MS);
         columns = folded(call).mapToInt(name -> column(call, name)).toArray();
         sums = named(call, SUMS).size();
@@ -80,7 +78,8 @@ public final class Tiles extends Keyed {
             values.setField(index, held == null ? more : more == null ? held : folded(index, held, more));
         }
         if (isNew) {
-            context.timeContext(Long.class).registerOnTime(record.<Long>getFieldAs(tile) + tileMs - 1);
+            TimeContext<Long> time = context.timeContext(Long.class);
+            time.registerOnTime(time.time() + tileMs - 1);
         }
         collect(values);
     }
