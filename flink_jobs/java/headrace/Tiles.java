@@ -18,10 +18,10 @@ import org.apache.flink.types.Row;
 /**
  * The values of a tile, anew at each of its records: the columns of `sums`, `smallest` and `largest`, where NULL counts for nothing.
  *
- * <p>Its records are on time for it: it ends later than the largest time of their partition less the out-of-orderness. Every watermark
- * that came before them is a millisecond less than that, at most, so it has not reached the last millisecond of the tile. A tile is kept
- * until one has reached that of its first record, a tile's length later, which is no earlier: so no record finds its tile gone, and tiles
- * go as they came, one after the other, not all at once when they end.
+ * <p>Its records are on time for it: it ends later than `m - B`, the largest time of their partition less the out-of-orderness. Watermarks
+ * before them are `m - B - 1` at most, so none has reached the tile's last millisecond. A tile is kept until one has come as far as a tile's
+ * length behind its first record, less a millisecond, which is no earlier: so no record finds its tile gone. And tiles go at the pace at
+ * which they came: at their end they would all go at once, and the job would stand still meanwhile.
  */
 public final class Tiles extends Keyed {
     private static final int TILE_MS = 1, SUMS = 2, SMALLEST = 3, LARGEST = 4;
