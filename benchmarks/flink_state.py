@@ -1,4 +1,4 @@
-"""What `once`, bursts and `at_most_once_per` keep of a key on Flink: `python -m benchmarks.flink_state [--keys N] [--json]`.
+"""What `once`, bursts, `at_most_once_per` and tiles keep of a key on Flink: `python -m benchmarks.flink_state [--keys N] [--json]`.
 
 A job for each reads one order of every user, all within a second, from a local Kafka. Said are the bytes a key of a checkpoint, and of
 the task manager's heap after a full collection (with a JDK, which has `jcmd`), less those of the same job before its first record. Then
@@ -23,7 +23,7 @@ from app.http.client import HttpClient
 from app.local.java import find_java
 from app.local.services import FLINK_SERVICES, own_directory, running, status
 from app.streams.expressions import col
-from app.streams.graph import Alert
+from app.streams.graph import Alert, count, total
 from app.streams.pipelines import Pipeline
 from app.streams.sql import Settings, compile_job
 from benchmarks import common
@@ -51,6 +51,7 @@ CASES: Mapping[str, Pipeline] = {
     "once": order_events.once("order_id", within="1m").where(col.amount_usd > 1).alert(Kept, id="order_id", rule="o"),
     "burst": order_events.burst(count=5, within="5m").alert(Kept, id="order_id", rule="b"),
     "at_most_once_per": order_events.alert(Kept, at_most_once_per="5m", rule="a"),
+    "tiles": order_events.live("5m", tile="1m").aggregate(n=count(), spent=total(col.amount_usd)).serve("kept"),
 }
 
 
@@ -128,7 +129,7 @@ async def measured(
     """Of one case, with a topic of its own."""
     common.say(f"{name}: {keys:,} keys")
     admin = broker.admin()
-    topics = [order_events.source.spec.name, f"{order_events.source.spec.name}.late", "processed.alerts"]
+    topics = [order_events.source.spec.name, f"{order_events.source.spec.name}.late", CASES[name].topic]
     await admin.create(
         [TopicSpec(name=topic, partitions=PARTITIONS, retention_ms=None, time="event") for topic in topics]
     )

@@ -96,6 +96,18 @@ class Shops:
         assert [] == await producer.flush()
         await producer.close()
 
+    async def write(self, *moments: tuple[int, int, str | None]) -> None:
+        """A sale at a time in a partition by a shop, or a heartbeat by none; in this order."""
+        producer = self.broker.producer()
+        await producer.start()
+        for partition, at_ms, shop in moments:
+            number = next(self._number)
+            value = encode({"sale_id": f"s-{number}", "shop": shop, "price": number % 100})
+            key, value = (None, b'{"heartbeat":true}') if shop is None else (shop.encode(), value)
+            await self._send(producer, self.name, partition, at_ms, key, value)
+        assert [] == await producer.flush()
+        await producer.close()
+
     async def _send(
         self, producer: Any, topic: str, partition: int, at_ms: int, key: bytes | None, value: bytes
     ) -> None:

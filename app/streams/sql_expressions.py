@@ -183,10 +183,11 @@ def _limits(sign: str, left: Typed, right: Typed) -> tuple[int, int]:
 
 
 class Accumulated(NamedTuple):
-    """The SQL of an accumulator, a whole number or cents, and its type."""
+    """The SQL of an accumulator, a whole number or cents, and its type. added: by one record; NULL is no value."""
 
     name: str
     text: str
+    added: str
     type: str
 
 
@@ -197,29 +198,32 @@ def accumulated(aggregates: Aggregates, columns: Columns) -> list[Accumulated]:
     """
     found = []
     for accumulator, (value, when) in zip(aggregates.accumulators, aggregates.amounts, strict=True):
-        only = "" if when is None else f" FILTER (WHERE {sql_of(when, columns).text})"
+        condition = "" if when is None else sql_of(when, columns).text
+        only = f" FILTER (WHERE {condition})" if condition else ""
         if value is None:
-            text, type_ = f"COUNT(*){only}", "BIGINT"
+            text, amount, type_ = f"COUNT(*){only}", "CAST(1 AS BIGINT)", "BIGINT"
         else:
-            amount = sql_of(value, columns, accumulator.kind)
-            if amount.low == amount.high:  # of a small constant Flink makes 32 bits
-                amount = amount._replace(text=f"CAST({amount.text} AS {amount.type})")
-            if accumulator.how == "sum" and amount.limit * MOST_RECORDS > MOST:
+            typed = sql_of(value, columns, accumulator.kind)
+            if typed.low == typed.high:  # of a small constant Flink makes 32 bits
+                typed = typed._replace(text=f"CAST({typed.text} AS {typed.type})")
+            if accumulator.how == "sum" and typed.limit * MOST_RECORDS > MOST:
                 raise SetupError(
                     accumulator.name, "may have more than 38 digits, which Flink does not take; bound what is summed"
                 )
-            text, type_ = _folded(accumulator, amount, only)
-        found.append(Accumulated(accumulator.name, text, type_))
+            text, amount, type_ = _folded(accumulator, typed, only)
+        nothing = " ELSE 0" if accumulator.how == "sum" else ""
+        added = f"CASE WHEN {condition} THEN {amount}{nothing} END" if condition else amount
+        found.append(Accumulated(accumulator.name, text, added, type_))
     return found
 
 
-def _folded(accumulator: Accumulator, amount: Typed, only: str) -> tuple[str, str]:
+def _folded(accumulator: Accumulator, amount: Typed, only: str) -> tuple[str, str, str]:
     if accumulator.how != "sum":
-        return f"{accumulator.how.upper()}({amount.text}){only}", amount.type
+        return f"{accumulator.how.upper()}({amount.text}){only}", amount.text, amount.type
     fits_in_64 = amount.limit * MOST_RECORDS <= LONG
     exact = amount.text if fits_in_64 else f"CAST({amount.text} AS {DECIMAL})"
     summed = f"SUM({exact}){only}"
-    return f"COALESCE({summed}, 0)" if only else summed, "BIGINT" if fits_in_64 else DECIMAL
+    return f"COALESCE({summed}, 0)" if only else summed, exact, "BIGINT" if fits_in_64 else DECIMAL
 
 
 def output_value(output: OutputField) -> str:

@@ -42,10 +42,7 @@ from app.streams.sql_expressions import (
 from app.streams.sql_job import PARTITIONER, Settings
 from app.streams.sql_sources import OFFSET, PARTITION, STAMP, TIME_MS, ddl
 from app.streams.sql_takeover import of_pair, of_record, of_tile, of_window, passes
-from app.streams.sql_views import View, Views, needs_clock
-
-TILE_TTL = "1d"
-"""How long after its last change Flink keeps a tile: longer than any outage to survive."""
+from app.streams.sql_views import View, Views, call_of, descriptor_of, long_of, needs_clock
 
 JSON = {"json.timestamp-format.standard": "ISO-8601", "json.encode.decimal-as-plain-number": "true"}
 
@@ -100,10 +97,9 @@ def _insert(
         "properties.max.request.size": "33554432",  # what its buffer has; each topic's own limit counts
         **options,
         "value.format": "json",
+        **{f"value.{option}": value for option, value in JSON.items()},
+        "sink.delivery-guarantee": "at-least-once",
     }
-    said |= {f"value.{option}": value for option, value in JSON.items()}
-    if said["connector"] == "kafka":
-        said["sink.delivery-guarantee"] = "at-least-once"
     return Insert(ddl(table, columns, said), f"INSERT INTO {name_of(table)}\n{query}")
 
 
@@ -210,22 +206,33 @@ def _tiles(name: str, pipeline: LivePipeline, views: Views, settings: Settings) 
     source, aggregates = pipeline.stream.source, pipeline.aggregates
     passed = views.passed(pipeline, pipeline.stream)
     view = views.on_time(f"{name} on time", passed, source, name, slice_ms(pipeline))
-    key = name_of(source.key)
-    place = [key, _start(pipeline.tile_ms), name_of(PARTITION)]
-    columns = [f"{key} STRING NOT NULL", "`tile` BIGINT NOT NULL", "`partition` INT NOT NULL", "`version` BIGINT"]
-    values = [*place, f"MAX({name_of(OFFSET)})"]
-    for (column, text, type_), accumulator in zip(
-        accumulated(aggregates, view.columns), aggregates.accumulators, strict=True
-    ):
-        shown, type_ = dollars(text, type_) if accumulator.kind is Kind.MONEY else (text, type_)
-        columns.append(f"{name_of(column)} {type_}")
-        values.append(shown)
-    columns += [HEADERS, f"PRIMARY KEY ({key}, `tile`, `partition`) NOT ENFORCED"]
+    place = [source.key, "tile", "partition"]
+    added = [name_of(source.key), named(_start(pipeline.tile_ms), "tile"), named(name_of(PARTITION), "partition")]
+    added.append(named(name_of(OFFSET), "version"))
+    columns = [f"{name_of(source.key)} STRING", "`tile` BIGINT", "`partition` INT", "`version` BIGINT"]
+    values = [*map(name_of, place), "`version`"]
+    folded: dict[str, list[str]] = {"sum": [], "min": [], "max": ["version"]}
+    for column, accumulator in zip(accumulated(aggregates, view.columns), aggregates.accumulators, strict=True):
+        shown = name_of(column.name), column.type
+        shown = dollars(*shown) if accumulator.kind is Kind.MONEY else shown
+        added.append(named(column.added, column.name))
+        columns.append(f"{name_of(column.name)} {shown[1]}")
+        values.append(shown[0])
+        folded[accumulator.how].append(column.name)
+    query = f"SELECT\n  {_lines([*added, name_of(STAMP)])}\nFROM {view.name}"
+    query += passes(of_tile(settings, source, pipeline.tile_ms))
+    records = f"TABLE {views.add(f'{name} added', query)} PARTITION BY ({', '.join(map(name_of, place))})"
+    arguments = {"tile_ms": long_of(pipeline.tile_ms)}
+    arguments |= {_FOLDS[how]: descriptor_of(*names) for how, names in folded.items() if names}
+    columns.append(HEADERS)
     values.append(f"MAP['fingerprint', CAST({text_of(fingerprint(pipeline))} AS BYTES)]")
-    query = f"SELECT /*+ STATE_TTL('records' = '{TILE_TTL}') */\n  {_lines(values)}\nFROM {view.name} AS `records`{passes(of_tile(settings, source, pipeline.tile_ms))}\nGROUP BY {', '.join(place)}"
-    options = {"connector": "upsert-kafka", "key.format": "json", "value.fields-include": "EXCEPT_KEY"}
-    return _insert(name, pipeline.topic, columns, settings, query, options | _PLACED)
+    query = f"SELECT\n  {_lines(values)}\nFROM {call_of('tiles', records, arguments, f'{name} tiles')}"
+    options = {"key.format": "json", "key.fields": ";".join(place), "value.fields-include": "EXCEPT_KEY", **_PLACED}
+    return _insert(name, pipeline.topic, columns, settings, query, options)
 
+
+_FOLDS = {"sum": "sums", "min": "smallest", "max": "largest"}
+"""What `tiles` calls the columns of each kind of accumulator."""
 
 _PLACED = {"properties.partitioner.class": PARTITIONER}
 
@@ -264,7 +271,7 @@ def _windows(pipeline: FinalPipeline, view: View) -> str:
         rows = f"SESSION(TABLE {view.name} PARTITION BY ({place}), {descriptor}, {interval(window.gap_ms)})"
         ends = [f"MIN({time})", f"MAX({time}) + {window.gap_ms}"]
     values = [place, named(ends[0], "$start_ms"), named(ends[1], "$end_ms"), named(f"MAX({name_of(OFFSET)})", OFFSET)]
-    values += [named(text, column) for column, text, _ in accumulated(pipeline.aggregates, view.columns)]
+    values += [named(column.text, column.name) for column in accumulated(pipeline.aggregates, view.columns)]
     return f"SELECT\n  {_lines(values)}\nFROM TABLE({rows})\nGROUP BY {place}, `window_start`, `window_end`"
 
 

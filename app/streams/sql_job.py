@@ -26,6 +26,7 @@ FUNCTIONS = {
     "first_of_slices": "headrace.FirstOfSlices",
     "is_instant": "headrace.IsInstant",
     "once": "headrace.Once",
+    "tiles": "headrace.Tiles",
 }
 """Classes of flink_jobs/java, which the cluster and whoever submits have."""
 

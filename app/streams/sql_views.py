@@ -89,7 +89,7 @@ class Views:
             for stream in streams_of(pipeline):
                 topic, rule = stream.source.spec.name, stream.once_rule
                 self._read[topic] |= columns_used(pipeline, stream) | ({rule.field} if rule else set())
-                if rule or _by_row_time(pipeline):
+                if rule or needs_clock(pipeline):
                     self._row_time.add(topic)
                 if rule or (isinstance(pipeline, AlertPipeline) and needs_clock(pipeline)):
                     self._by_entity.add(topic)
@@ -107,7 +107,7 @@ class Views:
         query, conditions, columns = _through(stream.steps, below, self._columns(source))
         kept = {source.key} | columns_after(pipeline, stream)
         columns = {column: typed for column, typed in columns.items() if column in kept}
-        beside = [*PLACE, *([REACHED] if clock else []), *([STAMP] if _by_row_time(pipeline) else [])]
+        beside = [*PLACE, *([REACHED, STAMP] if clock else [])]
         beside += [ENTITY] if clock and isinstance(pipeline, AlertPipeline) else []
         return Passed(query, conditions, columns, tuple(beside))
 
@@ -131,26 +131,20 @@ class Views:
 
     def bursts(self, name: str, view: View, burst: Burst) -> View:
         """The records that complete a burst."""
-        arguments = {"size": _long(burst.count), "within_ms": _long(burst.within_ms)}
+        arguments = {"size": long_of(burst.count), "within_ms": long_of(burst.within_ms)}
         return self._passing(name, "burst", view, arguments)
 
     def first_of_slices(self, name: str, view: View, per_ms: int) -> View:
         """The records whose slice lies behind every one before it."""
-        return self._passing(name, "first_of_slices", view, {"per_ms": _long(per_ms)})
+        return self._passing(name, "first_of_slices", view, {"per_ms": long_of(per_ms)})
 
     def _passing(self, name: str, function: str, view: View, arguments: Mapping[str, str]) -> View:
         """The records that a function of flink_jobs/java lets pass, those of a partition and key in their order."""
-        said = {
-            "records": f"TABLE {view.name} PARTITION BY {name_of(ENTITY)}",
-            **arguments,
-            "on_time": f"DESCRIPTOR({name_of(STAMP)})",
-            "uid": text_of(re.sub(r"[^A-Za-z0-9_]", "-", f"of {name}")),
-        }
-        shown = ",\n  ".join(f"{argument} => {value}" for argument, value in said.items())
+        called = call_of(function, f"TABLE {view.name} PARTITION BY {name_of(ENTITY)}", arguments, name)
         # In Flink's own order: in any other it copies every text once more.
         columns = ", ".join(map(name_of, [ENTITY, *view.columns, *PLACE, REACHED]))
         stamp = f"{name_of(ROW_TIME)} AS {name_of(STAMP)}"
-        return View(self.add(name, f"SELECT {columns}, {stamp}\nFROM {function}(\n  {shown}\n)"), view.columns)
+        return View(self.add(name, f"SELECT {columns}, {stamp}\nFROM {called}"), view.columns)
 
     def pairs(self, name: str, join: Join, left: View, right: View) -> View:
         """Pairs of records on time, or left records without a partner; `$right …` is of the right record."""
@@ -215,7 +209,7 @@ class Views:
         over = f"PARTITION BY {name_of(PARTITION)} ORDER BY {name_of(ARRIVED)}"
         over += " ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW"
         timed = f"SELECT *, MAX({name_of(TIME_MS)}) OVER ({over}) AS {name_of(REACHED)} FROM {valid}"
-        shown = list(map(name_of, [*self._columns(source), *PLACE, REACHED, *([STAMP] if row_time else [])]))
+        shown = list(map(name_of, [*self._columns(source), *PLACE, REACHED, STAMP]))
         entity = f"CAST({name_of(PARTITION)} AS STRING) || ' ' || {name_of(source.key)}"
         shown += [f"{entity} AS {name_of(ENTITY)}"] if topic in self._by_entity else []
         return self.add(f"{topic} timed", f"SELECT {', '.join(shown)}\nFROM ({timed})\n{only}")
@@ -224,8 +218,30 @@ class Views:
         """The first record of each id; one memory for all pipelines with that rule."""
         view = View(self._records(source, clock=True), self._columns(source))
         name = f"{source.spec.name} once {rule.field} {format_duration(rule.within_ms)}"
-        arguments = {"id": f"DESCRIPTOR({name_of(rule.field)})", "within_ms": _long(rule.within_ms)}
+        arguments = {"id": descriptor_of(rule.field), "within_ms": long_of(rule.within_ms)}
         return self._passing(name, "once", view, arguments).name
+
+
+def call_of(function: str, records: str, arguments: Mapping[str, str], name: str) -> str:
+    """The call of a function of flink_jobs/java that keeps something of each key. name: by which its state is found again."""
+    said = {
+        "records": records,
+        **arguments,
+        "on_time": descriptor_of(STAMP),
+        "uid": text_of(re.sub(r"[^A-Za-z0-9_]", "-", f"of {name}")),
+    }
+    shown = ",\n  ".join(f"{argument} => {value}" for argument, value in said.items())
+    return f"{function}(\n  {shown}\n)"
+
+
+def descriptor_of(*columns: str) -> str:
+    """Columns as a function takes them."""
+    return f"DESCRIPTOR({', '.join(map(name_of, columns))})"
+
+
+def long_of(value: int) -> str:
+    """A constant of 64 bits."""
+    return f"CAST({value} AS BIGINT)"
 
 
 def needs_clock(pipeline: Pipeline) -> bool:
@@ -233,10 +249,6 @@ def needs_clock(pipeline: Pipeline) -> bool:
     if isinstance(pipeline, AlertPipeline):
         return pipeline.burst is not None or pipeline.raised.per_ms is not None
     return True
-
-
-def _by_row_time(pipeline: Pipeline) -> bool:
-    return needs_clock(pipeline) and not isinstance(pipeline, LivePipeline)
 
 
 def _through(steps: Steps, query: str, known: Columns) -> tuple[str, tuple[str, ...], dict[str, Typed]]:
@@ -255,10 +267,6 @@ def _through(steps: Steps, query: str, known: Columns) -> tuple[str, tuple[str, 
 
 def _filtered(query: str, conditions: Sequence[str]) -> str:
     return f"{query}\nWHERE {' AND '.join(conditions)}" if conditions else query
-
-
-def _long(value: int) -> str:
-    return f"CAST({value} AS BIGINT)"
 
 
 def _shifted(bound_ms: int) -> str:

@@ -12,7 +12,7 @@ import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonParser;
 
 /**
  * Places a record whose key is a JSON object: in the partition that its field `partition` names, or else where its first
- * field's text alone would be placed. Flink's upsert-kafka places by the whole key, and has no option for it.
+ * field's text alone would be placed. Kafka itself would place it by the whole key.
  */
 public class KeyPartitioner implements Partitioner {
     private final JsonFactory json = new JsonFactory();

@@ -11,7 +11,7 @@ import pytest
 from app.core.codec import Usd
 from app.core.errors import SetupError
 from app.streams.expressions import Expression, Kind, col, literal
-from app.streams.graph import Alert, Topic, count, maximum, mean, total
+from app.streams.graph import Alert, Topic, count, maximum, mean, minimum, total
 from app.streams.pipelines import Pipeline, fingerprint, pipelines_in
 from app.streams.sql import Job, Settings, compile_job, jobs_of
 from app.streams.sql_expressions import LONG, Typed, interval, name_of, sql_of, text_of
@@ -149,7 +149,7 @@ def test_compile_job_functions_are_classes_beside_it() -> None:
     for package, name in (of.split(".") for of in FUNCTIONS.values()):
         source = (ROOT / "flink_jobs" / "java" / package / f"{name}.java").read_text()
         assert f"package {package};" in source
-        assert re.search(rf"public final class {name} extends (Passing|ScalarFunction) ", source)
+        assert re.search(rf"public final class {name} extends (Keyed|Passing|ScalarFunction) ", source)
 
 
 def test_compile_job_state_is_kept_by_partition_and_key() -> None:
@@ -161,23 +161,42 @@ def test_compile_job_state_is_kept_by_partition_and_key() -> None:
 
 def test_compile_job_state_of_functions_has_names_of_its_own() -> None:
     """Flink finds it again by them."""
-    names = re.findall(
-        r"uid => '([^']*)'", job(a=seen, b=order_events.alert(Seen, at_most_once_per="1m", rule="b")).text()
-    )
-    assert ["of-raw-orders-once-order_id-1m", "of-a-bursts", "of-b-first-of-slices"] == names
+    tiles = order_events.live("1m", tile="10s").aggregate(n=count()).serve("c")
+    slices = order_events.alert(Seen, at_most_once_per="1m", rule="b")
+    names = re.findall(r"uid => '([^']*)'", job(a=seen, b=slices, c=tiles).text())
+    assert ["of-raw-orders-once-order_id-1m", "of-a-bursts", "of-b-first-of-slices", "of-c-tiles"] == names
 
 
 def test_compile_job_never_expires_state_everywhere() -> None:
     """The maximum of a quiet partition would go too, and let late records in."""
     text = compile_job("fraud", pipelines_in(fraud), HERE).text()
     assert "table.exec.state.ttl" not in text
-    assert 1 == text.count("STATE_TTL")
+    assert "STATE_TTL" not in text
 
 
 def test_compile_job_tiles_name_their_declaration() -> None:
     """Whoever reads a view refuses tiles that another declaration has made."""
     text = compile_job("fraud", pipelines_in(fraud), HERE).text()
     assert f"MAP['fingerprint', CAST('{fingerprint(fraud.user_features)}' AS BYTES)]" in text
+
+
+def test_compile_job_tiles_are_kept_by_key_tile_and_partition_until_the_watermark_has_passed_them() -> None:
+    """What a record adds is computed before it; where `when` does not hold that is nothing. The topic has a watermark for it."""
+    sums: dict[str, Any] = {"n": count(), "few": count(when=col.number > 3), "wide": total(col.wide)}
+    few = {"least": minimum(col.amount, when=col.number > 3), "most": maximum(col.amount), "two": total(literal(2))}
+    compiled = job(v=odd.live("2d", tile="1d").aggregate(**sums, **few).serve("v"))
+    added, (insert, _) = compiled.views[-1], compiled.inserts
+    assert "`$time_ms` - MOD(`$time_ms`, 86400000) AS `tile`" in added
+    assert "CAST(1 AS BIGINT) AS `n`,\n  CASE WHEN (`number` > 3) THEN CAST(1 AS BIGINT) ELSE 0 END AS `few`" in added
+    assert "CAST(`wide` AS DECIMAL(38, 0)) AS `wide`" in added
+    assert "CASE WHEN (`number` > 3) THEN `amount` END AS `least`,\n  `amount` AS `most`" in added
+    assert "CAST(2 AS BIGINT) AS `two`" in added
+    assert "TABLE `v added` PARTITION BY (`key`, `tile`, `partition`),\n  tile_ms => CAST(86400000 AS BIGINT)" in insert
+    folded = re.findall(r"(\w+) => DESCRIPTOR\((.*)\)", insert)
+    assert ("sums", "`n`, `few`, `wide`, `two`") == folded[0]
+    assert [("smallest", "`least`"), ("largest", "`version`, `most`")] == folded[1:3]
+    assert "WATERMARK" in table_of(compiled, "raw.odd")
+    assert "'key.fields' = 'key;tile;partition'" in table_of(compiled, "features.v")
 
 
 def test_compile_job_partitioner_is_the_class_beside_it() -> None:

@@ -125,7 +125,8 @@ def test_compile_job_that_holds_writes_tiles_alone() -> None:
     assert alerts
     assert all("'connector' = 'blackhole'" in table and "METADATA" not in table for table in alerts)
     assert f"`$start_ms` > CASE `$partition` WHEN 0 THEN {2**62}" in "".join(held.inserts)
-    assert any("upsert-kafka" in table for table in held.tables)
+    (view,) = [table for table in held.tables if "features.user_features" in table]
+    assert "'connector' = 'kafka'" in view
 
 
 def test_read_back_is_what_each_kind_needs() -> None:
