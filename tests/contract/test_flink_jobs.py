@@ -16,10 +16,13 @@ from app.core.record import TopicPartition
 from app.http.client import HttpClient
 from app.local import process
 from app.local.services import FLINK_SERVICES, down, own_directory, status, up
+from app.streams.expressions import col
+from app.streams.graph import Topic
+from app.streams.pipelines import Pipeline
 from app.streams.sql import Job
 from flink_jobs.child import Submitter, submitter
 from flink_jobs.cluster import FlinkCluster
-from tests.flink_kit import WITHIN_S, OnFlink, Shops, end_all, opened, small
+from tests.flink_kit import WITHIN_S, Large, OnFlink, Shops, end_all, opened, small
 from tests.parity.reference import read_all
 
 pytestmark = [pytest.mark.flink, pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(480)]
@@ -76,6 +79,30 @@ async def wait_until_committed(shops: Shops) -> None:
                 break
             await asyncio.sleep(0.2)
     await admin.close()
+
+
+async def test_records_behind_the_watermark_are_seen_by_functions(
+    kafka_address: str, flink_address: str, unique: Callable[[str], str]
+) -> None:
+    """What lies behind it in all partitions raises its alert behind `once`, is a late reference of a window behind `once`, and is the
+    first of a slice that still runs."""
+
+    def declare(name: str, topic: Topic) -> dict[str, Pipeline]:
+        calm = topic.where(col.price > 55).alert(Large, at_most_once_per="1h", rule="calm", to=f"{name}.alerts")
+        return small(name, topic) | {"calm": calm}
+
+    broker = KafkaBroker(kafka_address, SystemClock(), replication=1)
+    shops = Shops(broker, unique("sales"), declare)
+    await shops.declare(shops.app)
+    async with submitter() as pyflink, opened(shops.app, broker, kafka_address, flink_address) as flink:
+        await flink.jobs.submit(shops.name, pyflink)
+        await shops.publish(50)
+        await shops.wait_until_complete()  # windows are closed, so the watermark is there
+        await shops.publish(40)  # begins 15 s behind it
+        assert "rate" in {late[0] for late in read_all(shops.pipelines, shops.records).late}
+        await shops.wait_until_complete()
+        await end_all(flink, shops.name)
+    await broker.close()
 
 
 async def test_jobs_kept_come_back_after_their_managers_are_killed(shops: Shops, kafka_address: str) -> None:
