@@ -28,7 +28,6 @@ from app.streams.sql_sources import (
     ARRIVED,
     OFFSET,
     PARTITION,
-    ROW_TIME,
     STAMP,
     TIME_MS,
     Judged,
@@ -144,14 +143,12 @@ class Views:
         said = {
             "records": f"TABLE {view.name} PARTITION BY {name_of(ENTITY)}",
             **arguments,
-            "on_time": f"DESCRIPTOR({name_of(STAMP)})",
             "uid": text_of(re.sub(r"[^A-Za-z0-9_]", "-", f"of {name}")),
         }
         shown = ",\n  ".join(f"{argument} => {value}" for argument, value in said.items())
         # In Flink's own order: in any other it copies every text once more.
-        columns = ", ".join(map(name_of, [ENTITY, *view.columns, *PLACE, REACHED]))
-        stamp = f"{name_of(ROW_TIME)} AS {name_of(STAMP)}"
-        return View(self.add(name, f"SELECT {columns}, {stamp}\nFROM {function}(\n  {shown}\n)"), view.columns)
+        columns = ", ".join(map(name_of, [ENTITY, *view.columns, *PLACE, REACHED, STAMP]))
+        return View(self.add(name, f"SELECT {columns}\nFROM {function}(\n  {shown}\n)"), view.columns)
 
     def pairs(self, name: str, join: Join, left: View, right: View) -> View:
         """Pairs of records on time, or left records without a partner; `$right …` is of the right record."""

@@ -20,14 +20,14 @@ import org.apache.flink.table.types.inference.StaticArgument;
 import org.apache.flink.table.types.inference.StaticArgumentTrait;
 import org.apache.flink.table.types.inference.TypeInference;
 import org.apache.flink.table.types.inference.TypeStrategies;
-import org.apache.flink.table.types.logical.utils.LogicalTypeChecks;
 import org.apache.flink.types.Row;
 
 /**
  * Lets some records of a partition and key pass, which reach it in the partition's order. It forgets a key by a timer, when the
  * watermark proves that nothing it holds of the key can matter any more.
  *
- * <p>A record passes with all of its columns, but that its row time is called `rowtime` behind it.
+ * <p>A record passes with all of its columns, its row time among them. There is no `on_time`: with it Flink 2.2 drops what lies behind
+ * the watermark before any function sees it.
  */
 public abstract class Passing extends ProcessTableFunction<Row> implements SpecializedFunction {
     static final String TIME_MS = "$time_ms";
@@ -62,7 +62,7 @@ public abstract class Passing extends ProcessTableFunction<Row> implements Speci
                 "records",
                 Row.class,
                 false,
-                EnumSet.of(StaticArgumentTrait.SET_SEMANTIC_TABLE, StaticArgumentTrait.REQUIRE_ON_TIME));
+                EnumSet.of(StaticArgumentTrait.SET_SEMANTIC_TABLE));
         for (int index = 1; index < all.length; index++) {
             all[index] = arguments().get(index - 1);
         }
@@ -101,12 +101,10 @@ public abstract class Passing extends ProcessTableFunction<Row> implements Speci
         return call.getArgumentValue(argument, Long.class).orElseThrow(() -> new TableException("is no constant"));
     }
 
-    /** Flink puts the columns of the partition before the others, and the row time behind them. */
+    /** Flink puts the columns of the partition before the others. */
     private static int[] passing(TableSemantics records) {
-        List<DataType> columns = DataType.getFieldDataTypes(records.dataType());
-        return IntStream.range(0, columns.size())
+        return IntStream.range(0, DataType.getFieldCount(records.dataType()))
                 .filter(column -> IntStream.of(records.partitionByColumns()).noneMatch(key -> key == column))
-                .filter(column -> !LogicalTypeChecks.isTimeAttribute(columns.get(column).getLogicalType()))
                 .toArray();
     }
 }
