@@ -135,12 +135,13 @@ class Shops:
             written = await self.read()
             found = outputs_of(self.pipelines, written.__getitem__)
             rows = {place[:3]: row for place, row in expected.rows.items()}
-            same = (expected.alerts, expected.tiles) == (found.alerts, found.tiles)
+            same = (expected.alerts, expected.tiles, expected.late) == (found.alerts, found.tiles, found.late)
             if same and rows == {place[:3]: row for place, row in found.rows.items()}:
                 return
             if asyncio.get_running_loop().time() > deadline:
                 assert expected.alerts == found.alerts
                 assert expected.tiles == found.tiles
+                assert expected.late == found.late
                 assert rows == {place[:3]: row for place, row in found.rows.items()}
             await asyncio.sleep(0.3)
 

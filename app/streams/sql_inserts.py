@@ -219,7 +219,7 @@ def _tiles(name: str, pipeline: LivePipeline, views: Views, settings: Settings) 
         columns.append(f"{name_of(column.name)} {shown[1]}")
         values.append(shown[0])
         folded[accumulator.how].append(column.name)
-    query = f"SELECT\n  {_lines([*added, name_of(STAMP)])}\nFROM {view.name}"
+    query = f"SELECT\n  {_lines([*added, name_of(TIME_MS)])}\nFROM {view.name}"
     query += passes(of_tile(settings, source, pipeline.tile_ms))
     records = f"TABLE {views.add(f'{name} added', query)} PARTITION BY ({', '.join(map(name_of, place))})"
     arguments = {"tile_ms": long_of(pipeline.tile_ms)}

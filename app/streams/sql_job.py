@@ -47,7 +47,8 @@ class Settings:
 
     properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins, unless it
     takes over from another.
-    bounded: ends at what is there at its start, and closes everything. prefix: of the names of its outputs.
+    bounded: ends at what is there at its start, and closes everything; it is read too fast for a watermark that moves now and then.
+    prefix: of the names of its outputs.
     """
 
     bootstrap_servers: str
@@ -82,7 +83,8 @@ class Settings:
         if self.takeover:
             read = ";".join(f"partition:{at},offset:{offset}" for at, offset in enumerate(self.takeover.read[topic]))
             options |= {"scan.startup.mode": "specific-offsets", "scan.startup.specific-offsets": read}
-        return options | ({"scan.bounded.mode": "latest-offset"} if self.bounded else {})
+        bounded = {"scan.bounded.mode": "latest-offset", "scan.watermark.emit.strategy": "on-event"}
+        return options | (bounded if self.bounded else {})
 
     def output(self, topic: str) -> str:
         """The name under which an output is written."""

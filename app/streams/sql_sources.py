@@ -29,9 +29,6 @@ KEY, PARTITION, OFFSET, STAMP, ARRIVED, TIME_MS, HEARTBEAT = (
 
 EPOCH_MS = f"epoch_ms({name_of(STAMP)})"
 
-ROW_TIME = "rowtime"
-"""What Flink calls a record's time behind a function."""
-
 INSTANT_READ = "^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](?:[.][0-9]+)?Z$"
 """Of a field that a pipeline reads: Flink reads no other zone."""
 
@@ -148,10 +145,6 @@ def source_ddl(source: Source, fields: list[Judged], options: Mapping[str, str],
     if any(field.column == name_of(HEARTBEAT) for field in fields):
         raise SetupError(
             source.spec.name, "a field named heartbeat cannot be told from a heartbeat on Flink; rename it"
-        )
-    if any(field.name == ROW_TIME for field in fields):
-        raise SetupError(
-            source.spec.name, f"a field named {ROW_TIME} cannot be told from the record's time on Flink; rename it"
         )
     columns = [f"{field.column} {field.type}" for field in fields]
     columns += [

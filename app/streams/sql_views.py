@@ -9,7 +9,6 @@ from app.streams.pipelines import (
     AlertPipeline,
     Burst,
     Join,
-    LivePipeline,
     Once,
     Pipeline,
     Records,
@@ -27,7 +26,6 @@ from app.streams.sql_sources import (
     ARRIVED,
     OFFSET,
     PARTITION,
-    ROW_TIME,
     STAMP,
     TIME_MS,
     Judged,
@@ -142,9 +140,8 @@ class Views:
         """The records that a function of flink_jobs/java lets pass, those of a partition and key in their order."""
         called = call_of(function, f"TABLE {view.name} PARTITION BY {name_of(ENTITY)}", arguments, name)
         # In Flink's own order: in any other it copies every text once more.
-        columns = ", ".join(map(name_of, [ENTITY, *view.columns, *PLACE, REACHED]))
-        stamp = f"{name_of(ROW_TIME)} AS {name_of(STAMP)}"
-        return View(self.add(name, f"SELECT {columns}, {stamp}\nFROM {called}"), view.columns)
+        columns = ", ".join(map(name_of, [ENTITY, *view.columns, *PLACE, REACHED, STAMP]))
+        return View(self.add(name, f"SELECT {columns}\nFROM {called}"), view.columns)
 
     def pairs(self, name: str, join: Join, left: View, right: View) -> View:
         """Pairs of records on time, or left records without a partner; `$right …` is of the right record."""
@@ -227,7 +224,6 @@ def call_of(function: str, records: str, arguments: Mapping[str, str], name: str
     said = {
         "records": records,
         **arguments,
-        "on_time": descriptor_of(STAMP),
         "uid": text_of(re.sub(r"[^A-Za-z0-9_]", "-", f"of {name}")),
     }
     shown = ",\n  ".join(f"{argument} => {value}" for argument, value in said.items())

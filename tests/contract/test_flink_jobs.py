@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,13 @@ from app.core.record import TopicPartition
 from app.http.client import HttpClient
 from app.local import process
 from app.local.services import FLINK_SERVICES, down, own_directory, status, up
+from app.streams.expressions import col
+from app.streams.graph import Topic
+from app.streams.pipelines import Pipeline
 from app.streams.sql import Job
 from flink_jobs.child import Submitter, submitter
 from flink_jobs.cluster import FlinkCluster
-from tests.flink_kit import WITHIN_S, OnFlink, Shops, end_all, opened, small
+from tests.flink_kit import WITHIN_S, Declare, Large, OnFlink, Shops, end_all, opened, small
 from tests.parity.reference import read_all
 
 pytestmark = [pytest.mark.flink, pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(480)]
@@ -27,13 +31,28 @@ pytestmark = [pytest.mark.flink, pytest.mark.kafka, pytest.mark.slow, pytest.mar
 MANAGER, WORKER = FLINK_SERVICES
 
 
-@pytest.fixture
-async def shops(kafka_address: str, unique: Callable[[str], str]) -> AsyncIterator[Shops]:
-    broker = KafkaBroker(kafka_address, SystemClock(), replication=1)
-    made = Shops(broker, unique("sales"), small)
+@asynccontextmanager
+async def declared(kafka: str, name: str, declare: Declare) -> AsyncIterator[Shops]:
+    broker = KafkaBroker(kafka, SystemClock(), replication=1)
+    made = Shops(broker, name, declare)
     await made.declare(made.app)
     yield made
     await broker.close()
+
+
+@asynccontextmanager
+async def running(shops: Shops, flink_address: str) -> AsyncIterator[OnFlink]:
+    """Its job, which ends with it."""
+    async with submitter() as pyflink, opened(shops.app, shops.broker, shops.broker.address, flink_address) as flink:
+        await flink.jobs.submit(shops.name, pyflink)
+        yield flink
+        await end_all(flink, shops.name)
+
+
+@pytest.fixture
+async def shops(kafka_address: str, unique: Callable[[str], str]) -> AsyncIterator[Shops]:
+    async with declared(kafka_address, unique("sales"), small) as made:
+        yield made
 
 
 async def test_jobs_stopped_and_upgraded_go_on_where_they_were(
@@ -76,6 +95,49 @@ async def wait_until_committed(shops: Shops) -> None:
                 break
             await asyncio.sleep(0.2)
     await admin.close()
+
+
+async def test_records_behind_the_watermark_are_seen_by_functions(
+    kafka_address: str, flink_address: str, unique: Callable[[str], str]
+) -> None:
+    """What lies behind it in all partitions raises its alert behind `once`, is a late reference of a window behind `once`, and is the
+    first of a slice that still runs."""
+
+    def declare(name: str, topic: Topic) -> dict[str, Pipeline]:
+        calm = topic.where(col.price > 55).alert(Large, at_most_once_per="1h", rule="calm", to=f"{name}.alerts")
+        return small(name, topic) | {"calm": calm}
+
+    async with declared(kafka_address, unique("sales"), declare) as shops, running(shops, flink_address):
+        await shops.publish(50)
+        await shops.wait_until_complete()  # windows are closed, so the watermark is there
+        await shops.publish(40)  # begins 15 s behind it
+        assert "rate" in {late[0] for late in read_all(shops.pipelines, shops.records).late}
+        await shops.wait_until_complete()
+
+
+async def test_functions_forget_when_the_watermark_passes_several_timers_at_once(
+    kafka_address: str, flink_address: str, unique: Callable[[str], str]
+) -> None:
+    """Of hundreds of ids nothing is left in a savepoint."""
+
+    def declare(name: str, topic: Topic) -> dict[str, Pipeline]:
+        sales = topic.once("sale_id", within="10m").where(col.price > 1_000)
+        return {"large": sales.alert(Large, id="sale_id", to=f"{name}.alerts")}
+
+    async with declared(kafka_address, unique("sales"), declare) as shops, running(shops, flink_address) as flink:
+        await shops.publish(590, ahead_ms=0)
+        await wait_until_committed(shops)
+        held = size_of(await flink.jobs.savepoint(shops.name))
+        await shops.publish(1, ahead_ms=1_200_000)
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                if size_of(await flink.jobs.savepoint(shops.name)) < held - 590 * 20:
+                    break
+
+
+def size_of(savepoint: str) -> int:
+    """In bytes."""
+    return sum(file.stat().st_size for file in Path(savepoint.removeprefix("file:")).rglob("*"))
 
 
 async def test_jobs_kept_come_back_after_their_managers_are_killed(shops: Shops, kafka_address: str) -> None:

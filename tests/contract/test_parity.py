@@ -26,13 +26,13 @@ LOGS = 40
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_engines_write_what_the_reference_says(kafka_address: str, flink_address: str, unique: object) -> None:
-    """Generated declarations over generated logs, with one task and with two."""
+    """Generated declarations over generated logs: in a row, where the watermark moves, and side by side; with one task and with two."""
     assert callable(unique)
     broker = KafkaBroker(kafka_address, SystemClock(), replication=1)
     try:
         async with flink_on(broker, flink_address) as flink:
-            for parallelism in (1, 2):
-                batch = batch_of(100 + parallelism, LOGS, f"{unique('parity')}.")
+            for parallelism, in_a_row in ((1, True), (2, False)):
+                batch = batch_of(100 + parallelism, LOGS, f"{unique('parity')}.", in_a_row)
                 difference, rows = await compare(batch, flink, parallelism)
                 assert difference is None
                 assert rows > 5 * LOGS

@@ -61,9 +61,10 @@ async def compared(logs: int, seed: int) -> tuple[Difference | None, int]:
         async with flink_on(broker, addresses.flink) as flink:
             while done < logs:
                 count = min(LOGS_A_JOB, logs - done)
-                parallelism = 1 + done // LOGS_A_JOB % 2
+                number = done // LOGS_A_JOB
+                parallelism, in_a_row = 1 + number // 2 % 2, number % 2 == 0
                 run_id = secrets.token_hex(4)
-                batch = batch_of(seed * 1_000_003 + done, count, f"parity.{run_id}.")
+                batch = batch_of(seed * 1_000_003 + done, count, f"parity.{run_id}.", in_a_row)
                 found, compared = await compare(batch, flink, parallelism)
                 rows, done = rows + compared, done + count
                 output.note(f"{done:,} of {logs:,} logs, {rows:,} rows: {'DIFFERENT' if found else 'the same'}")
@@ -118,15 +119,26 @@ def smallest_on_asyncio(batch: Batch, plan: list[Planned]) -> tuple[list[Planned
 async def smallest_on_flink(
     batch: Batch, plan: list[Planned], flink: Flink, parallelism: int
 ) -> tuple[list[Planned], Outputs]:
-    """As `smallest_on_asyncio`. The plan itself and what is shorter are the logs of one job."""
+    """As `smallest_on_asyncio`. What is shorter are the logs of one job, of one each where the batch is one log."""
+    found = await _on_flink(batch, [plan], flink, parallelism)
     while True:
-        candidates = dict(enumerate([plan, *shorter(plan)][: len(batch.plans)]))
-        records = records_of(batch.topics, candidates)
-        found = await flink.run(batch.pipelines, records, prefix="run.", parallelism=parallelism)
-        still = [log for log in differing(read_all(batch.pipelines, records), found, list(candidates)) if log]
-        if not still:
+        candidates, at_once = shorter(plan)[:LOGS_A_JOB], len(batch.plans)
+        for index in range(0, len(candidates), at_once):
+            tried = candidates[index : index + at_once]
+            outputs = await _on_flink(batch, tried, flink, parallelism)
+            records = records_of(batch.topics, dict(enumerate(tried)))
+            still = differing(read_all(batch.pipelines, records), outputs, list(range(len(tried))))
+            if still:
+                plan = tried[still[0]]
+                found = await _on_flink(batch, [plan], flink, parallelism)
+                break
+        else:
             return plan, found
-        plan = candidates[still[0]]
+
+
+async def _on_flink(batch: Batch, plans: list[list[Planned]], flink: Flink, parallelism: int) -> Outputs:
+    records = records_of(batch.topics, dict(enumerate(plans)))
+    return await flink.run(batch.pipelines, records, prefix="run.", parallelism=parallelism)
 
 
 def told(difference: Difference) -> list[str]:

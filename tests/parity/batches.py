@@ -1,7 +1,7 @@
 """Batches of generated logs: one declaration of many pipelines, and as many logs as there are pairs of partitions.
 
 Lateness goes by partition, so every log has its own, and its keys carry its number: one job runs a hundred logs, and what it writes is
-told apart again.
+told apart again. Or a batch is one long log of two partitions a topic.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from tests.parity.reference import Outputs
 
 T = TypeVar("T")
 
-PIPELINES, LEAST_RECORDS = 12, 12
+PIPELINES, LEAST_RECORDS, SHOPS_IN_A_ROW = 12, 12, 10
 
 GOOD = (
     '{"sale_id":"1","shop":"%s","price":1,"items":1,"note":"","gift":true,"weight":1,"state":"new",'
@@ -55,12 +55,27 @@ class Batch(NamedTuple):
     plans: list[list[Planned]]
 
 
-def batch_of(number: int, count: int, prefix: str) -> Batch:
-    """The batch of that number: the same for the same arguments. count: of its logs."""
+def batch_of(number: int, count: int, prefix: str, in_a_row: bool = False) -> Batch:
+    """The batch of that number: the same for the same arguments. count: of its logs. in_a_row: one log of all of them, one behind the
+    other. Of many partitions the quietest holds Flink's watermark until it ends, so only there it moves."""
     names = (f"{prefix}sales", f"{prefix}others")
-    topics, pipelines = generated(joined_graphs(2 * count, names, PIPELINES), 20, number)[-1]
     plans = generated(logs(2, LEAST_RECORDS), count, number)
+    plans = [joined(plans)] if in_a_row else plans
+    topics, pipelines = generated(joined_graphs(2 * len(plans), names, PIPELINES), 20, number)[-1]
     return Batch(topics, {n: p for n, p in pipelines.items() if runs_on_flink(p)}, plans)
+
+
+def joined(plans: Sequence[Sequence[Planned]]) -> list[Planned]:
+    """Each begins at the latest time of those before it; its shops come again some logs later."""
+    whole, time_ms, latest_ms = list[Planned](), 0, 0
+    for number, plan in enumerate(plans):
+        for index, (topic, step_ms, sale) in enumerate(plan):
+            step_ms += latest_ms - time_ms if index == 0 else 0
+            time_ms += step_ms
+            latest_ms = max(latest_ms, time_ms)
+            shop = sale and f"{sale['shop']}.{number % SHOPS_IN_A_ROW}"
+            whole.append(Planned(topic, step_ms, sale and {**sale, "shop": shop}))
+    return whole
 
 
 def generated(strategy: st.SearchStrategy[T], count: int, number: int) -> list[T]:

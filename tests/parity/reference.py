@@ -203,17 +203,16 @@ class _Reading:
             self.outputs.rows[pipeline.target, key, start_ms, last.partition] = end_ms, values
 
     def _join(self, name: str, pipeline: JoinPipeline, bounded: bool) -> None:
-        join, sides = pipeline.join, defaultdict[str, list[Event]](list)
-        for (of, side, _, _), events in self._kept.items():
-            if of == name:
-                sides[side] += events
-        partners = {id(left): list[Event]() for left in sides["left"]}
-        for left, right in product(sides["left"], sides["right"]):
-            same = (left.key, left.record.partition) == (right.key, right.record.partition)
+        for place in {(partition, key) for of, _, partition, key in self._kept if of == name}:
+            self._join_at(pipeline, self._kept[name, "left", *place], self._kept[name, "right", *place], bounded)
+
+    def _join_at(self, pipeline: JoinPipeline, lefts: list[Event], rights: list[Event], bounded: bool) -> None:
+        join, partners = pipeline.join, {id(left): list[Event]() for left in lefts}
+        for left, right in product(lefts, rights):
             on = all(left.row[mine] == right.row[theirs] for mine, theirs in join.on)
-            if same and on and join.lower_ms <= right.time_ms - left.time_ms <= join.upper_ms:
+            if on and join.lower_ms <= right.time_ms - left.time_ms <= join.upper_ms:
                 partners[id(left)].append(right)
-        for left in sides["left"]:
+        for left in lefts:
             for right in partners[id(left)] if join.how != "missing" else []:
                 later = left if right.time_ms < left.time_ms else right
                 self._pair(pipeline, left, {join.prefix + n: v for n, v in right.row.items()}, later, later.time_ms)

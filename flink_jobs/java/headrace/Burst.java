@@ -84,7 +84,7 @@ public final class Burst extends Passing {
 
     public void onTimer(OnTimerContext context, Row last) {
         long overMs = last.<Long>getFieldAs(TOUCHED) + withinMs;
-        if (overMs <= context.timeContext(Long.class).time()) {
+        if (overMs <= context.timeContext(Long.class).currentWatermark()) {
             context.clearAllState();
         } else {
             context.timeContext(Long.class).registerOnTime(overMs);

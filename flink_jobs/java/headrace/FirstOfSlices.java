@@ -62,7 +62,7 @@ public final class FirstOfSlices extends Passing {
 
     public void onTimer(OnTimerContext context, Row last) {
         long overMs = last.<Long>getFieldAs(LATEST) + perMs;
-        if (overMs <= context.timeContext(Long.class).time()) {
+        if (overMs <= context.timeContext(Long.class).currentWatermark()) {
             context.clearAllState();
         } else {
             context.timeContext(Long.class).registerOnTime(overMs);

@@ -24,15 +24,20 @@ import org.apache.flink.types.Row;
 /**
  * Keeps something of each key of its records. It forgets a key by a timer, when the watermark proves that nothing it holds of the key
  * can matter any more.
+ *
+ * <p>There is no `on_time`: with it Flink 2.2 drops what lies behind the watermark before any function sees it. A timer asks for the
+ * watermark, not for its own time: nor does 2.2 take a timer there.
  */
 public abstract class Keyed extends ProcessTableFunction<Row> implements SpecializedFunction {
+    static final String TIME_MS = "$time_ms";
+
     /** What stands behind the table: names and types. */
     abstract List<StaticArgument> arguments();
 
     /** What is kept of a key, by name. */
     abstract LinkedHashMap<String, StateTypeStrategy> state();
 
-    /** What it gives, between the columns of the key and the row time. */
+    /** What it gives, behind the columns of the key. */
     abstract DataType given(CallContext call);
 
     @Override
@@ -42,7 +47,7 @@ public abstract class Keyed extends ProcessTableFunction<Row> implements Special
                 "records",
                 Row.class,
                 false,
-                EnumSet.of(StaticArgumentTrait.SET_SEMANTIC_TABLE, StaticArgumentTrait.REQUIRE_ON_TIME));
+                EnumSet.of(StaticArgumentTrait.SET_SEMANTIC_TABLE));
         for (int index = 1; index < all.length; index++) {
             all[index] = arguments().get(index - 1);
         }

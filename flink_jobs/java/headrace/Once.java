@@ -70,9 +70,9 @@ public final class Once extends Passing {
         }
     }
 
-    /** By now the time of every partition lies behind that of the timer. */
+    /** By now the time of every partition is later than the watermark. */
     public void onTimer(OnTimerContext context, MapView<String, Long> seen) throws Exception {
-        long nowMs = context.timeContext(Long.class).time();
+        long nowMs = context.timeContext(Long.class).currentWatermark();
         for (Iterator<Map.Entry<String, Long>> ids = seen.iterator(); ids.hasNext(); ) {
             if (ids.next().getValue() + withinMs <= nowMs) {
                 ids.remove();

@@ -7,16 +7,14 @@ import org.apache.flink.table.api.DataTypes;
 import org.apache.flink.table.functions.TableSemantics;
 import org.apache.flink.table.types.DataType;
 import org.apache.flink.table.types.inference.CallContext;
-import org.apache.flink.table.types.logical.utils.LogicalTypeChecks;
 import org.apache.flink.types.Row;
 
 /**
  * Lets some records of a partition and key pass, which reach it in the partition's order.
  *
- * <p>A record passes with all of its columns, but that its row time is called `rowtime` behind it.
+ * <p>A record passes with all of its columns, its row time among them.
  */
 public abstract class Passing extends Keyed {
-    static final String TIME_MS = "$time_ms";
     static final String REACHED = "$reached";
 
     private final int[] passing;
@@ -42,12 +40,10 @@ public abstract class Passing extends Keyed {
                 IntStream.of(passing(records(call))).mapToObj(fields::get).collect(Collectors.toList()));
     }
 
-    /** Flink puts the columns of the partition before the others, and the row time behind them. */
+    /** Flink puts the columns of the partition before the others. */
     private static int[] passing(TableSemantics records) {
-        List<DataType> columns = DataType.getFieldDataTypes(records.dataType());
-        return IntStream.range(0, columns.size())
+        return IntStream.range(0, DataType.getFieldCount(records.dataType()))
                 .filter(column -> IntStream.of(records.partitionByColumns()).noneMatch(key -> key == column))
-                .filter(column -> !LogicalTypeChecks.isTimeAttribute(columns.get(column).getLogicalType()))
                 .toArray();
     }
 }

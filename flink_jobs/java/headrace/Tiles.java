@@ -27,18 +27,20 @@ public final class Tiles extends Keyed {
     private static final int TILE_MS = 1, SUMS = 2, SMALLEST = 3, LARGEST = 4;
 
     private final long tileMs;
+    private final int time;
     private final int[] columns;
     private final int sums;
     private final int smallest;
 
     public Tiles() {
-        sums = smallest = 0;
+        time = sums = smallest = 0;
         tileMs = 0;
         columns = new int[0];
     }
 
     private Tiles(CallContext call) {
         tileMs = number(call, TILE_MS);
+        time = column(call, TIME_MS);
         columns = folded(call).mapToInt(name -> column(call, name)).toArray();
         sums = named(call, SUMS).size();
         smallest = named(call, SMALLEST).size();
@@ -78,8 +80,7 @@ public final class Tiles extends Keyed {
             values.setField(index, held == null ? more : more == null ? held : folded(index, held, more));
         }
         if (isNew) {
-            TimeContext<Long> time = context.timeContext(Long.class);
-            time.registerOnTime(time.time() + tileMs - 1);
+            context.timeContext(Long.class).registerOnTime(record.<Long>getFieldAs(time) + tileMs - 1);
         }
         collect(values);
     }

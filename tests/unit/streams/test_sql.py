@@ -134,8 +134,10 @@ def test_compile_job_properties_reach_every_table() -> None:
 def test_compile_job_bounded_ends_at_what_is_there() -> None:
     """Only then does a job end by itself."""
     bounded = Settings("broker:9092", bounded=True)
-    assert "'scan.bounded.mode' = 'latest-offset'" in compile_job("fraud", pipelines_in(fraud), bounded).text()
-    assert "scan.bounded" not in compile_job("fraud", pipelines_in(fraud), HERE).text()
+    said = ("'scan.bounded.mode' = 'latest-offset'", "'scan.watermark.emit.strategy' = 'on-event'")
+    for option in said:
+        assert option in compile_job("fraud", pipelines_in(fraud), bounded).text()
+        assert option not in compile_job("fraud", pipelines_in(fraud), HERE).text()
 
 
 def test_compile_job_functions_are_classes_beside_it() -> None:
@@ -234,11 +236,11 @@ def test_compile_job_field_named_heartbeat_is_refused() -> None:
         job(n=Topic("raw.beat", record, key="key", out_of_orderness="1s").tumbling("1m").aggregate(n=count()).to("n"))
 
 
-def test_compile_job_field_named_rowtime_is_refused() -> None:
-    """Behind a function Flink gives that name to the record's time."""
-    record = msgspec.defstruct("Row", [("key", str), ("rowtime", str)])
-    with pytest.raises(SetupError, match="a field named rowtime cannot be told from the record's time on Flink"):
-        job(n=Topic("raw.row", record, key="key", out_of_orderness="1s").tumbling("1m").aggregate(n=count()).to("n"))
+def test_compile_job_functions_have_no_on_time() -> None:
+    """Flink 2.2 would drop what lies behind the watermark before they see it."""
+    text = job(storm=seen_once_a_minute, seen=seen).text()
+    assert "once(" in text
+    assert "on_time =>" not in text
 
 
 def test_jobs_of_joined_topics_come_into_one_job() -> None:
