@@ -133,7 +133,7 @@ async def measured(
     await admin.create(
         [TopicSpec(name=topic, partitions=PARTITIONS, retention_ms=None, time="event") for topic in topics]
     )
-    settings = Settings(broker.address.partition("://")[2].rstrip("/"), group=GROUP, startup="earliest-offset")
+    settings = Settings(broker.address.partition("://")[2].rstrip("/"), group=GROUP)
     host, _, port = address.partition("//")[2].partition(":")
     configuration = {
         "execution.target": "remote",

@@ -70,7 +70,6 @@ def compile_jobs(app: App, settings: Settings, *, shown: bool = False) -> Compil
         bootstrap_servers=settings.broker.partition("://")[2].rstrip("/"),
         properties=java_properties(msgspec.structs.replace(security, password="***") if shown else security),
         group=FLINK_GROUP,
-        startup="earliest-offset",  # without state; a job that is restored goes on where its checkpoint was
     )
     return CompiledJobs(sql.jobs_of(app.pipelines), given)
 

@@ -45,16 +45,13 @@ def declared(statements: Iterable[str]) -> tuple[str, ...]:
 class Settings:
     """How a job meets its broker.
 
-    properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins, unless it
-    takes over from another.
-    bounded: ends at what is there at its start, and closes everything; it is read too fast for a watermark that moves now and then.
+    properties: more of Kafka's own settings, such as TLS and passwords. bounded: ends at what is there at its start, and closes everything; it is read too fast for a watermark that moves now and then.
     prefix: of the names of its outputs.
     """
 
     bootstrap_servers: str
     properties: Mapping[str, str] = field(default_factory=dict)
     group: str = "headrace-flink"
-    startup: str = "earliest-offset"
     bounded: bool = False
     prefix: str = ""
     parallelism: int = 1
@@ -78,7 +75,7 @@ class Settings:
             "value.format": "json",
             "value.fields-include": "EXCEPT_KEY",
             "value.json.ignore-parse-errors": "true",
-            "scan.startup.mode": self.startup,
+            "scan.startup.mode": "earliest-offset",
         }
         if self.takeover:
             read = ";".join(f"partition:{at},offset:{offset}" for at, offset in enumerate(self.takeover.read[topic]))

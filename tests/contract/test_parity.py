@@ -12,7 +12,7 @@ from app.streams.graph import Alert, Topic
 from app.streams.pipelines import Pipeline
 from features.records import Id, Instant
 from tests.generated import START_MS, Sale
-from tests.parity.__main__ import compare
+from tests.parity.__main__ import compare, smallest, told
 from tests.parity.batches import BAD_VALUES, GOOD, batch_of, count_of, differing, of_log, records_of
 from tests.parity.flink_engine import flink_on
 from tests.parity.meaning import SourceRecord, valid_row
@@ -33,9 +33,10 @@ async def test_engines_write_what_the_reference_says(kafka_address: str, flink_a
         async with flink_on(broker, flink_address) as flink:
             for parallelism, in_a_row in ((1, True), (2, False)):
                 batch = batch_of(100 + parallelism, LOGS, f"{unique('parity')}.", in_a_row)
-                difference, rows = await compare(batch, flink, parallelism)
-                assert difference is None
-                assert rows > 5 * LOGS
+                found = await compare(batch, flink, parallelism)
+                if found.differing:
+                    pytest.fail("\n".join(told(await smallest(batch, found.differing[0], flink, parallelism))))
+                assert found.rows > 5 * LOGS
     finally:
         await broker.close()
 

@@ -37,26 +37,28 @@ def parity(
     json: output.JsonOption = False,
 ) -> None:
     """Run generated logs of generated declarations through the asyncio engine, Flink and the reference, and compare."""
-    difference, rows = asyncio.run(compared(logs, seed))
+    difference, rows, differences = asyncio.run(compared(logs, seed))
     if difference is not None:
         for line in told(difference):
             output.line(line)
     if json:
-        output.json_line({"logs": logs, "rows": rows, "differences": int(difference is not None)})
+        output.json_line({"logs": logs, "rows": rows, "differences": differences})
     else:
-        output.line(f"{logs:,} logs, {rows:,} rows, {'one difference at least' if difference else 'no difference'}")
+        output.line(f"{logs:,} logs, {rows:,} rows, {differences or 'no'} of them different")
     if difference is not None:
         raise typer.Exit(1)
 
 
-async def compared(logs: int, seed: int) -> tuple[Difference | None, int]:
-    """The first difference, made small, and how many rows were compared."""
+async def compared(logs: int, seed: int) -> tuple[Difference | None, int, int]:
+    """The first difference, made small; how many rows were compared, and how many logs differed. Logs that follow each other in one
+    are one of these."""
     from app.cli.loading import open_cluster, settings
 
     directory = LOCAL / "parity"
     addresses = await asyncio.to_thread(services.up, directory, ("kafka", *services.FLINK_SERVICES))
     broker = open_cluster(settings(broker=addresses.kafka))
-    rows = done = 0
+    first: Difference | None = None
+    rows = done = differences = 0
     try:
         async with flink_on(broker, addresses.flink) as flink:
             while done < logs:
@@ -65,29 +67,45 @@ async def compared(logs: int, seed: int) -> tuple[Difference | None, int]:
                 parallelism, in_a_row = 1 + number // 2 % 2, number % 2 == 0
                 run_id = secrets.token_hex(4)
                 batch = batch_of(seed * 1_000_003 + done, count, f"parity.{run_id}.", in_a_row)
-                found, compared = await compare(batch, flink, parallelism)
-                rows, done = rows + compared, done + count
-                output.note(f"{done:,} of {logs:,} logs, {rows:,} rows: {'DIFFERENT' if found else 'the same'}")
-                if found:
-                    return found, rows
-        return None, rows
+                found = await compare(batch, flink, parallelism)
+                rows, done, differences = rows + found.rows, done + count, differences + len(found.differing)
+                output.note(
+                    f"{done:,} of {logs:,} logs, {rows:,} rows: {'DIFFERENT' if found.differing else 'the same'}"
+                )
+                if found.differing and first is None:
+                    first = await smallest(batch, found.differing[0], flink, parallelism)
+        return first, rows, differences
     finally:
         await broker.close()
         await asyncio.to_thread(services.down, directory, services.ALL_SERVICES)
 
 
-async def compare(batch: Batch, flink: Flink, parallelism: int) -> tuple[Difference | None, int]:
-    """A difference, made small, and how many rows there were."""
+class Compared(NamedTuple):
+    """rows: of the reference. differing: the logs of which either engine wrote something else, by number."""
+
+    rows: int
+    differing: list[int]
+
+
+async def compare(batch: Batch, flink: Flink, parallelism: int) -> Compared:
     plans = dict(enumerate(batch.plans))
     records = records_of(batch.topics, plans)
     expected = read_all(batch.pipelines, records)
-    for number in differing(expected, run_asyncio(batch.pipelines, records), list(plans)):
-        return Difference("asyncio", batch, *smallest_on_asyncio(batch, batch.plans[number])), count_of(expected)
-    found = await flink.run(batch.pipelines, records, prefix="run.", parallelism=parallelism)
-    for number in differing(expected, found, list(plans)):
-        plan, small = await smallest_on_flink(batch, batch.plans[number], flink, parallelism)
-        return Difference(f"flink, parallelism {parallelism}", batch, plan, small), count_of(expected)
-    return None, count_of(expected)
+    on_flink = await flink.run(batch.pipelines, records, prefix="run.", parallelism=parallelism)
+    engines = (run_asyncio(batch.pipelines, records), on_flink)
+    found = sorted({log for outputs in engines for log in differing(expected, outputs, list(plans))})
+    return Compared(count_of(expected), found)
+
+
+async def smallest(batch: Batch, log: int, flink: Flink, parallelism: int) -> Difference:
+    """What is left of a log that differs when as much as may be is left out of it."""
+    plan = batch.plans[log]
+    records = records_of(batch.topics, {0: plan})
+    if differing(read_all(batch.pipelines, records), run_asyncio(batch.pipelines, records), [0]):
+        return Difference("asyncio", batch, *smallest_on_asyncio(batch, plan))
+    return Difference(
+        f"flink, parallelism {parallelism}", batch, *await smallest_on_flink(batch, plan, flink, parallelism)
+    )
 
 
 def shorter(plan: list[Planned]) -> list[list[Planned]]:
