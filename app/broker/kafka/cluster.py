@@ -57,6 +57,9 @@ CLIENT_ID = "headrace"
 EARLIEST, LATEST = -2, -1
 """Instead of a time, when asked for an offset."""
 
+NO_SUCH_TIME = -1
+"""What a broker answers where no record has that time or a later one."""
+
 
 class Cluster:
     """Shared by all consumers, producers and readers of one `KafkaBroker`."""
@@ -263,10 +266,13 @@ def _offsets(admin: AdminClient, wanted: Mapping[TopicPartition, int], deadline:
     for partition, answer in admin.list_offsets(asked, request_timeout=_left(deadline)).items():
         place = TopicPartition(partition.topic, partition.partition)
         try:
-            offsets[place] = int(result_of(answer, str(place)).offset)
+            offset = int(result_of(answer, str(place)).offset)
         except Unavailable:  # what the client says of a topic without leaders, and of one that is not there
             _require_topics(admin, [place.topic], deadline)
             raise
+        if offset < (0 if wanted[place] in (EARLIEST, LATEST) else NO_SUCH_TIME):
+            raise Unavailable(f"{place}: the connection broke before its offset was known")
+        offsets[place] = offset
     return offsets
 
 

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.kafka import cluster as module
-from app.broker.kafka.cluster import LATEST, Cluster, client_words
+from app.broker.kafka.cluster import EARLIEST, LATEST, Cluster, client_words
 from app.core.clock import ManualClock
 from app.core.errors import Rejected, SetupError, Unavailable
 from app.core.record import TopicPartition
@@ -88,6 +88,29 @@ async def test_offsets_partition_without_leader_for_good_is_unavailable(
         await cluster.offsets(dict.fromkeys(PLACES, LATEST))
     assert admin.asked > 1
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("at", "nothing"), [(LATEST, -1001), (EARLIEST, -1001), (LATEST, -1), (1_000, -1001)])
+async def test_offsets_without_an_answer_are_asked_for_again(cluster: Cluster, at: int, nothing: int) -> None:
+    """Where a connection breaks the client may give neither an answer nor an error: no end of a partition, and no time that it lacks."""
+    admin: Any = Leaderless(refusals=0)
+    first = admin.list_offsets(dict.fromkeys([ClientPartition(*PLACES[0])], None), 1)
+    next(iter(first.values())).result().offset = nothing
+    later, answers = admin.list_offsets, [first]
+    admin.list_offsets = lambda wanted, request_timeout: answers.pop() if answers else later(wanted, request_timeout)
+    cluster._admin = admin
+    assert {PLACES[0]: 40} == await cluster.offsets({PLACES[0]: at})
+    assert [] == answers
+
+
+async def test_offsets_of_a_time_that_no_record_has_are_minus_one(cluster: Cluster) -> None:
+    """That is an answer."""
+    admin: Any = Leaderless(refusals=0)
+    answer = admin.list_offsets(dict.fromkeys([ClientPartition(*PLACES[0])], None), 1)
+    next(iter(answer.values())).result().offset = -1
+    admin.list_offsets = lambda wanted, request_timeout: answer
+    cluster._admin = admin
+    assert {PLACES[0]: -1} == await cluster.offsets({PLACES[0]: 1_000})
 
 
 async def test_offsets_unknown_topic_is_refused_at_once(cluster: Cluster) -> None:
