@@ -46,7 +46,8 @@ class Settings:
 
     properties: more of Kafka's own settings, such as TLS and passwords. startup: where a job without a savepoint begins, unless it
     takes over from another.
-    bounded: ends at what is there at its start, and closes everything; it is read too fast for a watermark that moves now and then. prefix, suffix: around the names of its outputs.
+    bounded: ends at what is there at its start, and closes everything; that is read too fast for a watermark that moves five times a second.
+    prefix, suffix: around the names of its outputs.
     """
 
     bootstrap_servers: str

@@ -27,7 +27,7 @@ import org.apache.flink.types.Row;
  * watermark proves that nothing it holds of the key can matter any more.
  *
  * <p>A record passes with all of its columns, its row time among them. There is no `on_time`: with it Flink 2.2 drops what lies behind
- * the watermark before any function sees it. A timer asks for the watermark, not for its own time: nor does 2.2 take a timer there.
+ * the watermark before any function sees it. Timers ask for the watermark, since 2.2 takes no new one at or behind it.
  */
 public abstract class Passing extends ProcessTableFunction<Row> implements SpecializedFunction {
     static final String TIME_MS = "$time_ms";
