@@ -45,8 +45,8 @@ def declared(statements: Iterable[str]) -> tuple[str, ...]:
 class Settings:
     """How a job meets its broker.
 
-    properties: more of Kafka's own settings, such as TLS and passwords. bounded: ends at what is there at its start, and closes everything; it is read too fast for a watermark that moves now and then.
-    prefix: of the names of its outputs.
+    properties: more of Kafka's own settings, such as TLS and passwords. bounded: ends at what is there at its start, and closes everything;
+    that is read too fast for a watermark that moves five times a second. prefix: of the names of its outputs.
     """
 
     bootstrap_servers: str

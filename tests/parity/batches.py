@@ -73,8 +73,8 @@ def joined(plans: Sequence[Sequence[Planned]]) -> list[Planned]:
             step_ms += latest_ms - time_ms if index == 0 else 0
             time_ms += step_ms
             latest_ms = max(latest_ms, time_ms)
-            shop = sale and f"{sale['shop']}.{number % SHOPS_IN_A_ROW}"
-            whole.append(Planned(topic, step_ms, sale and {**sale, "shop": shop}))
+            mine = None if sale is None else sale | {"shop": f"{sale['shop']}.{number % SHOPS_IN_A_ROW}"}
+            whole.append(Planned(topic, step_ms, mine))
     return whole
 
 

@@ -140,7 +140,7 @@ class KafkaAdmin:
                     return False
                 raise translate(error, group, "Describe") from None
 
-        return await self._cluster.ask(call)
+        return await self._cluster.ask_until(time.monotonic() + ANSWER_SECONDS, call)
 
     async def grant(self, user: str, rights: Iterable[Right]) -> None:
         """Gives rights to a user, besides those that he has. May be repeated.
