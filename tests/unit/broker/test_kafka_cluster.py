@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.kafka import cluster as module
+from app.broker.kafka.admin import KafkaAdmin
 from app.broker.kafka.cluster import EARLIEST, LATEST, Cluster, client_words
 from app.core.clock import ManualClock
 from app.core.errors import Rejected, SetupError, Unavailable
@@ -111,6 +112,25 @@ async def test_offsets_of_a_time_that_no_record_has_are_minus_one(cluster: Clust
     admin.list_offsets = lambda wanted, request_timeout: answer
     cluster._admin = admin
     assert {PLACES[0]: -1} == await cluster.offsets({PLACES[0]: 1_000})
+
+
+async def test_members_of_a_group_without_a_coordinator_are_asked_for_again(cluster: Cluster) -> None:
+    """The first question to a cluster that has just started may come before any of its brokers keeps groups."""
+    answers: list[Any] = [
+        KafkaException(KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE)),
+        SimpleNamespace(members=[1]),
+    ]
+
+    def describe(groups: list[str], request_timeout: float) -> dict[str, Future[Any]]:
+        found, answer = Future[Any](), answers.pop(0)
+        found.set_exception(answer) if isinstance(answer, Exception) else found.set_result(answer)
+        return {groups[0]: found}
+
+    admin: Any = Leaderless(refusals=0)
+    admin.describe_consumer_groups = describe
+    cluster._admin, cluster._reached = admin, True
+    assert await KafkaAdmin(cluster, 1).has_members("streams")
+    assert [] == answers
 
 
 async def test_offsets_unknown_topic_is_refused_at_once(cluster: Cluster) -> None:
