@@ -1,7 +1,7 @@
 """Shops whose sales are computed on a real Flink: a topic of its own, and everything that was published and written."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count as numbers
 from types import ModuleType
@@ -13,7 +13,6 @@ from app.application import App
 from app.broker.base import Broker
 from app.core.clock import SystemClock
 from app.core.codec import Usd, encode
-from app.core.record import TopicPartition
 from app.core.settings import Settings
 from app.http.client import HttpClient
 from app.streams.expressions import col
@@ -26,8 +25,8 @@ from flink_jobs.generations import Generations, is_alive
 from flink_jobs.keeping import Keeper
 from flink_jobs.operations import Jobs
 from tests.parity.meaning import SourceRecord
-from tests.parity.reference import read_all
-from tests.parity.written import Written, outputs_of
+from tests.parity.reference import Outputs, read_all
+from tests.parity.written import Written, outputs_of, read_back
 
 PARTITIONS = 3
 WITHIN_S = 60.0
@@ -117,36 +116,39 @@ class Shops:
 
     async def read(self, pipelines: Mapping[str, Pipeline] | None = None) -> dict[str, list[Written]]:
         """Everything that was written by some pipelines; the first ones unless given."""
-        reader, found = self.broker.reader(), dict[str, list[Written]]()
-        for name in {pipeline.topic for pipeline in (pipelines or self.pipelines).values()} | {f"{self.name}.late"}:
-            places = [TopicPartition(name, partition) for partition in range(PARTITIONS)]
-            found[name] = []
-            for place, end in (await reader.end_offsets(places)).items():
-                async for batch in reader.read(place, 0, end):
-                    found[name] += [Written(one.partition, one.key, one.value, dict(one.headers)) for one in batch]
-        await reader.close()
-        return found
+        topics = {pipeline.topic for pipeline in (pipelines or self.pipelines).values()} | {f"{self.name}.late"}
+        return await read_back(self.broker, dict.fromkeys(topics, PARTITIONS))
 
     async def wait_until_complete(self) -> None:
         """Until the engine has written what the reference says; an AssertionError says what is missing."""
-        expected = read_all(self.pipelines, self.records, bounded=False)
-        deadline = asyncio.get_running_loop().time() + WITHIN_S
-        while True:
-            written = await self.read()
-            found = outputs_of(self.pipelines, written.__getitem__)
-            rows = {place[:3]: row for place, row in expected.rows.items()}
-            same = (expected.alerts, expected.tiles, expected.late) == (found.alerts, found.tiles, found.late)
-            if same and rows == {place[:3]: row for place, row in found.rows.items()}:
-                return
-            if asyncio.get_running_loop().time() > deadline:
-                assert expected.alerts == found.alerts
-                assert expected.tiles == found.tiles
-                assert expected.late == found.late
-                assert rows == {place[:3]: row for place, row in found.rows.items()}
-            await asyncio.sleep(0.3)
+        await wait_until_written(self.pipelines, self.records, self.read)
 
     async def alerts_written(self) -> int:
         return len((await self.read())[f"{self.name}.alerts"])
+
+
+async def wait_until_written(
+    pipelines: Mapping[str, Pipeline],
+    records: list[SourceRecord],
+    read: Callable[[], Awaitable[dict[str, list[Written]]]],
+) -> Outputs:
+    """Until what `read` gives is what the reference says; an AssertionError says what is missing. Windows have no place in a topic, since
+    their partition is of the key."""
+    expected = read_all(pipelines, records, bounded=False)
+    deadline = asyncio.get_running_loop().time() + WITHIN_S
+    while True:
+        written = await read()
+        found = outputs_of(pipelines, written.__getitem__)
+        rows = {place[:3]: row for place, row in expected.rows.items()}
+        same = (expected.alerts, expected.tiles, expected.late) == (found.alerts, found.tiles, found.late)
+        if same and rows == {place[:3]: row for place, row in found.rows.items()}:
+            return expected
+        if asyncio.get_running_loop().time() > deadline:
+            assert expected.alerts == found.alerts
+            assert expected.tiles == found.tiles
+            assert expected.late == found.late
+            assert rows == {place[:3]: row for place, row in found.rows.items()}
+        await asyncio.sleep(0.3)
 
 
 class OnFlink(NamedTuple):

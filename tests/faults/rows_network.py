@@ -235,7 +235,7 @@ ROWS = (
             ),
             Ablation(
                 "lost_clients_are_left_alone",
-                {"faults": ("no brokers named",), "alerts": 120, "seconds": 10.0, "settle_s": 25, "workers": 5},
+                {"faults": ("no brokers named",), "alerts": 120, "seconds": 10.0, "settle_s": 40, "workers": 5},
                 ("has no part",),
                 needs_control=True,
             ),

@@ -132,7 +132,7 @@ ROWS = (
         full={"events": 20_000, "faults": 10, "shoppers": 60},
         small={"events": 1_000, "faults": 1, "shoppers": 60},
         ablations=(
-            Ablation("last_written_value_counts", {"events": 12_000, "faults": 6, "shoppers": 60}, OUTPUTS_DIFFER),
+            Ablation("last_written_value_counts", {"events": 24_000, "faults": 12, "shoppers": 60}, OUTPUTS_DIFFER),
             Ablation("lost_streams_commit", {"events": 2_000, "faults": 2, "shoppers": 60}, ("was given it",)),
         ),
     ),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from app.broker.base import Broker
 from app.broker.topics import TopicSpec
-from app.core.record import TopicPartition
 from app.http.client import HttpClient
 from app.streams.pipelines import Pipeline, raised_by, streams_of
 from app.streams.sql import Settings, compile_job, jobs_of
@@ -17,7 +16,7 @@ from flink_jobs.cluster import ENDED, FlinkCluster
 from tests.parity.asyncio_engine import bad_by_gates
 from tests.parity.meaning import SourceRecord
 from tests.parity.reference import Outputs
-from tests.parity.written import Written, outputs_of
+from tests.parity.written import outputs_of, read_back
 
 RUN_SECONDS = 300.0
 LOOK_SECONDS = 0.1
@@ -53,8 +52,8 @@ class Flink:
             for name, members in jobs_of(pipelines).items():
                 job = compile_job(name, members, given)
                 await self._finish(await self.pyflink.submit(job, self._configuration()))
-            written = {name: await self._read(given.output(name), count) for name, count in outputs.items()}
-            found = outputs_of(pipelines, lambda topic: written.get(topic, []))
+            written = await read_back(self.broker, {given.output(name): count for name, count in outputs.items()})
+            found = outputs_of(pipelines, lambda topic: written.get(given.output(topic), []))
             found.bad = bad_by_gates(list(sources), records)
             return found
         finally:
@@ -95,17 +94,6 @@ class Flink:
                     assert "FINISHED" == status.state, status.cause
                     return
                 await asyncio.sleep(LOOK_SECONDS)
-
-    async def _read(self, topic: str, partitions: int) -> list[Written]:
-        reader, found = self.broker.reader(), list[Written]()
-        places = [TopicPartition(topic, partition) for partition in range(partitions)]
-        try:
-            for place, end in (await reader.end_offsets(places)).items():
-                async for batch in reader.read(place, 0, end):
-                    found += [Written(one.partition, one.key, one.value, dict(one.headers)) for one in batch]
-        finally:
-            await reader.close()
-        return found
 
 
 def _outputs(pipelines: Mapping[str, Pipeline], partitions: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +38,7 @@ from flink_jobs.keeping import Keeper
 from flink_jobs.operations import Jobs
 from tests.parity.meaning import SourceRecord
 from tests.parity.reference import Outputs, read_all
-from tests.parity.written import Written, outputs_of
+from tests.parity.written import outputs_of, read_back
 
 TOPIC = "raw.orders"
 PARTITIONS = 12
@@ -103,18 +103,6 @@ async def publish(broker: Broker, made: list[SourceRecord], seconds: float) -> N
             await asyncio.sleep(max(0.0, began + seconds * index / len(made) - time.monotonic()))
     assert [] == await producer.flush()
     await producer.close()
-
-
-async def read_back(broker: Broker, topics: Mapping[str, int]) -> dict[str, list[Written]]:
-    reader, found = broker.reader(), dict[str, list[Written]]()
-    for topic, partitions in topics.items():
-        places = [TopicPartition(topic, partition) for partition in range(partitions)]
-        found[topic] = []
-        for place, end in (await reader.end_offsets(places)).items():
-            async for batch in reader.read(place, 0, end):
-                found[topic] += [Written(one.partition, one.key, one.value, dict(one.headers)) for one in batch]
-    await reader.close()
-    return found
 
 
 async def wait_until_read(broker: Broker, made: list[SourceRecord]) -> float:

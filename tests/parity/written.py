@@ -6,6 +6,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from app.broker.base import Broker
+from app.core.record import TopicPartition
 from app.streams.pipelines import FinalPipeline, LivePipeline, Pipeline, raised_by, streams_of
 from tests.parity.reference import AlertSeen, Outputs
 
@@ -17,6 +19,21 @@ class Written(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Mapping[str, bytes]
+
+
+async def read_back(broker: Broker, topics: Mapping[str, int]) -> dict[str, list[Written]]:
+    """Everything that topics hold. topics: their partitions, by name."""
+    reader, found = broker.reader(), dict[str, list[Written]]()
+    try:
+        for topic, partitions in topics.items():
+            found[topic] = []
+            places = [TopicPartition(topic, partition) for partition in range(partitions)]
+            for place, end in (await reader.end_offsets(places)).items():
+                async for batch in reader.read(place, 0, end):
+                    found[topic] += [Written(one.partition, one.key, one.value, dict(one.headers)) for one in batch]
+    finally:
+        await reader.close()
+    return found
 
 
 def outputs_of(pipelines: Mapping[str, Pipeline], read: Callable[[str], Iterable[Written]]) -> Outputs:

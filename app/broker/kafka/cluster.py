@@ -180,6 +180,14 @@ class Cluster:
         """Raises: Unavailable within 10 s when no broker answers; Rejected for a topic that is not there."""
         await self.ask(lambda admin: _require_topics(admin, topics, time.monotonic() + ANSWER_SECONDS))
 
+    async def log_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The id of each topic: one that is deleted and made again has another. Raises: Unavailable, Rejected."""
+        return await self.ask_until(time.monotonic() + ANSWER_SECONDS, lambda admin: _log_ids(admin, topics))
+
+    def log_id(self, topic: str) -> str:
+        """By a client of its own, from any thread. Blocks. Raises: Unavailable, Rejected."""
+        return _log_ids(AdminClient(self.settings()), [topic])[topic]
+
     async def offsets(self, wanted: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """One offset a place: `EARLIEST`, `LATEST`, or of the first record at or after a time in ms; -1 where none has it.
 
@@ -258,6 +266,11 @@ def require_visible(admin: AdminClient, names: Collection[str], seconds: float) 
                 raise translate(error, name) from None
         except TimeoutError:  # whoever asked says that it is not there
             return
+
+
+def _log_ids(admin: AdminClient, topics: Collection[str]) -> dict[str, str]:
+    answers = admin.describe_topics(TopicCollection(list(topics)), request_timeout=ANSWER_SECONDS)
+    return {topic: str(result_of(answer, topic).topic_id) for topic, answer in answers.items()}
 
 
 def _offsets(admin: AdminClient, wanted: Mapping[TopicPartition, int], deadline: float) -> dict[TopicPartition, int]:

@@ -28,6 +28,7 @@ from app.broker.kafka.errors import translate
 from app.broker.kafka.lost import LOOK_SECONDS, Lookout
 from app.broker.kafka.membership import INSTANCE_SESSION_MS, UNNAMED, Membership
 from app.broker.kafka.polling import Batch, BrokersLost, Item, PollingThread, Rebalance
+from app.broker.kafka.repeated import Repeated
 from app.broker.kafka.threads import call_loop, run_through
 from app.core.errors import Fenced, Rejected, Unavailable
 from app.core.record import Record, TopicPartition
@@ -68,6 +69,7 @@ class KafkaConsumer:
         self._polling: PollingThread | None = None
         self._ended = asyncio.Event()
         self._closed = self._was_member = False
+        self._logs: dict[str, str] = {}
         self._inbox: deque[Item] = deque()
         self._arrived = asyncio.Event()
         # The next three are changed in single steps: by the loop, and by the polling thread for a seek or a loss.
@@ -80,6 +82,7 @@ class KafkaConsumer:
     async def start(self) -> None:
         assert self._polling is None, "started twice"
         await self._cluster.require_topics(self.topics)
+        self._logs = await self._cluster.log_ids(self.topics)
         self._poll_with(self._new_client(), 0)
 
     def _new_client(self) -> Client:
@@ -109,6 +112,7 @@ class KafkaConsumer:
             self.topics,
             membership=self._membership,
             lookout=Lookout(self._cluster.probe, self._membership.lost_after_s),
+            repeated=Repeated(self._logs, self._cluster.log_id),
             deliver=lambda item: call_loop(loop, self._arrive, polling, item),
             on_lost=self._lose,
             on_end=partial(call_loop, loop, self._ended.set),

@@ -24,6 +24,7 @@ from app.broker.kafka.errors import translate
 from app.broker.kafka.lost import Lookout
 from app.broker.kafka.membership import Membership
 from app.broker.kafka.records import record_of
+from app.broker.kafka.repeated import Repeated
 from app.core.errors import Unavailable
 from app.core.record import Record, TopicPartition
 
@@ -77,7 +78,7 @@ Item = Batch | Rebalance | Exception
 class PollingThread:
     """Polls a client from `start` to `stop`.
 
-    generation: of the thread before it. lookout: over this client.
+    generation: of the thread before it. lookout, repeated: of this client.
     failure: what ended the polling for good, None while it goes on. ends: end offsets as of the last fetches.
     deliver: hands an item to the loop; False when the loop is gone. on_lost: called at once, on this thread, for places
     that are another member's already. on_end: called on this thread when it has left the group. has_just_left: whether
@@ -91,6 +92,7 @@ class PollingThread:
         topics: Sequence[str],
         membership: Membership,
         lookout: Lookout,
+        repeated: Repeated,
         deliver: Callable[[Item], bool],
         on_lost: Callable[[list[TopicPartition], int], None],
         on_end: Callable[[], object],
@@ -104,6 +106,7 @@ class PollingThread:
         """Its client has lost its brokers: another thread is to take its place."""
         self._client = client
         self._lookout = lookout
+        self._repeated = repeated
         self._group = group
         self._topics = list(topics)
         self._membership = membership
@@ -156,6 +159,7 @@ class PollingThread:
     def seek(self, place: TopicPartition, offset: int) -> int:
         """Moves the position; returns the generation of the records read from there."""
         self._client.seek(ClientPartition(*place, offset))
+        self._repeated.forget([place])
         self._generation += 1
         return self._generation
 
@@ -275,13 +279,13 @@ class PollingThread:
                 self.ends[place] = -1
 
     def _records_of(self, messages: list[Message]) -> list[Record]:
-        records = []
+        good = []
         for message in messages:
             if message.error() is None:
-                records.append(record_of(message))
+                good.append(message)
             else:
                 self._report(message)
-        return records
+        return self._repeated.without([record_of(message) for message in good], good)
 
     def _report(self, message: Message) -> None:
         error = message.error()
@@ -326,6 +330,7 @@ class PollingThread:
         self._announce(rebalance)
         self._paused.difference_update(rebalance.places)
         self._given_up.update(rebalance.places)
+        self._repeated.forget(rebalance.places)
         for place in rebalance.places:
             self._held.pop(place, None)
             self.ends.pop(place, None)
