@@ -308,6 +308,7 @@ class PollingThread:
     def _assigned(self, _: Client, partitions: list[ClientPartition]) -> None:
         rebalance = self._new("assigned", partitions)
         self._announce(rebalance)
+        self._repeated.forget(rebalance.places)  # also what was taken out of the client while it gave them up
         if not self._stopping:
             starts = rebalance.starts
             placed = [ClientPartition(*place, starts.get(place, OFFSET_INVALID)) for place in rebalance.places]
@@ -330,7 +331,6 @@ class PollingThread:
         self._announce(rebalance)
         self._paused.difference_update(rebalance.places)
         self._given_up.update(rebalance.places)
-        self._repeated.forget(rebalance.places)
         for place in rebalance.places:
             self._held.pop(place, None)
             self.ends.pop(place, None)

@@ -1,15 +1,18 @@
 """Records that the client gives a second time, and those of a log that is another one now."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from typing import Any, cast
 
 import pytest
+from confluent_kafka import Consumer as Client
 from confluent_kafka import Message
+from confluent_kafka import TopicPartition as ClientPartition
 
 from app.broker.kafka.lost import Lookout
 from app.broker.kafka.membership import UNNAMED
-from app.broker.kafka.polling import Batch, Item, PollingThread
+from app.broker.kafka.polling import Batch, Item, PollingThread, Rebalance
 from app.broker.kafka.records import record_of
 from app.broker.kafka.repeated import Repeated
 
@@ -17,7 +20,7 @@ OLD, NEW = "first", "second"
 
 
 def message(offset: int, partition: int = 0, epoch: int | None = 3) -> Message:
-    said = {} if epoch is None else {"leader_epoch": epoch}
+    said: dict[str, Any] = {} if epoch is None else {"leader_epoch": epoch}
     return Message(topic="t", partition=partition, offset=offset, value=b"v", timestamp=(1, 5), **said)
 
 
@@ -66,36 +69,50 @@ def test_records_of_a_forgotten_partition_are_new() -> None:
     assert [(1, 5)] == given(repeated, message(5), message(5, 1))
 
 
-class Twice:
-    """A client that gives one batch, and then a part of it again."""
+class Scripted:
+    """A client that gives one batch after the other. within: called inside of `consume`, at the first one."""
 
-    def __init__(self) -> None:
-        self.batches: Iterator[list[Message]] = iter([[message(5), message(6)], [message(6), message(7)]])
+    def __init__(self, *batches: list[Message]) -> None:
+        self.batches = iter(batches)
+        self.within: Callable[[], None] = lambda: None
+        self.hooks: dict[str, Any] = {}
 
     def subscribe(self, topics: list[str], **hooks: object) -> None:
-        pass
+        self.hooks = hooks
 
     def poll(self, seconds: float) -> Message | None:
         self.now = next(self.batches, [])
         return self.now.pop(0) if self.now else None
 
     def consume(self, count: int, seconds: float) -> list[Message]:
+        within, self.within = self.within, lambda: None
+        within()
         return self.now
+
+    def incremental_assign(self, partitions: list[object]) -> None:
+        pass
+
+    incremental_unassign = incremental_assign
 
     def close(self) -> None:
         pass
 
 
-def test_polling_gives_each_record_once() -> None:
-    """What the client repeats reaches nobody."""
+def polled(client: Scripted, batches: int) -> list[list[int]]:
+    """The offsets of so many batches."""
     items: list[Item] = []
 
     def deliver(item: Item) -> bool:
         items.append(item)
+        if isinstance(item, Rebalance):
+            polling.tell(item.finish)
         return True
 
+    def found() -> list[list[int]]:
+        return [[record.offset for record in item.records] for item in items if isinstance(item, Batch)]
+
     polling = PollingThread(
-        Twice(),  # type: ignore[arg-type]
+        cast("Client", client),
         "group",
         ["t"],
         membership=UNNAMED,
@@ -107,7 +124,32 @@ def test_polling_gives_each_record_once() -> None:
     )
     polling.start()
     deadline = time.monotonic() + 10
-    while len(items) < 2 and time.monotonic() < deadline:
+    while len(found()) < batches and time.monotonic() < deadline:
         time.sleep(0.001)
     polling.stop()
-    assert [[5, 6], [7]] == [[record.offset for record in item.records] for item in items if isinstance(item, Batch)]
+    return found()
+
+
+def test_polling_gives_each_record_once() -> None:
+    """What the client repeats reaches nobody."""
+    assert [[5, 6], [7]] == polled(Scripted([message(5), message(6)], [message(6), message(7)]), 2)
+
+
+def test_polling_gives_what_was_on_its_way_when_its_partition_left_and_came_back() -> None:
+    """It reached nobody the first time."""
+    client = Scripted([message(5)], [message(6), message(7)], [message(6), message(7)])
+    place = ClientPartition("t", 0)
+
+    def leave() -> None:
+        client.within = leave_and_come_back
+
+    def leave_and_come_back() -> None:
+        client.hooks["on_revoke"](client, [place])
+        client.batches = come_back(client.batches)
+
+    def come_back(batches: Iterator[list[Message]]) -> Iterator[list[Message]]:
+        client.hooks["on_assign"](client, [place])
+        yield from batches
+
+    client.within = leave
+    assert [[5], [6, 7]] == polled(client, 2)
