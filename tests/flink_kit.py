@@ -1,7 +1,7 @@
 """Shops whose sales are computed on a real Flink: a topic of its own, and everything that was published and written."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import count as numbers
 from types import ModuleType
@@ -138,17 +138,31 @@ async def wait_until_written(
     deadline = asyncio.get_running_loop().time() + WITHIN_S
     while True:
         written = await read()
-        found = outputs_of(pipelines, written.__getitem__)
-        rows = {place[:3]: row for place, row in expected.rows.items()}
-        same = (expected.alerts, expected.tiles, expected.late) == (found.alerts, found.tiles, found.late)
-        if same and rows == {place[:3]: row for place, row in found.rows.items()}:
+        differing = list(_differences(expected, outputs_of(pipelines, written.__getitem__)))
+        if not differing:
             return expected
-        if asyncio.get_running_loop().time() > deadline:
-            assert expected.alerts == found.alerts
-            assert expected.tiles == found.tiles
-            assert expected.late == found.late
-            assert rows == {place[:3]: row for place, row in found.rows.items()}
+        assert asyncio.get_running_loop().time() < deadline, "\n".join(differing)
         await asyncio.sleep(0.3)
+
+
+def _differences(expected: Outputs, found: Outputs) -> Iterator[str]:
+    both: dict[str, tuple[set[Any], set[Any]]] = {
+        "alerts": (expected.alerts, found.alerts),
+        "late": (expected.late, found.late),
+        "tiles": (_flat(expected.tiles), _flat(found.tiles)),
+        "rows": (
+            _flat({place[:3]: row for place, row in expected.rows.items()}),
+            _flat({place[:3]: row for place, row in found.rows.items()}),
+        ),
+    }
+    for name, (there, here) in both.items():
+        missing, wrong = there - here, here - there
+        if missing or wrong:
+            yield f"{name}: {len(missing)} missing, {sorted(missing)[:3]}; {len(wrong)} wrong, {sorted(wrong)[:3]}"
+
+
+def _flat(of: Mapping[Any, Any]) -> set[tuple[Any, str]]:
+    return {(place, repr(value)) for place, value in of.items()}
 
 
 class OnFlink(NamedTuple):

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,11 +15,10 @@ from agents import app
 from app.broker.base import Broker
 from app.broker.kafka import KafkaBroker
 from app.broker.publisher import HEARTBEAT
-from app.broker.topics import partition_of
 from app.core.clock import SystemClock
 from app.core.record import TopicPartition
 from app.local.services import Addresses, own_directory, running
-from app.sources.generator import Publication, play
+from app.sources.generator import play
 from features.demo import scenario
 from tests.cases_kit import listening
 from tests.flink_kit import wait_until_written
@@ -30,7 +28,7 @@ from tests.parity.written import Written, read_back
 
 pytestmark = [pytest.mark.flink, pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(240)]
 
-EVENTS, SEED = 3_000, 7
+EVENTS, SEED = 2_000, 7
 WITHIN_S = 60
 
 Variables = Mapping[str, str]
@@ -76,7 +74,10 @@ async def published(broker: Broker) -> list[SourceRecord]:
     """The scenario, then a heartbeat in each partition, at one moment behind all of it."""
     clock, producer = SystemClock(), broker.producer()
     await producer.start()
-    publications = list(scenario(EVENTS, SEED, clock.now_ms()))
+    told = scenario(EVENTS, SEED, clock.now_ms())
+    publications = [
+        one for one in told if not (one.value or b"").startswith(b"[")
+    ]  # which counts on Flink (docs/validity.md)
     await play(publications, producer, clock)
     end_ms = max(one.timestamp_ms for one in publications) + 1
     for name, source in app.sources.items():
@@ -84,19 +85,19 @@ async def published(broker: Broker) -> list[SourceRecord]:
             await producer.send(name, HEARTBEAT, None, partition=partition, timestamp_ms=end_ms)
     assert [] == await producer.flush()
     await producer.close()
-    return [*records_of(publications, end_ms)]
+    return await read_sources(broker)
 
 
-def records_of(publications: list[Publication], end_ms: int) -> Iterator[SourceRecord]:
-    ends: Counter[TopicPartition] = Counter()
-    partitions = {name: source.spec.partitions for name, source in app.sources.items()}
-    for one in publications:
-        place = TopicPartition(one.topic, partition_of(one.key or b"", partitions[one.topic]))
-        yield SourceRecord(*place, ends[place], one.timestamp_ms, one.key, one.value)
-        ends[place] += 1
-    for name, count in partitions.items():
-        for place in (TopicPartition(name, partition) for partition in range(count)):
-            yield SourceRecord(*place, ends[place], end_ms, None, HEARTBEAT)
+async def read_sources(broker: Broker) -> list[SourceRecord]:
+    """Everything in them: where a record without a key went, its producer alone has decided."""
+    reader, records = broker.reader(), list[SourceRecord]()
+    for name, source in app.sources.items():
+        places = [TopicPartition(name, partition) for partition in range(source.spec.partitions)]
+        for place, end in (await reader.end_offsets(places)).items():
+            async for batch in reader.read(place, 0, end):
+                records += [SourceRecord(*place, one.offset, one.timestamp_ms, one.key, one.value) for one in batch]
+    await reader.close()
+    return records
 
 
 async def decided(variables: Variables, alerts: int) -> list[dict[str, Any]]:
