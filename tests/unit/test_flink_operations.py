@@ -76,6 +76,9 @@ async def look(
         ("CANCELED", NOW, {}, False),
         ("FINISHED", NOW - ENDING_MS - 1, {}, True),
         ("FINISHED", NOW - ENDING_MS - 1, {"stopped": True}, False),
+        ("FINISHED", NOW - ENDING_MS - 1, {"is_being_given": True}, False),
+        ("", NOW, {"is_being_given": True}, False),
+        ("", NOW, {"is_being_given": True, "at_ms": NOW - ENDING_MS}, True),
         ("FAILED", NOW, {"pipelines": {"rate": "of before"}}, False),
         ("FAILED", NOW, {"over": True}, False),
     ],
@@ -83,7 +86,7 @@ async def look(
 async def test_keeper_starts_again_what_nobody_has_ended(
     setting: Setting, state: str, since_ms: int, changes: dict[str, Any], is_started: bool
 ) -> None:
-    """A job that is just being stopped, upgraded or begun anew is not submitted twice, nor state of another declaration read."""
+    """A job that is just being stopped, submitted, upgraded or begun anew is not submitted twice, nor state of another declaration read."""
     job_id = setting.cluster.add(f"{ORDERS}/1", state, since_ms) if state else "gone"
     await setting.noted(job_id=job_id, **changes)
     await look(setting)
