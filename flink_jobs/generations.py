@@ -16,7 +16,7 @@ import msgspec
 from app.application import FLINK_GROUP
 from app.broker.base import Broker
 from app.core.clock import Clock
-from app.core.errors import HeadraceError, Rejected, SetupError, Unavailable
+from app.core.errors import Rejected, SetupError, Unavailable
 from app.streams.kept_jobs import KeptJob, KeptJobs, topics_of_job
 from app.streams.takeover import ByPartition
 from flink_jobs.checkpoints import newest_checkpoint, remove
@@ -174,9 +174,9 @@ class Generations:
         noted = await self._change(job, is_being_given=True, stopped=False)
         try:
             job_id = found[0] if found else await submitter.submit(self.compiled.job(job), configuration)
-        except HeadraceError:
+        except (Rejected, SetupError):  # without an answer the cluster may have it, which the note goes on saying
             if noted in await self.kept.read():
-                await self._change(job)
+                await self.kept.write(job)
             raise
         if noted not in await self.kept.read():
             await self.cluster.cancel(job_id)
@@ -270,7 +270,8 @@ class Generations:
 
     async def retire(self, job: KeptJob) -> None:
         """Ends a generation for good: another one has its place. Raises: Unavailable."""
-        unnoted = [] if job.job_id else await self.cluster.running(job.label, job.at_ms - CLOCKS_MS)
+        is_noted = job.job_id and not job.is_being_given
+        unnoted = [] if is_noted else await self.cluster.running(job.label, job.at_ms - CLOCKS_MS)
         for job_id in [job.job_id] if is_alive(await self.status(job)) else unnoted:
             await self.cluster.cancel(job_id)
             await self._until_ended(job_id)
