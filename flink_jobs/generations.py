@@ -144,7 +144,7 @@ class Generations:
             name=name,
             generation=number,
             pipelines=self.compiled.fingerprints(name),
-            text=self.compiled.text(name),
+            text_hash=self.compiled.text_hash(name),
             group=f"{FLINK_GROUP}.{name}.{number}",
             parallelism=parallelism,
             at_ms=self.now_ms(),

@@ -37,7 +37,7 @@ class Jobs:
     def require(self, names: Sequence[str]) -> None:
         """Raises: SetupError for the first one that Flink cannot run."""
         for name in names:
-            self._all.compiled.text(name)
+            self._all.compiled.text_hash(name)
 
     async def standing(self) -> list[str]:
         """The names of all jobs that nobody has stopped, also of those that are not declared. Raises: Unavailable."""

@@ -136,7 +136,7 @@ class Setting:
             name=ORDERS, generation=1, pipelines=of, group="g.1", parallelism=3, checkpoint="chk-7", at_ms=NOW
         )
         known = self.of(ORDER_RATE)
-        job = msgspec.structs.replace(job, **{"text": known.compiled.text(ORDERS), **changes})
+        job = msgspec.structs.replace(job, **{"text_hash": known.compiled.text_hash(ORDERS), **changes})
         await known.kept.write(job)
         return job
 
