@@ -14,7 +14,7 @@ from app.core.security import BrokerSecurity
 from app.core.settings import Settings
 from app.streams import sql
 from app.streams.kept_jobs import KeptJob
-from app.streams.pipelines import Pipeline, fingerprint
+from app.streams.pipelines import Pipeline, fingerprint, sources_of
 
 JAVA = Path(__file__).with_name("java")
 
@@ -51,6 +51,15 @@ class CompiledJobs:
             plain = sql.compile_job(name, self.pipelines[name], sql.Settings(bootstrap_servers=""))
             self._hashes[name] = hashlib.sha256(plain.text().encode() + java_digest()).hexdigest()[:16]
         return self._hashes[name]
+
+    def require_parallelism(self, name: str, parallelism: int) -> None:
+        """Raises: SetupError for more tasks than its topics have partitions: one without a partition would hold the event time of all
+        others back for ever."""
+        largest = min(source.spec.partitions for source in sources_of(self.pipelines[name].values()).values())
+        if parallelism > largest:
+            raise SetupError(
+                name, f"parallelism {parallelism}: at most {largest}, the partitions of a topic that it reads"
+            )
 
     def computes(self, kept: KeptJob) -> bool:
         """Whether a generation is what is declared now, and its state that of the present text."""

@@ -125,13 +125,14 @@ class Generations:
         self, name: str, before: Sequence[KeptJob], jobs: Sequence[KeptJob], parallelism: int | None
     ) -> None:
         """Notes a new generation, and what it takes over."""
+        wanted = parallelism or max((job.parallelism for job in before if not job.is_silent), default=1)
+        self.compiled.require_parallelism(name, wanted)
         for job in before:
             if job.is_silent:
                 await self.retire(job)
         before = [job for job in before if not job.is_silent]
         alive = [is_alive(await self.status(job)) for job in before]
         takeover = await self._predecessors.takeover(self.compiled.pipelines[name], before, holds=any(alive))
-        wanted = parallelism or max((job.parallelism for job in before), default=1)
         await self.kept.write(msgspec.structs.replace(self._new(name, jobs, wanted), takeover=takeover))
 
     async def note_anew(self, name: str, parallelism: int) -> None:
@@ -163,7 +164,9 @@ class Generations:
                 "no checkpoint of it is known; without its state it begins at the earliest record: "
                 f"python -m flink_jobs submit {job.name} --anew",
             )
-        await self._give(msgspec.structs.replace(job, parallelism=parallelism or job.parallelism), path, submitter)
+        wanted = parallelism or job.parallelism
+        self.compiled.require_parallelism(job.name, wanted)
+        await self._give(msgspec.structs.replace(job, parallelism=wanted), path, submitter)
         return ""
 
     async def _give(self, job: KeptJob, checkpoint: str, submitter: Submitter) -> None:

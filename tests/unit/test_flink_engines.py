@@ -269,6 +269,30 @@ async def test_job_stopped_while_workers_went_on_takes_over_from_them(setting: S
     assert (True, [8] * 12) == (first.over, second.takeover.offsets[ORDERS])
 
 
+async def test_parallelism_beyond_the_partitions_is_refused_and_ends_nothing(setting: Setting) -> None:
+    """A task without a partition would hold back the event time of the whole job."""
+    jobs, pyflink, refused = (
+        Jobs(setting.of(ORDER_RATE)),
+        cast(Submitter, setting.cluster),
+        r"raw\.orders: .*at most 12,",
+    )
+    with pytest.raises(SetupError, match=refused):
+        jobs.require([ORDERS], 13)
+    with pytest.raises(SetupError, match=refused):
+        await jobs.submit(ORDERS, pyflink, 13)
+    assert [] == await setting.jobs()
+    await jobs.submit(ORDERS, pyflink, 12)
+    with pytest.raises(SetupError, match=refused):
+        await jobs.upgrade(ORDERS, pyflink, 13)
+    with pytest.raises(SetupError, match=refused):
+        await jobs.begin_anew(ORDERS, pyflink, 13)
+    assert [f"{ORDERS}/1"] == setting.cluster.names()
+    await jobs.stop(ORDERS)
+    with pytest.raises(SetupError, match=refused):
+        await jobs.submit(ORDERS, pyflink, 13)
+    assert [True] == [job.stopped for job in await setting.jobs()]
+
+
 async def test_begin_anew_leaves_nothing_of_before(setting: Setting) -> None:
     """Another group too: what the old one has committed says nothing of the new one."""
     await setting.submit(ORDER_RATE)
