@@ -35,47 +35,50 @@ class Submitter:
         self._folder = folder
         self._answers = answers
         self._turn = asyncio.Lock()
-        self._number = 0
         self.is_gone = False
         """Whether its process has ended: nothing more can be submitted by it."""
 
     async def submit(self, job: Job, configuration: Mapping[str, str]) -> str:
         """The id under which the cluster runs the job. configuration: beside the job's own.
 
-        Raises: Rejected in one line for a job that Flink does not take; Unavailable when PyFlink has ended or gives no answer.
+        Raises: Rejected in one line for a job that Flink does not take; Unavailable when PyFlink has ended, or gives no answer and was
+        ended for that; the cluster may have the job then.
         """
-        self._number += 1
-        number = self._number
         order = {
-            "number": number,
             "configuration": {**job.configuration, **configuration},
             "statements": [*job.functions, *job.tables, *job.views],
             "inserts": job.inserts,
             "folder": str(self._folder),
         }
-        assert self._process.stdin is not None
-        try:
-            async with self._turn, asyncio.timeout(SUBMIT_SECONDS):
-                self._process.stdin.write(msgspec.json.encode(order) + b"\n")
-                await self._process.stdin.drain()
-                line = await self._answer_to(number)
-        except TimeoutError:
-            raise Unavailable(f"{job.name}: PyFlink did not answer within {SUBMIT_SECONDS:.0f} s; see {LOG}") from None
-        except ConnectionError:
-            line = b""
+        async with self._turn:
+            line = await self._answer_to(order, job.name)
         if not line:
-            self.is_gone = True
             raise Unavailable(f"{job.name}: PyFlink has ended; see {LOG}")
         answer: Any = msgspec.json.decode(line)
         if "error" in answer:
             raise Rejected(f"{job.name}: {root_cause(answer['error'])}; the whole of it is in {LOG}")
         return str(answer["job"])
 
-    async def _answer_to(self, number: int) -> bytes:
-        """An answer that came too late for the order before is passed over. Empty at the end."""
-        while line := await self._answers.readline():
-            if msgspec.json.decode(line)["number"] == number:
-                break
+    async def _answer_to(self, order: dict[str, Any], name: str) -> bytes:
+        """Empty where PyFlink has ended. One that does not answer is ended: a job that it gave later would belong to nobody."""
+        assert self._process.stdin is not None
+        line = b""
+        try:
+            async with asyncio.timeout(SUBMIT_SECONDS):
+                self._process.stdin.write(msgspec.json.encode(order) + b"\n")
+                await self._process.stdin.drain()
+                line = await self._answers.readline()
+        except TimeoutError:
+            raise Unavailable(
+                f"{name}: PyFlink did not answer within {SUBMIT_SECONDS:.0f} s, and was ended; see {LOG}"
+            ) from None
+        except ConnectionError:
+            pass
+        finally:
+            if not line:
+                self.is_gone = True
+                if self._process.returncode is None:
+                    self._process.kill()
         return line
 
 

@@ -89,7 +89,7 @@ def submit(
         async with opened(app, broker, flink) as (jobs, keeper), submitter() as pyflink:
             chosen, refused = jobs.named(names or []), list[str]()
             if not keep:  # before any is given; who is to keep the others keeps them all the same
-                jobs.require(chosen)
+                jobs.require(chosen, parallelism)
             for name in chosen:
                 output.note(f"{name}: submitting")
                 try:

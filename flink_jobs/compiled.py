@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 
 import msgspec
 
@@ -12,7 +14,15 @@ from app.core.security import BrokerSecurity
 from app.core.settings import Settings
 from app.streams import sql
 from app.streams.kept_jobs import KeptJob
-from app.streams.pipelines import Pipeline, fingerprint
+from app.streams.pipelines import Pipeline, fingerprint, sources_of
+
+JAVA = Path(__file__).with_name("java")
+
+
+@cache
+def java_digest() -> bytes:
+    """Of all sources, also of those that a job does not call."""
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sorted(JAVA.glob("**/*.java")))).digest()
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,7 @@ class CompiledJobs:
 
     pipelines: Mapping[str, Mapping[str, Pipeline]]
     given: sql.Settings
-    _texts: dict[str, str] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)
 
     def named(self, wanted: Sequence[str]) -> list[str]:
         """Those that are wanted, all where none is named. Raises: SetupError for a job that there is not."""
@@ -34,20 +44,29 @@ class CompiledJobs:
         """Of the pipelines of a job; state made by one is never read by another."""
         return {pipeline: fingerprint(declared) for pipeline, declared in sorted(self.pipelines[name].items())}
 
-    def text(self, name: str) -> str:
-        """A hash of a job's text, without what differs from one start to the next. State is found again by the places of operators, so
-        what another text has made is not read. Raises: as `shown`."""
-        if name not in self._texts:
+    def text_hash(self, name: str) -> str:
+        """Of a job's text, without what differs from one start to the next, and of the Java that it calls. State is found again by the
+        places of operators, and laid out by their classes, so what another text has made is not read. Raises: as `shown`."""
+        if name not in self._hashes:
             plain = sql.compile_job(name, self.pipelines[name], sql.Settings(bootstrap_servers=""))
-            self._texts[name] = hashlib.sha256(plain.text().encode()).hexdigest()[:16]
-        return self._texts[name]
+            self._hashes[name] = hashlib.sha256(plain.text().encode() + java_digest()).hexdigest()[:16]
+        return self._hashes[name]
+
+    def require_parallelism(self, name: str, parallelism: int) -> None:
+        """Raises: SetupError for more tasks than its topics have partitions: one without a partition would hold the event time of all
+        others back for ever."""
+        largest = min(source.spec.partitions for source in sources_of(self.pipelines[name].values()).values())
+        if parallelism > largest:
+            raise SetupError(
+                name, f"parallelism {parallelism}: at most {largest}, the partitions of a topic that it reads"
+            )
 
     def computes(self, kept: KeptJob) -> bool:
         """Whether a generation is what is declared now, and its state that of the present text."""
         if kept.pipelines != self.fingerprints(kept.name):
             return False
         try:
-            return kept.text == self.text(kept.name)
+            return kept.text_hash == self.text_hash(kept.name)
         except SetupError:  # Flink cannot run it, so nobody does; whoever submits it is told
             return False
 

@@ -16,7 +16,7 @@ import msgspec
 from app.application import FLINK_GROUP
 from app.broker.base import Broker
 from app.core.clock import Clock
-from app.core.errors import HeadraceError, Rejected, SetupError, Unavailable
+from app.core.errors import Rejected, SetupError, Unavailable
 from app.streams.kept_jobs import KeptJob, KeptJobs, topics_of_job
 from app.streams.takeover import ByPartition
 from flink_jobs.checkpoints import newest_checkpoint, remove
@@ -125,13 +125,14 @@ class Generations:
         self, name: str, before: Sequence[KeptJob], jobs: Sequence[KeptJob], parallelism: int | None
     ) -> None:
         """Notes a new generation, and what it takes over."""
+        wanted = parallelism or max((job.parallelism for job in before if not job.is_silent), default=1)
+        self.compiled.require_parallelism(name, wanted)
         for job in before:
             if job.is_silent:
                 await self.retire(job)
         before = [job for job in before if not job.is_silent]
         alive = [is_alive(await self.status(job)) for job in before]
         takeover = await self._predecessors.takeover(self.compiled.pipelines[name], before, holds=any(alive))
-        wanted = parallelism or max((job.parallelism for job in before), default=1)
         await self.kept.write(msgspec.structs.replace(self._new(name, jobs, wanted), takeover=takeover))
 
     async def note_anew(self, name: str, parallelism: int) -> None:
@@ -144,7 +145,7 @@ class Generations:
             name=name,
             generation=number,
             pipelines=self.compiled.fingerprints(name),
-            text=self.compiled.text(name),
+            text_hash=self.compiled.text_hash(name),
             group=f"{FLINK_GROUP}.{name}.{number}",
             parallelism=parallelism,
             at_ms=self.now_ms(),
@@ -163,7 +164,9 @@ class Generations:
                 "no checkpoint of it is known; without its state it begins at the earliest record: "
                 f"python -m flink_jobs submit {job.name} --anew",
             )
-        await self._give(msgspec.structs.replace(job, parallelism=parallelism or job.parallelism), path, submitter)
+        wanted = parallelism or job.parallelism
+        self.compiled.require_parallelism(job.name, wanted)
+        await self._give(msgspec.structs.replace(job, parallelism=wanted), path, submitter)
         return ""
 
     async def _give(self, job: KeptJob, checkpoint: str, submitter: Submitter) -> None:
@@ -174,9 +177,9 @@ class Generations:
         noted = await self._change(job, is_being_given=True, stopped=False)
         try:
             job_id = found[0] if found else await submitter.submit(self.compiled.job(job), configuration)
-        except HeadraceError:
+        except (Rejected, SetupError):  # without an answer the cluster may have it, which the note goes on saying
             if noted in await self.kept.read():
-                await self._change(job)
+                await self.kept.write(job)
             raise
         if noted not in await self.kept.read():
             await self.cluster.cancel(job_id)
@@ -270,7 +273,8 @@ class Generations:
 
     async def retire(self, job: KeptJob) -> None:
         """Ends a generation for good: another one has its place. Raises: Unavailable."""
-        unnoted = [] if job.job_id else await self.cluster.running(job.label, job.at_ms - CLOCKS_MS)
+        is_noted = job.job_id and not job.is_being_given
+        unnoted = [] if is_noted else await self.cluster.running(job.label, job.at_ms - CLOCKS_MS)
         for job_id in [job.job_id] if is_alive(await self.status(job)) else unnoted:
             await self.cluster.cancel(job_id)
             await self._until_ended(job_id)

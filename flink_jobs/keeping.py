@@ -56,12 +56,14 @@ class Keeper:
                 continue
 
     async def _look_after(self, name: str, submitter: Submitter) -> None:
+        jobs = await self._all.kept.read()
+        job = self._all.current(name, jobs)
+        if job is not None and job.is_being_given and self._all.now_ms() < job.at_ms + ENDING_MS:
+            return  # whoever gives it is about to note so
         if name in self._refused:
             if await self._all.advance(name, submitter) is None:
                 self._refused.discard(name)
             return
-        jobs = await self._all.kept.read()
-        job = self._all.current(name, jobs)
         if job is None or job.stopped:
             return
         status = await self._all.status(job)

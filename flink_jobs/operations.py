@@ -34,10 +34,11 @@ class Jobs:
         """The declared jobs that are wanted, all where none is named. Raises: SetupError for a job that is not declared."""
         return self._all.compiled.named(wanted)
 
-    def require(self, names: Sequence[str]) -> None:
+    def require(self, names: Sequence[str], parallelism: int | None = None) -> None:
         """Raises: SetupError for the first one that Flink cannot run."""
         for name in names:
-            self._all.compiled.text(name)
+            self._all.compiled.text_hash(name)
+            self._all.compiled.require_parallelism(name, parallelism or 1)
 
     async def standing(self) -> list[str]:
         """The names of all jobs that nobody has stopped, also of those that are not declared. Raises: Unavailable."""
@@ -84,10 +85,12 @@ class Jobs:
         jobs = await self._all.kept.read()
         current, before = self._all.current(name, jobs), self._all.before(name, jobs)
         others = [*before, *([current] if current else [])]
+        wanted = parallelism or (current.parallelism if current else 1)
+        self._all.compiled.require_parallelism(name, wanted)
         await self._all.asyncio_went_on(name, others)  # refused while it runs
         for job in others:
             await self._all.retire(job)
-        await self._all.note_anew(name, parallelism or (current.parallelism if current else 1))
+        await self._all.note_anew(name, wanted)
         return await self.submit(name, submitter)
 
     async def stop(self, name: str, is_lost: bool = False) -> str:
@@ -124,6 +127,7 @@ class Jobs:
         _the_last(name, [job.label for job in alive])
         current = self._all.current(name, alive)
         if current is not None and not current.holds:
+            self._all.compiled.require_parallelism(name, parallelism or current.parallelism)
             await self._all.stop(current)
         return await self.submit(name, submitter, parallelism)
 

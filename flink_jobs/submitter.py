@@ -1,7 +1,7 @@
 """Runs under PyFlink's own Python, and imports nothing of ours: takes jobs as lines of JSON, gives them to the cluster.
 
-    {"number": 1, "configuration": {...}, "statements": ["CREATE ..."], "inserts": ["INSERT ..."], "folder": "/tmp/..."}
-        ->  {"number": 1, "job": "<id>"} or {"number": 1, "error": "..."}
+    {"configuration": {...}, "statements": ["CREATE ..."], "inserts": ["INSERT ..."], "folder": "/tmp/..."}
+        ->  {"job": "<id>"} or {"error": "..."}
 
 One Java for all jobs: the first one takes seconds, the next ones less than two. Answers go to the file descriptor that the first argument
 names, since Java may print to the standard ones. Ends with its input.
@@ -52,11 +52,10 @@ def main() -> None:
     with os.fdopen(int(sys.argv[1]), "w", buffering=1) as answers:
         for line in sys.stdin:
             try:
-                order = json.loads(line)
-                answer = {"number": order["number"], "job": submit(order)}
+                answer = {"job": submit(json.loads(line))}
             except Exception as error:  # noqa: BLE001 - whatever it is, whoever asked must be told
                 sys.stderr.write(f"{error}\n")
-                answer = {"number": order["number"], "error": (str(error) or type(error).__name__)[:100_000]}
+                answer = {"error": (str(error) or type(error).__name__)[:100_000]}
             answers.write(json.dumps(answer) + "\n")
 
 

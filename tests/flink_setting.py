@@ -58,7 +58,8 @@ class Cluster:
         return self.known.get(job_id)
 
     async def running(self, name: str, since_ms: int) -> list[str]:
-        return [one.job_id for one in self.known.values() if one.name == name and one.state == "RUNNING"]
+        named = [one for one in self.known.values() if one.name == name and one.state == "RUNNING"]
+        return [one.job_id for one in named if one.since_ms >= since_ms]
 
     def configuration(self, checkpoint: str) -> dict[str, str]:
         return {"path": checkpoint}
@@ -110,6 +111,7 @@ class Setting:
     def __init__(self) -> None:
         self.broker = MemoryBroker(ManualClock(NOW))
         self.cluster = Cluster()
+        self.clock = ManualClock(NOW)
 
     async def begin(self) -> "Setting":
         await self.broker.admin().create([order_events.source.spec, payment_events.source.spec, TOPIC])
@@ -121,7 +123,7 @@ class Setting:
     def of(self, pipelines: dict[str, Pipeline]) -> Generations:
         """As an application with these pipelines sees it."""
         compiled = CompiledJobs(jobs_of(pipelines), Settings(bootstrap_servers=""))
-        return Generations(cast(FlinkCluster, self.cluster), self.broker, ManualClock(NOW), compiled)
+        return Generations(cast(FlinkCluster, self.cluster), self.broker, self.clock, compiled)
 
     async def submit(self, pipelines: dict[str, Pipeline], name: str = ORDERS) -> None:
         submitting = Jobs(self.of(pipelines)).submit(name, cast(Submitter, self.cluster))
@@ -134,7 +136,7 @@ class Setting:
             name=ORDERS, generation=1, pipelines=of, group="g.1", parallelism=3, checkpoint="chk-7", at_ms=NOW
         )
         known = self.of(ORDER_RATE)
-        job = msgspec.structs.replace(job, **{"text": known.compiled.text(ORDERS), **changes})
+        job = msgspec.structs.replace(job, **{"text_hash": known.compiled.text_hash(ORDERS), **changes})
         await known.kept.write(job)
         return job
 

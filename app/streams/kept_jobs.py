@@ -23,7 +23,8 @@ PLACE = TopicPartition(TOPIC.name, 0)
 class KeptJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One generation of a job.
 
-    pipelines: their fingerprints, by name. text: a hash of its text, by the places in which its state is found again. group: under which it commits its offsets. job_id: empty until the cluster has taken it.
+    pipelines: their fingerprints, by name. text_hash: of its text, by the places in which its state is found again, and of
+    what keeps it. group: under which it commits its offsets. job_id: empty until the cluster has taken it.
     checkpoint: the last one that was seen, or the savepoint that it was begun or stopped with; empty for neither. folders: where its
     checkpoints go, the present one last. takeover: of whom was there before; None where it began at the earliest record. stopped:
     by somebody, and to stay so; ends: where its topics ended then. is_being_given: to the cluster, which may have it already. over:
@@ -35,7 +36,7 @@ class KeptJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pipelines: dict[str, str]
     group: str
     parallelism: int
-    text: str = ""
+    text_hash: str = ""
     job_id: str = ""
     checkpoint: str = ""
     folders: tuple[str, ...] = ()

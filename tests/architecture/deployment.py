@@ -336,12 +336,13 @@ def check_scaling(texts: Files) -> Iterator[str]:
     for (place, values), name in zip(
         flink_settings(texts), ("submitter", "submitter", "headrace-submitter"), strict=True
     ):
-        parallelism = parsed(jobs_cli, ours(texts)[name]["command"][3:])["parallelism"] or 1
+        if parsed(jobs_cli, ours(texts)[name]["command"][3:])["parallelism"]:
+            yield f"{name}: --parallelism goes before the one that is remembered"
         slots = int(values["taskmanager.numberOfTaskSlots"]) * (
             1 if place in CLUSTER else cluster(texts)["taskManager"]["replicas"]
         )
-        if (jobs + 1) * parallelism > slots:  # one more while it takes over
-            yield f"{place}: {jobs} jobs of parallelism {parallelism}, {slots} slots"
+        if jobs + 1 > slots:  # one more while it takes over
+            yield f"{place}: {jobs} jobs, {slots} slots"
     if cluster(texts)["mode"] != "standalone":
         yield "a native session has no task manager before its first job, which the submitter asks for"
 

@@ -19,7 +19,7 @@ PLANTED = {
     "commands": [
         (COMPOSE, '"submit", "--keep"', '"submit", "--stay"'),
         (COMPOSE, '"app", "worker"', '"app", "work"'),
-        (SUBMITTER, '"--parallelism", "1"', '"--parallelism", "one"'),
+        (SUBMITTER, '"agents:app"]', '"agents:app", "--parallelism", "one"]'),
         (WORKER, '"python", "-m", "app"', '"python", "-m", "worker"'),
         (TOPICS, '"create"', '"make"'),
         (DOCKERFILE, '"submit", "--keep"]', '"keep"]'),
@@ -123,7 +123,8 @@ PLANTED = {
         (WORKER, "  serviceName:", "  replicas: 2\n  serviceName:"),
         (SUBMITTER, "replicas: 1", "replicas: 2"),
         (SUBMITTER, "type: Recreate", "type: RollingUpdate"),
-        (SUBMITTER, '"--parallelism", "1"', '"--parallelism", "2"'),
+        (SUBMITTER, '"agents:app"]', '"agents:app", "--parallelism", "1"]'),
+        (COMPOSE, '"--keep", "--app", "agents:app"]', '"--keep", "--app", "agents:app", "--parallelism", "1"]'),
         (FLINK, 'numberOfTaskSlots: "4"', 'numberOfTaskSlots: "2"'),
         (COMPOSE, "numberOfTaskSlots: 4", "numberOfTaskSlots: 2"),
         (FLINK, "mode: standalone", "mode: native"),

@@ -1,16 +1,19 @@
 """What is stopped, refused and begun anew, on a cluster that only remembers its jobs: one engine at a time, and none is stuck."""
 
 import asyncio
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
 
 from app.application import STREAMS_GROUP
-from app.core.errors import Rejected, SetupError
+from app.core.errors import Rejected, SetupError, Unavailable
 from app.streams.kept_jobs import require_no_job
 from app.streams.pipelines import fingerprint
 from app.streams.restore import CommitMark, TableMark, encode_mark
+from app.streams.sql import Job
+from flink_jobs import child
 from flink_jobs.child import Submitter
 from flink_jobs.keeping import Keeper
 from flink_jobs.operations import Jobs
@@ -79,6 +82,48 @@ async def test_submit_that_is_refused_leaves_the_note_as_it_was(
     with pytest.raises(Rejected, match="no such function"):
         await setting.submit(ORDER_RATE)
     await require_no_job(setting.broker, [ORDERS])
+
+
+@pytest.mark.parametrize("then", ["submit", "stop", "begin anew"])
+async def test_submit_without_an_answer_is_not_given_twice(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """The cluster may have taken the job long before one gave up waiting; whoever submits, stops or replaces it next finds that one."""
+    await setting.noted(job_id="gone", stopped=True)
+
+    async def unanswered(job: Any, configuration: dict[str, str]) -> str:
+        setting.cluster.add(job.name)
+        setting.clock.advance(120_000)
+        raise Unavailable("PyFlink did not answer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(setting.cluster, "submit", unanswered)
+        with pytest.raises(Unavailable, match="did not answer"):
+            await setting.submit(ORDER_RATE)
+    with pytest.raises(SetupError, match="these streams run on Flink"):
+        await require_no_job(setting.broker, [ORDERS])
+    if then == "stop":
+        assert "savepoint-1" == await Jobs(setting.of(ORDER_RATE)).stop(ORDERS)
+        assert [] == setting.cluster.names()
+    elif then == "begin anew":
+        await Jobs(setting.of(ORDER_RATE)).begin_anew(ORDERS, cast(Submitter, setting.cluster))
+        assert [f"{ORDERS}/2"] == setting.cluster.names()
+    else:
+        await setting.submit(ORDER_RATE)
+        assert ([f"{ORDERS}/1"], []) == (setting.cluster.names(), setting.cluster.submitted)
+        assert ["1"] == [job.job_id for job in await setting.jobs()]
+
+
+async def test_submit_ends_a_pyflink_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it did later, nobody would know of: neither of this job nor of those that were ordered since."""
+    monkeypatch.setattr(child, "SUBMIT_SECONDS", 0.2)
+    process = await asyncio.create_subprocess_exec("sleep", "60", stdin=asyncio.subprocess.PIPE)
+    submitter = Submitter(process, asyncio.StreamReader(), tmp_path)
+    job = Job(name=ORDERS, configuration={}, functions=(), tables=(), views=(), inserts=())
+    with pytest.raises(Unavailable, match="did not answer within"):
+        await submitter.submit(job, {})
+    assert submitter.is_gone
+    assert 0 > await asyncio.wait_for(process.wait(), 10)
 
 
 async def test_submit_of_a_job_that_somebody_stops_meanwhile_is_taken_back(
@@ -222,6 +267,30 @@ async def test_job_stopped_while_workers_went_on_takes_over_from_them(setting: S
     first, second = await setting.jobs()
     assert second.takeover is not None
     assert (True, [8] * 12) == (first.over, second.takeover.offsets[ORDERS])
+
+
+async def test_parallelism_beyond_the_partitions_is_refused_and_ends_nothing(setting: Setting) -> None:
+    """A task without a partition would hold back the event time of the whole job."""
+    jobs, pyflink, refused = (
+        Jobs(setting.of(ORDER_RATE)),
+        cast(Submitter, setting.cluster),
+        r"raw\.orders: .*at most 12,",
+    )
+    with pytest.raises(SetupError, match=refused):
+        jobs.require([ORDERS], 13)
+    with pytest.raises(SetupError, match=refused):
+        await jobs.submit(ORDERS, pyflink, 13)
+    assert [] == await setting.jobs()
+    await jobs.submit(ORDERS, pyflink, 12)
+    with pytest.raises(SetupError, match=refused):
+        await jobs.upgrade(ORDERS, pyflink, 13)
+    with pytest.raises(SetupError, match=refused):
+        await jobs.begin_anew(ORDERS, pyflink, 13)
+    assert [f"{ORDERS}/1"] == setting.cluster.names()
+    await jobs.stop(ORDERS)
+    with pytest.raises(SetupError, match=refused):
+        await jobs.submit(ORDERS, pyflink, 13)
+    assert [True] == [job.stopped for job in await setting.jobs()]
 
 
 async def test_begin_anew_leaves_nothing_of_before(setting: Setting) -> None:

@@ -1,7 +1,9 @@
 """What is submitted, kept and taken over, on a cluster that only remembers its jobs: no job twice, none forgotten."""
 
 import asyncio
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import msgspec
@@ -20,6 +22,7 @@ from app.streams.takeover import ByPartition, Takeover
 from features import fraud
 from features.fraud import HighValueOrder
 from features.records import order_events
+from flink_jobs import compiled
 from flink_jobs.child import Submitter
 from flink_jobs.cluster import FlinkCluster
 from flink_jobs.compiled import CompiledJobs
@@ -76,6 +79,9 @@ async def look(
         ("CANCELED", NOW, {}, False),
         ("FINISHED", NOW - ENDING_MS - 1, {}, True),
         ("FINISHED", NOW - ENDING_MS - 1, {"stopped": True}, False),
+        ("FINISHED", NOW - ENDING_MS - 1, {"is_being_given": True}, False),
+        ("", NOW, {"is_being_given": True}, False),
+        ("", NOW, {"is_being_given": True, "at_ms": NOW - ENDING_MS}, True),
         ("FAILED", NOW, {"pipelines": {"rate": "of before"}}, False),
         ("FAILED", NOW, {"over": True}, False),
     ],
@@ -83,7 +89,7 @@ async def look(
 async def test_keeper_starts_again_what_nobody_has_ended(
     setting: Setting, state: str, since_ms: int, changes: dict[str, Any], is_started: bool
 ) -> None:
-    """A job that is just being stopped, upgraded or begun anew is not submitted twice, nor state of another declaration read."""
+    """A job that is just being stopped, submitted, upgraded or begun anew is not submitted twice, nor state of another declaration read."""
     job_id = setting.cluster.add(f"{ORDERS}/1", state, since_ms) if state else "gone"
     await setting.noted(job_id=job_id, **changes)
     await look(setting)
@@ -227,7 +233,7 @@ async def test_jobs_list_and_stop_know_what_is_declared_no_more(setting: Setting
 async def test_submit_of_another_text_of_the_same_declaration_takes_over_from_the_one_before(setting: Setting) -> None:
     """As after another release, or where a field is bounded: its state is not read by the places of other operators, and what was
     open goes on."""
-    await setting.noted(job_id=setting.cluster.add(f"{ORDERS}/1"), text="of before")
+    await setting.noted(job_id=setting.cluster.add(f"{ORDERS}/1"), text_hash="of before")
     await Member(setting.broker, "g.1", ORDERS).commit(5)
     generations = setting.of(ORDER_RATE)
     await generations.advance(ORDERS, cast(Submitter, setting.cluster))
@@ -235,6 +241,23 @@ async def test_submit_of_another_text_of_the_same_declaration_takes_over_from_th
     assert after.takeover is not None
     assert (2, [], True) == (after.generation, after.takeover.changed, after.takeover.holds)
     assert not before.over
+
+
+def test_text_hash_changes_with_the_java_that_keeps_the_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A release may keep its state otherwise under the same SQL."""
+
+    def hashed(folder: Path) -> str:
+        monkeypatch.setattr(compiled, "JAVA", folder)
+        compiled.java_digest.cache_clear()
+        return CompiledJobs(jobs_of(ORDER_RATE), Settings(bootstrap_servers="")).text_hash(ORDERS)
+
+    before = hashed(compiled.JAVA)
+    same = shutil.copytree(compiled.JAVA, tmp_path / "java")
+    assert before == hashed(same)
+    (same / "headrace" / "Tiles.java").write_text("class Tiles {}")
+    assert before != hashed(same)
+    monkeypatch.undo()
+    compiled.java_digest.cache_clear()
 
 
 BEGUN = [NOW - 50_000 + at for at in range(12)]
@@ -328,5 +351,5 @@ def test_configuration_names_the_job_manager_behind_tls() -> None:
 
 def test_fingerprints_of_the_demo_are_those_of_its_pipelines() -> None:
     """By which a worker finds the job that computes its view."""
-    compiled = CompiledJobs(jobs_of(pipelines_in(fraud)), Settings(bootstrap_servers=""))
-    assert fingerprint(fraud.user_features) == compiled.fingerprints(ORDERS)["user_features"]
+    demo = CompiledJobs(jobs_of(pipelines_in(fraud)), Settings(bootstrap_servers=""))
+    assert fingerprint(fraud.user_features) == demo.fingerprints(ORDERS)["user_features"]
