@@ -161,8 +161,9 @@ def _differences(expected: Outputs, found: Outputs) -> Iterator[str]:
             yield f"{name}: {len(missing)} missing, {sorted(missing)[:3]}; {len(wrong)} wrong, {sorted(wrong)[:3]}"
 
 
-def _flat(of: Mapping[Any, Any]) -> set[tuple[Any, str]]:
-    return {(place, repr(value)) for place, value in of.items()}
+def _flat(of: Mapping[Any, tuple[int, dict[str, Any]]]) -> set[tuple[Any, int, frozenset[Any]]]:
+    """Amounts are equal by value."""
+    return {(place, number, frozenset(values.items())) for place, (number, values) in of.items()}
 
 
 class OnFlink(NamedTuple):
