@@ -36,7 +36,8 @@ def create(
     retention: RetentionOption = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Create the topics that are missing; give those that exist the `--retention` asked for.
+    """Create the topics that are missing; give those that exist the `--retention` asked for, and let them take records as large as
+    declared.
 
     Copies: `HEADRACE_REPLICATION`, 3 unless set, and fewer only on a cluster of fewer brokers.
 
@@ -75,17 +76,32 @@ async def _create(broker: "Broker", app: "App", retention: list[str]) -> list[di
         found = await admin.describe([spec.name for spec in specs])
         rows = []
         for spec in specs:
-            done = "created" if created[spec.name] else "exists"
-            described = found[spec.name]
-            if spec.name in asked and not created[spec.name] and _retention_of(described) != spec.retention_ms:
-                await admin.configure(spec.name, {"retention.ms": spec.config()["retention.ms"]})
-                done = "retention changed"
-                described = (await admin.describe([spec.name]))[spec.name]
+            described, done = found[spec.name], "created" if created[spec.name] else "exists"
+            changed = [] if created[spec.name] else _differing(spec, described, is_asked=spec.name in asked)
+            if changed:
+                await admin.configure(spec.name, {name: spec.config()[name] for name in changed})
+                described, done = (
+                    (await admin.describe([spec.name]))[spec.name],
+                    ", ".join(_CHANGED[name] for name in changed),
+                )
             rows.append(_row(spec, described) | {"done": done})
         return rows
     finally:
         await admin.close()
         await broker.close()
+
+
+_CHANGED = {"retention.ms": "retention changed", "max.message.bytes": "takes larger records"}
+
+
+def _differing(spec: "TopicSpec", found: "TopicDescription | None", *, is_asked: bool) -> list[str]:
+    """The settings of a topic that exists which are to be as declared: how long it keeps records where that was asked for, and records
+    that it would refuse, which nobody can write."""
+    assert found is not None
+    differing = ["retention.ms"] if is_asked and _retention_of(found) != spec.retention_ms else []
+    if int(found.config["max.message.bytes"]) < spec.max_message_bytes:
+        differing.append("max.message.bytes")
+    return differing
 
 
 @commands.command("list")

@@ -64,11 +64,13 @@ async def handed_to_engine(
     Raises: Unavailable, Rejected, SetupError.
     """
     noted = await KeptJobs(broker).read()
-    if not noted:  # nothing was ever on Flink: no group but its own need be asked for
+    read = {stream.source.spec.name for pipeline in pipelines.values() for stream in streams_of(pipeline)}
+    if (
+        not noted and sources.keys() <= read
+    ):  # gates judge without a job what nobody reads; no group but its own need be asked for
         return {}
     jobs = [job for job in noted if not (job.over or job.is_silent)]
     streamed = {topic for job in jobs for topic in job.topics}
-    read = {stream.source.spec.name for pipeline in pipelines.values() for stream in streams_of(pipeline)}
     admin, judged = broker.admin(), dict[TopicPartition, int]()
     try:
         own = await admin.group_offsets(group, list(sources))
@@ -97,15 +99,15 @@ async def handed_to_engine(
     return {place: _handed(offset, clocks[place], ended[place], seen[place]) for place, offset in begun.items()}
 
 
-def _handed(offset: int, reached_ms: int, after: int, seen: int = 0) -> CommittedOffset:
+def _handed(offset: int, reached_ms: int, after: int, seen: int | None = None) -> CommittedOffset:
     return CommittedOffset(offset, encode_mark(CommitMark(reached_ms, {}, after=after, seen=seen)))
 
 
-def _seen(jobs: Sequence[KeptJob], place: TopicPartition) -> int:
-    """The offset up to which jobs may have read, since their topic ended there when they were stopped; 0 where nobody knows."""
+def _seen(jobs: Sequence[KeptJob], place: TopicPartition) -> int | None:
+    """The offset up to which jobs may have read, since their topic ended there when they were stopped; None where nobody knows."""
     if not all(job.stopped and place.topic in job.ends for job in jobs):
-        return 0
-    return max((job.ends[place.topic][place.partition] for job in jobs), default=0)
+        return None
+    return max((job.ends[place.topic][place.partition] for job in jobs), default=None)
 
 
 async def _where_lone_records_wait(

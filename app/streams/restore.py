@@ -40,14 +40,14 @@ class CommitMark(
     omit_defaults=True,
 ):
     """What a commit says about its partition. is_last: its owner gave it up in order, and has written nothing of what lies behind it.
-    after: where another engine had ended when these streams went on behind it, see `handover`; seen: up to where that one may have read, 0
-    where nobody knows."""
+    after: where another engine had ended when these streams went on behind it, see `handover`; seen: up to where that one may have read,
+    None where nobody knows."""
 
     reached_ms: int
     tables: dict[str, TableMark]
     is_last: bool = False
     after: int = 0
-    seen: int = 0
+    seen: int | None = None
 
 
 def mark_of(topic: CompiledTopic, state: PartitionState) -> str:
@@ -170,7 +170,7 @@ async def _join(state: PartitionState, codec: TableCodec, mark: CommitMark | Non
     await _newest_entries(codec, reader.read(table.place, start, end))  # none, or its own of an earlier time
     passed_ms = state.reached_ms
     if table.emits_rows and mark is not None and not mark.is_last:
-        end = mark.seen or (await reader.end_offsets([state.place]))[state.place]
+        end = (await reader.end_offsets([state.place]))[state.place] if mark.seen is None else mark.seen
         async for records in reader.read(state.place, state.position, end):
             passed_ms = max(passed_ms, *(record.timestamp_ms for record in records))
     table.since_ms = passed_ms + 1 if passed_ms != NEVER_MS else NEVER_MS

@@ -98,6 +98,25 @@ def test_topics_create_retention_is_given_to_new_and_existing_topics(call: Call)
     assert ("30d", "exists") == (rows[0]["retention"], rows[0]["done"])
 
 
+def test_topics_create_lets_existing_topics_take_records_as_large_as_declared(call: Call, broker: MemoryBroker) -> None:
+    """What an earlier version has made smaller would refuse them; one that takes more is left alone."""
+    call("topics", "create")
+    declared = int(asyncio.run(sizes_of(broker))["shop.orders"])
+    for size, expected, done in (
+        (declared - 1, declared, "takes larger records"),
+        (declared + 1, declared + 1, "exists"),
+    ):
+        asyncio.run(broker.admin().configure("shop.orders", {"max.message.bytes": str(size)}))
+        _, rows, _ = call("topics", "create")
+        assert done == {row["topic"]: row["done"] for row in rows}["shop.orders"]
+        assert str(expected) == asyncio.run(sizes_of(broker))["shop.orders"]
+
+
+async def sizes_of(broker: MemoryBroker) -> dict[str, str]:
+    found = await broker.admin().describe(["shop.orders"])
+    return {name: topic.config["max.message.bytes"] for name, topic in found.items() if topic is not None}
+
+
 @pytest.mark.parametrize("text", ["shop.orders", "shop.orders=long", "nowhere=1d"])
 def test_topics_create_wrong_retention_is_exit_two(call: Call, text: str) -> None:
     """The message names the option or the topic."""

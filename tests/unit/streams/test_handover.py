@@ -63,13 +63,14 @@ class Owner:
         await self._consumer.close()
 
 
-async def broker_with(*values: bytes) -> MemoryBroker:
+async def broker_with(*values: bytes, jobs: Sequence[KeptJob] = (JOB,)) -> MemoryBroker:
     """A broker with these orders of one user, a second from each to the next, and a job that was stopped."""
     broker = MemoryBroker(ManualClock(START_MS + 10**9))
     await broker.admin().create([*topics_of([fraud.orders.source], PIPELINES), TOPIC])
     for at, value in enumerate(values):
         broker.append("raw.orders", value, b"u1", 0, START_MS + 1_000 * at, ())
-    await KeptJobs(broker).write(JOB)
+    for job in jobs:
+        await KeptJobs(broker).write(job)
     return broker
 
 
@@ -228,11 +229,27 @@ def test_handover_jobs_that_are_over_or_never_began_have_left_nothing(changes: d
     run_virtual(main, START_MS)
 
 
-def test_handover_of_a_topic_that_nothing_reads_goes_by_its_gate() -> None:
-    """It was judged up to there."""
+def test_handover_window_that_began_in_an_empty_partition_is_nobody_elses() -> None:
+    """The stopped job cannot have read what came later."""
 
     async def main(clock: Clock) -> None:
-        broker = await broker_with(order(0), order(1))
+        broker = await broker_with(jobs=(msgspec.structs.replace(JOB, ends={"raw.orders": [0] * 12}),))
+        await Owner(broker, FLINK).commit(0)
+        for minute in (0, 6, 40):
+            broker.append("raw.orders", order(minute), b"u1", 0, START_MS + 60_000 * minute, ())
+        await engine_runs(broker, clock)
+        rows = [row["window_start"] - START_MS for row in written(broker, "features.order_rate_5m")]
+        assert [0, 5 * 60_000] == rows
+
+    run_virtual(main, START_MS)
+
+
+@pytest.mark.parametrize("jobs", [(JOB,), ()])
+def test_handover_of_a_topic_that_nothing_reads_goes_by_its_gate(jobs: Sequence[KeptJob]) -> None:
+    """It was judged up to there, whether there was ever a job or not."""
+
+    async def main(clock: Clock) -> None:
+        broker = await broker_with(order(0), order(1), jobs=jobs)
         await Owner(broker, GATE).commit(1)
         assert 1 == (await handed_to_engine(broker, SOURCES, {}, GROUP, GATES))[PLACE].offset
 
