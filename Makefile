@@ -2,13 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo setup setup-flink test tests-flink tests-contract tests-other check lint types contracts quick bench parity faults soak lock clean
+.PHONY: help demo setup setup-flink test tests-processes tests-other check lint types contracts quick bench parity faults soak lock clean
 
 BIN := .venv/bin
 FLINK ?=
 export FLINK
 ARGS ?=
-PARALLEL := $(MAKE) --no-print-directory -k -j
+PARALLEL := $(MAKE) --no-print-directory -k -j 2
 
 help: ## Print this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 13
@@ -27,17 +27,17 @@ test: setup ## Everything, with a real Kafka, Redis and Flink; what CI runs
 	@$(MAKE) --no-print-directory setup-flink || true  # without it their tests are skipped, in CI they fail
 	@code=0; \
 	$(PARALLEL) lint types contracts || code=$$?; \
-	$(PARALLEL) tests-flink tests-contract tests-other || code=$$?; \
+	$(PARALLEL) tests-processes tests-other || code=$$?; \
 	exit $$code
 
-tests-flink:  # waits for Flink most of the time
-	@.ci/stage flink $(BIN)/pytest -q -m flink $(ARGS) tests/contract
-
-tests-contract:
-	@.ci/stage contract $(BIN)/pytest -q -m "not flink" $(ARGS) tests/contract
+tests-processes:  # Flink jobs and faults take half of the time
+	@code=0; \
+	.ci/stage flink $(BIN)/pytest -q -m flink $(ARGS) --ignore=tests/faults || code=$$?; \
+	.ci/stage faults $(BIN)/pytest -q $(ARGS) tests/faults || code=$$?; \
+	exit $$code
 
 tests-other:
-	@$(BIN)/pytest $(ARGS) --ignore=tests/contract
+	@$(BIN)/pytest -m "not flink" $(ARGS) --ignore=tests/faults
 
 check: setup ## The quick half for the inner loop
 	@$(PARALLEL) quick types lint contracts

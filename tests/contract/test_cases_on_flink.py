@@ -26,10 +26,10 @@ from tests.pagerduty import PATH, ROUTING_KEY, PagerDuty
 from tests.parity.meaning import SourceRecord
 from tests.parity.written import Written, read_back
 
-pytestmark = [pytest.mark.flink, pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.flink, pytest.mark.kafka, pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(360)]
 
 EVENTS, SEED = 2_000, 7
-WITHIN_S = 60
+WITHIN_S = 120
 
 Variables = Mapping[str, str]
 

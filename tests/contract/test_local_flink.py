@@ -7,6 +7,7 @@ import signal
 import socket
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,10 @@ def kill(directory: Path, name: str) -> None:
 
 def listened_at(pid: int) -> list[str]:
     """The addresses, without their ports, of all TCP sockets on which a process listens."""
-    sockets = {os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    sockets = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(os.readlink(file))
     rows = [
         line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()
     ]
