@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo setup setup-flink test tests-processes tests-other check lint types contracts quick bench parity faults soak lock clean
+.PHONY: help demo setup setup-flink test tests-half tests-other-half check lint types contracts quick bench parity faults soak lock clean
 
 BIN := .venv/bin
 FLINK ?=
@@ -27,17 +27,17 @@ test: setup ## Everything, with a real Kafka, Redis and Flink; what CI runs
 	@$(MAKE) --no-print-directory setup-flink || true  # without it their tests are skipped, in CI they fail
 	@code=0; \
 	$(PARALLEL) lint types contracts || code=$$?; \
-	$(PARALLEL) tests-processes tests-other || code=$$?; \
+	$(PARALLEL) tests-half tests-other-half || code=$$?; \
 	exit $$code
 
-tests-processes:  # Flink jobs and faults take half of the time
+tests-half:
 	@code=0; \
-	.ci/stage flink $(BIN)/pytest -q -m flink $(ARGS) --ignore=tests/faults || code=$$?; \
-	.ci/stage faults $(BIN)/pytest -q $(ARGS) tests/faults || code=$$?; \
+	.ci/stage flink $(BIN)/pytest -q -m flink $(ARGS) tests/contract || code=$$?; \
+	.ci/stage rules $(BIN)/pytest -q $(ARGS) --ignore=tests/contract --ignore=tests/faults || code=$$?; \
 	exit $$code
 
-tests-other:
-	@$(BIN)/pytest -m "not flink" $(ARGS) --ignore=tests/faults
+tests-other-half:  # as long
+	@$(BIN)/pytest -m "not flink" $(ARGS) tests/contract tests/faults
 
 check: setup ## The quick half for the inner loop
 	@$(PARALLEL) quick types lint contracts
