@@ -18,7 +18,7 @@ from app.streams.tables import Entry, PartitionState
 from app.streams.windows import NEVER_MS
 
 BETWEEN_S = 0.4
-"""How long outputs follow their commit: so that many a kill comes in between."""
+"""How long outputs follow their commit, or a commit follows what it is to allow: so that many a kill comes in between."""
 
 
 def offsets_before_outputs() -> None:
@@ -59,6 +59,7 @@ def closed_windows_forgotten_at_once() -> None:
         committed, state.committed = state.committed, state.position + 1
         await self._send_tombstones(state)
         state.committed = committed
+        await asyncio.sleep(BETWEEN_S)
 
     Engine._send_outputs = send_and_forget  # type: ignore[method-assign]
 
