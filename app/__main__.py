@@ -1,6 +1,6 @@
 """`python -m app`."""
 
-from app.cli.main import run
+from app.cli.main import leave_after, run
 
 if __name__ == "__main__":
-    run()
+    leave_after(run)

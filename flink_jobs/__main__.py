@@ -1,6 +1,7 @@
 """`python -m flink_jobs`."""
 
+from app.cli.main import leave_after
 from flink_jobs.cli import run
 
 if __name__ == "__main__":
-    run()
+    leave_after(run)

@@ -92,6 +92,24 @@ def send_order(granted: Secured, folder: Path, user: str = "publisher") -> Ended
     return Running(("send", "raw.orders", order), granted.as_user(user), folder / f"send-{number}").ended()
 
 
+def send_to_each_source(granted: Secured, folder: Path) -> None:
+    """An order as `send_order` says, and for every other table something to write."""
+    number = next(_orders)
+    now = datetime.fromtimestamp(time.clock_gettime(time.CLOCK_REALTIME), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    others = {
+        "raw.user_events": f'{{"event_id":"e-{number}","user_id":"u-17","kind":"cart_add","timestamp":"{now}"}}',
+        "raw.service_events": f'{{"event_id":"s-{number}","service":"cart","status":"failed","latency_ms":9,"timestamp":"{now}"}}',
+        "raw.payments": f'{{"payment_id":"p-{number}","order_id":"o-{number}","user_id":"u-17","amount_usd":1.00,'
+        f'"status":"failed","timestamp":"{now}"}}',
+    }
+    sending = [
+        Running(("send", topic, value), granted.as_user(ADMIN), folder / f"send-{number}-{topic}")
+        for topic, value in others.items()
+    ]
+    assert 0 == send_order(granted, folder, user=ADMIN).code
+    assert [0, 0, 0] == [each.ended().code for each in sending]
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
@@ -278,6 +296,25 @@ def test_flink_role_submits_and_its_jobs_read_and_workers_follow_them(granted: S
     asyncio.run(submit_and_follow(app, *(load_settings(granted.as_user(role)) for role in ("flink", "streams"))))
 
 
+async def note_stopped_job(app: App, settings: Settings) -> None:
+    """What makes a worker ask for the groups of jobs and of gates."""
+    (name, pipelines), *_ = jobs_of(app.pipelines).items()
+    of = {one: fingerprint(pipeline) for one, pipeline in pipelines.items()}
+    broker = open_broker(settings, SystemClock())
+    await KeptJobs(broker).write(
+        KeptJob(
+            name=name,
+            generation=1,
+            pipelines=of,
+            group=f"headrace.flink.{name}.1",
+            parallelism=1,
+            job_id="1",
+            stopped=True,
+        )
+    )
+    await broker.close()
+
+
 async def submit_and_follow(app: App, of_flink: Settings, of_streams: Settings) -> None:
     (name, pipelines), *_ = jobs_of(app.pipelines).items()
     of = {one: fingerprint(pipeline) for one, pipeline in pipelines.items()}
@@ -396,6 +433,7 @@ def names(complaint: str, right: Right) -> bool:
 def test_worker_without_any_one_right_ends_and_names_it(granted: Secured, app: App, tmp_path: Path, role: str) -> None:
     """No right is there for nothing."""
     needless = []
+    asyncio.run(note_stopped_job(app, load_settings(granted.as_user(ADMIN))))
     with ExitStack() as stack:
         workers = {part: start(granted, part, tmp_path) for part in PARTS}
         for worker in workers.values():
@@ -403,7 +441,7 @@ def test_worker_without_any_one_right_ends_and_names_it(granted: Secured, app: A
         for worker in workers.values():
             worker.wait_until_it_says(RUNS)
         done = records_in(granted, "agent.effects")
-        assert 0 == send_order(granted, tmp_path, user=ADMIN).code
+        send_to_each_source(granted, tmp_path)
         wait_until(lambda: records_in(granted, "agent.effects") > done)
         assert 0 == workers[role].end().code  # so that there is something to restore
         for right in rights_of(app, role):
@@ -412,7 +450,7 @@ def test_worker_without_any_one_right_ends_and_names_it(granted: Secured, app: A
             granted.take(role, right)
             worker = start(granted, role, tmp_path)
             try:
-                assert 0 == send_order(granted, tmp_path, user=ADMIN).code
+                send_to_each_source(granted, tmp_path)
                 assert names(worker.ended().complaint, right)
             except (AssertionError, TimeoutExpired) as error:
                 needless.append((right, error))

@@ -100,3 +100,21 @@ def test_command_line_imports_nothing_heavy() -> None:
     code = f"import sys, app.cli.main; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "[]\n" == done.stdout
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["a thread in a call", "none"])
+def test_leave_after_does_not_free_what_a_thread_uses(left: bool) -> None:
+    """The exit code and what was printed stay; Python is taken down only where nobody uses it any more."""
+    code = f"""
+import atexit, sys, threading
+from app.cli.main import leave_after
+atexit.register(print, "freed")
+if {left}:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+def command():
+    print("said")
+    sys.exit(2)
+leave_after(command)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (2, "said\n" if left else "said\nfreed\n") == (done.returncode, done.stdout)
