@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from app.streams.compiled import CompiledTopic, TableCodec
 from app.streams.engine import Engine
 from app.streams.mending import PROGRESS, Last, parse_change
 from app.streams.restore import CommitMark
-from app.streams.tables import Entry, PartitionState
+from app.streams.tables import Entry, PartitionState, Place
 from app.streams.windows import NEVER_MS
 
 BETWEEN_S = 0.4
@@ -51,7 +51,8 @@ def time_not_in_commits() -> None:
 
 
 def closed_windows_forgotten_at_once() -> None:
-    """Frees a window's entries when its rows are out, and not when a commit has passed them."""
+    """Frees a window's entries when its rows are out, and not when a commit has passed them; a restore finds them compacted
+    away (that it reads entries in front of a tombstone protects until then)."""
     send: Any = Engine._send_outputs
     commit: Any = Engine._commit
 
@@ -67,15 +68,19 @@ def closed_windows_forgotten_at_once() -> None:
 
     Engine._send_outputs = send_and_forget  # type: ignore[method-assign]
     Engine._commit = commit_later  # type: ignore[method-assign]
+    _restore_what_compaction_leaves(lambda entry, before: entry[0] > before[0])
 
 
 def last_written_value_counts() -> None:
     """A restore takes the last value of a key, whoever wrote it."""
+    _restore_what_compaction_leaves(lambda entry, before: True)
 
-    async def last_entries(
-        table: TableCodec, batches: AsyncIterator[list[Record]]
-    ) -> tuple[dict[tuple[int, str], Entry], Last]:
-        newest: dict[tuple[int, str], Entry] = {}
+
+def _restore_what_compaction_leaves(counts: Callable[[Entry, Entry], bool]) -> None:
+    """A restore takes away what a tombstone names. counts: whether an entry takes the place of one that was written before."""
+
+    async def entries(table: TableCodec, batches: AsyncIterator[list[Record]]) -> tuple[dict[Place, Entry], Last]:
+        newest: dict[Place, Entry] = {}
         last: Last = {}
         async for records in batches:
             for record in records:
@@ -85,11 +90,11 @@ def last_written_value_counts() -> None:
                 last[key] = None if entry is None else entry[0]
                 if entry is None:
                     newest.pop(key, None)
-                else:
+                elif key not in newest or counts(entry, newest[key]):
                     newest[key] = entry
         return newest, last
 
-    restore._newest_entries = last_entries
+    restore._newest_entries = entries
 
 
 def freezes_at_table_writes() -> None:
