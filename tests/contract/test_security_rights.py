@@ -296,6 +296,28 @@ def test_flink_role_submits_and_its_jobs_read_and_workers_follow_them(granted: S
     asyncio.run(submit_and_follow(app, *(load_settings(granted.as_user(role)) for role in ("flink", "streams"))))
 
 
+@pytest.mark.parametrize(
+    "right", [Right("group", "headrace.streams", "Read"), Right("group", "headrace.gates.*", "Read")]
+)
+def test_group_that_may_not_be_seen_is_named(granted: Secured, right: Right) -> None:
+    """The client itself would look for its offsets until its time is over, and say no more than that."""
+
+    async def ask(settings: Settings) -> None:
+        broker = open_broker(settings, SystemClock())
+        try:
+            await broker.admin().group_offsets(right.name.replace("*", "raw.orders"), ["raw.orders"])
+        finally:
+            await broker.close()
+
+    granted.take("streams", right)
+    try:
+        with pytest.raises(Rejected) as refused:
+            asyncio.run(ask(load_settings(granted.as_user("streams"))))
+    finally:
+        granted.grant("streams", [right])
+    assert names(str(refused.value), right)
+
+
 async def note_stopped_job(app: App, settings: Settings) -> None:
     """What makes a worker ask for the groups of jobs and of gates."""
     (name, pipelines), *_ = jobs_of(app.pipelines).items()

@@ -112,6 +112,7 @@ class KafkaAdmin:
                 return {}
             client = self._members.pop(group, None)
             if client is None:
+                _members_of(group, admin)  # names a missing right, for which the client would wait
                 client = Client(self._cluster.settings(group_id=group, enable_auto_commit=False))
             try:
                 found = client.committed(places, timeout=ANSWER_SECONDS)
@@ -131,16 +132,10 @@ class KafkaAdmin:
         return await self._cluster.ask_until(time.monotonic() + ANSWER_SECONDS, call)
 
     async def has_members(self, group: str) -> bool:
-        def call(admin: AdminClient) -> bool:
-            (answer,) = admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS).values()
-            try:
-                return bool(answer.result().members)
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                    return False
-                raise translate(error, group, "Describe") from None
-
-        return await self._cluster.ask_until(time.monotonic() + ANSWER_SECONDS, call)
+        members = await self._cluster.ask_until(
+            time.monotonic() + ANSWER_SECONDS, lambda admin: _members_of(group, admin)
+        )
+        return bool(members)
 
     async def grant(self, user: str, rights: Iterable[Right]) -> None:
         """Gives rights to a user, besides those that he has. May be repeated.
@@ -212,6 +207,17 @@ def _describe(admin: AdminClient, names: Sequence[str]) -> dict[str, TopicDescri
         replication = min(len(partition.replicas) for partition in partitions.values())
         found[name] = TopicDescription(name, len(partitions), replication, dict(configs[name]))
     return found
+
+
+def _members_of(group: str, admin: AdminClient) -> Sequence[object]:
+    """Of a group that nobody knows, none. Blocks. Raises: KafkaException; HeadraceError about the group."""
+    (answer,) = admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS).values()
+    try:
+        return list(answer.result().members)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            return []
+        raise translate(error, group, "Describe") from None
 
 
 def topic_configs(admin: AdminClient, names: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
