@@ -32,12 +32,12 @@ test: setup ## Everything, with a real Kafka, Redis and Flink; what CI runs
 
 tests-half:
 	@code=0; \
-	.ci/stage flink $(BIN)/pytest -q -m flink $(ARGS) tests/contract || code=$$?; \
+	.ci/stage flink $(BIN)/pytest -q -m flink --durations=10 $(ARGS) tests/contract || code=$$?; \
 	.ci/stage rules $(BIN)/pytest -q $(ARGS) --ignore=tests/contract --ignore=tests/faults || code=$$?; \
 	exit $$code
 
 tests-other-half:  # as long
-	@$(BIN)/pytest -m "not flink" $(ARGS) tests/contract tests/faults
+	@$(BIN)/pytest -m "not flink" --durations=10 $(ARGS) tests/contract tests/faults
 
 check: setup ## The quick half for the inner loop
 	@$(PARALLEL) quick types lint contracts

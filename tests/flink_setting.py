@@ -125,9 +125,12 @@ class Setting:
         compiled = CompiledJobs(jobs_of(pipelines), Settings(bootstrap_servers=""))
         return Generations(cast(FlinkCluster, self.cluster), self.broker, self.clock, compiled)
 
-    async def submit(self, pipelines: dict[str, Pipeline], name: str = ORDERS) -> None:
-        submitting = Jobs(self.of(pipelines)).submit(name, cast(Submitter, self.cluster))
+    async def submit(self, pipelines: dict[str, Pipeline], name: str = ORDERS) -> list[str]:
+        """What was told meanwhile."""
+        told: list[str] = []
+        submitting = Jobs(self.of(pipelines)).submit(name, cast(Submitter, self.cluster), tell=told.append)
         await asyncio.wait_for(submitting, 20)
+        return told
 
     async def noted(self, **changes: Any) -> KeptJob:
         """A job of the order rate, as it is noted and known to the cluster."""

@@ -133,7 +133,9 @@ async def test_submit_of_a_changed_job_stops_the_one_before_when_it_has_come_as_
     await new.commit(10)
     await until(lambda: [f"{ORDERS}/1"] == setting.cluster.names())
     await old.commit(10)
-    await submitting
+    told = await submitting
+    assert told, "what is waited for"
+    assert told[0].startswith(f"{ORDERS}/2 fills itself: ")
     first, second = await setting.jobs()
     assert second.takeover is not None
     assert (True, True) == (first.stopped, first.over)
